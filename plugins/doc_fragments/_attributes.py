@@ -1,0 +1,21 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    DOCUMENTATION = r"""
+attributes:
+  check_mode:
+    description: Can run in check mode and return what a real run would, without a write.
+  diff_mode:
+    description: Returns what changed when in diff mode.
+  idempotent:
+    description: When run twice in a row without outside changes, the second run reports no change.
+  action_group:
+    description: Use C(group/safepoint.vm.all) in C(module_defaults) to set the connection once for all modules.
+    support: full
+    membership:
+      - safepoint.vm.all
+"""

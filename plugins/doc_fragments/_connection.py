@@ -1,0 +1,41 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # Must be kept in sync with CONNECTION_SPEC in plugins/module_utils/_module.py
+    DOCUMENTATION = r"""
+options:
+  backend:
+    description:
+      - Which API the VMs are managed through.
+    type: str
+    required: true
+    choices:
+      libvirt: libvirt with QEMU, through the connection O(uri).
+  uri:
+    description:
+      - The libvirt connection URI, for example V(qemu:///system) or V(qemu+ssh://root@kvm01/system).
+      - When it is not set, the environment variable E(LIBVIRT_DEFAULT_URI) of the machine that runs the module is used.
+      - With C(qemu+ssh) the server's host key must be known and a key must log in without a question. Nothing is ever asked on a terminal.
+      - A password in the URI is refused, libvirt does not use it.
+    type: str
+  connect_timeout:
+    description:
+      - How long the connection may take to come about.
+      - A duration such as V(15s), V(2m) or a bare number of seconds.
+    type: str
+    default: 15s
+  timeout:
+    description:
+      - How long the module may take in all, over all VMs and requests.
+      - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
+      - Undoing with O(ignore:on_error=undo) has two minutes of its own after that.
+      - A duration such as V(90s), V(15m), V(2h) or a bare number of seconds.
+    type: str
+    default: 15m
+requirements:
+  - libvirt-python, on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
+"""

@@ -1,0 +1,78 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # Must be kept in sync with VMS_SPEC and CHANGE_SPEC in plugins/module_utils/_module.py
+    DOCUMENTATION = r"""
+options:
+  vm:
+    description:
+      - The VM, by its name or UUID.
+      - The prefixes C(name:), C(uuid:) and C(id:) say which of them is meant. On libvirt the id is the UUID.
+      - Exactly one of the options that name VMs must be set.
+    type: str
+  vms:
+    description:
+      - Several VMs, each as in O(vm). One look-up and one wait serve them all.
+    type: list
+    elements: str
+  owner:
+    description:
+      - Who the snapshots belong to. A snapshot is ours when its label names this owner. Every other one is foreign.
+      - When it is not set, the environment variable E(SAFEPOINT_OWNER) is used.
+    type: str
+    default: safepoint
+"""
+
+    CHANGE = r"""
+options:
+  targets:
+    description:
+      - Several VMs, each with the id of its own snapshot.
+      - Use it instead of O(vm) or O(vms) and O(name) or O(id).
+    type: list
+    elements: dict
+    suboptions:
+      vm:
+        description: The VM, as in O(vm).
+        type: str
+        required: true
+      id:
+        description: The id of its snapshot.
+        type: str
+        required: true
+  name:
+    description:
+      - The name of the snapshot.
+      - A new one may have up to 80 of the letters a-z and A-Z, digits, and C(. _ -), and begins with a letter or a digit.
+      - A name that matches several snapshots of a VM is an error that lists their ids.
+    type: str
+  id:
+    description:
+      - The id of the snapshot, as results show it. Only with a single VM. On libvirt the id is the name.
+      - A snapshot that is named by its id may be a foreign one.
+    type: str
+  foreign:
+    description:
+      - Whether a snapshot of another owner, or of none, may be touched when it is found by its name.
+      - A foreign snapshot is never taken over by its name with O(ignore:state=present), whatever this says.
+    type: str
+    choices:
+      refuse: It is an error.
+      allow: It is treated like one of ours.
+    default: refuse
+  lock_timeout:
+    description:
+      - How long to wait for a VM that another operation holds, within O(timeout). A duration.
+    type: str
+    default: 60s
+  max_parallel:
+    description:
+      - On how many VMs at most to work at the same time.
+      - A libvirt daemon serves five requests of one connection at a time unless its C(max_client_requests) says otherwise.
+    type: int
+    default: 16
+"""

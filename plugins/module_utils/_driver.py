@@ -1,0 +1,129 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every backend promises. ``tests/conformance`` is the definition of this interface.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import typing as t
+from collections.abc import Mapping, Sequence
+
+if t.TYPE_CHECKING:
+    from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+    from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+    from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState
+    from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+
+
+@dataclasses.dataclass(frozen=True)
+class Create:
+    """Take a snapshot of ``vm`` in the state it is in."""
+
+    vm: Vm
+    name: str
+    description: str
+    memory: bool
+
+    def __str__(self) -> str:
+        return f"take snapshot {self.name} of {self.vm}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Revert:
+    """Return ``vm`` to ``snapshot``. What happened since is lost; ``power`` is as_snapshot, on or off."""
+
+    vm: Vm
+    snapshot: Snapshot
+    power: str
+
+    def __str__(self) -> str:
+        return f"revert {self.vm} to snapshot {self.snapshot}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Delete:
+    """Delete ``snapshot`` alone; its children move up to its parent."""
+
+    vm: Vm
+    snapshot: Snapshot
+
+    def __str__(self) -> str:
+        return f"remove snapshot {self.snapshot} of {self.vm}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Describe:
+    """Give ``snapshot`` the whole of ``description``."""
+
+    vm: Vm
+    snapshot: Snapshot
+    description: str
+
+    def __str__(self) -> str:
+        return f"describe snapshot {self.snapshot} of {self.vm}"
+
+
+Action = t.Union[Create, Revert, Delete, Describe]
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+    """An action that is under way. Only the driver that started it looks inside ``handle``."""
+
+    action: Action
+    handle: t.Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """How a job ended."""
+
+    job: Job
+    error: SafepointError | None = None
+    snapshot_id: str | None = None
+    """The id of the snapshot that a Create made."""
+    warnings: tuple[str, ...] = ()
+
+
+class SnapshotDriver(abc.ABC):
+    """One vendor's API. Raises SafepointError only; never sees Ansible.
+
+    All methods but ``start`` block; the caller runs them in daemon threads under a deadline of its own.
+    """
+
+    name: t.ClassVar[str]
+    name_rule: t.ClassVar[NameRule]
+    revert_needs_newest: t.ClassVar[bool] = False
+    """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+
+    @abc.abstractmethod
+    def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
+        """Resolve names, UUIDs and ids in one look-up for all.
+
+        A prefix ``name:``, ``uuid:`` or ``id:`` decides what a ref is. What matches no VM is VmNotFound, several is VmAmbiguous.
+        """
+
+    @abc.abstractmethod
+    def inspect(self, vms: Sequence[Vm]) -> Mapping[str, VmState | SafepointError]:
+        """What preflight needs to know, by the id of the VM. Writes nothing."""
+
+    @abc.abstractmethod
+    def snapshots(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+        """All snapshots by the id of the VM, parents before their children. Unfinished ones may be among them."""
+
+    @abc.abstractmethod
+    def start(self, action: Action) -> Job:
+        """Begin an action and return at once. One VM has at most one job of ours at a time."""
+
+    @abc.abstractmethod
+    def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
+        """Block until at least one of ``jobs`` has ended; return all that have, or none when the time is up."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Log out. Jobs that are under way go on at the hypervisor."""

@@ -1,0 +1,164 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The record that the collection keeps in a snapshot's description.
+
+One line, readable by people in the hypervisor's own UI::
+
+    [safepoint v=1 owner=awx-prod change=CHG0042 expires=2026-11-26T08:00:00Z]
+
+It may stand on any line of the description, so that text typed around it by people does no harm.
+Values are percent-encoded UTF-8. Pure: no I/O, no clock.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import typing as t
+from collections.abc import Mapping
+from datetime import datetime
+from urllib.parse import quote, unquote
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time, parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+
+STATES = ("guarding", "committed", "rolled_back")
+
+_VERSION = "1"
+_OWN_KEYS = frozenset({"v", "owner", "expires", "hold", "hold_reason", "sig"})
+_CANDIDATE = re.compile(r"\s*\[safepoint(?![^\s\]])")
+_LINE = re.compile(r"\s*\[safepoint((?:\s+[^\s\]]+)*)\s*\]\s*")
+_KEY = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_READABLE = "-._~:/@+,"
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """What a label line says: whose snapshot it is, and the other fields by name, decoded."""
+
+    owner: str
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def expires(self) -> datetime | None:
+        """When the snapshot may go, or None. A moment that does not parse counts as none."""
+        try:
+            return parse_time(self.fields["expires"], option="expires")
+        except (KeyError, InvalidOption):
+            return None
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody put the snapshot on hold."""
+        return "hold" in self.fields
+
+    def line(self) -> str:
+        """The label as one line of text, the same for the same fields."""
+        pairs = [("v", _VERSION), ("owner", self.owner), *sorted(self.fields.items())]
+        return "[safepoint " + " ".join(f"{key}={quote(value, safe=_READABLE)}" for key, value in pairs) + "]"
+
+    def as_dict(self) -> dict[str, str]:
+        """The owner and all fields, for results."""
+        return {"owner": self.owner, **self.fields}
+
+
+class Parsed(t.NamedTuple):
+    """A description taken apart."""
+
+    text: str
+    """The description without the label line, or all of it when no label is valid."""
+    label: Label | None
+    problem: str | None
+    """Why a line that looks like a label is none."""
+
+
+@functools.lru_cache(maxsize=4096)
+def parse(description: str) -> Parsed:
+    """Take a description apart. A label that does not parse, or two of them, is no label."""
+    lines = description.split("\n")
+    found = [number for number, line in enumerate(lines) if _CANDIDATE.match(line)]
+    if not found:
+        return Parsed(description, None, None)
+    if len(found) > 1:
+        return Parsed(description, None, "it has more than one label line")
+    at = found[0]
+    label, problem = _parse_line(lines[at])
+    if label is None:
+        return Parsed(description, None, problem)
+    return Parsed("\n".join(lines[:at] + lines[at + 1 :]), label, None)
+
+
+def render(label: Label, *, text: str) -> str:
+    """A description that says ``text`` and carries ``label`` on its last line."""
+    return f"{text}\n{label.line()}" if text else label.line()
+
+
+def replace(description: str, label: Label) -> str:
+    """``description`` with its label line exchanged where it stands, or added at the end where there is none."""
+    if parse(description).label is None:
+        return render(label, text=description)
+    return "\n".join(label.line() if _CANDIDATE.match(line) else line for line in description.split("\n"))
+
+
+def check_labels(labels: Mapping[str, t.Any]) -> dict[str, str]:
+    """The ``labels`` option as text to text; an empty value (to remove the key) stays empty.
+
+    :raises InvalidOption: names the key or value and what is allowed.
+    """
+    checked = {}
+    for key, value in labels.items():
+        text = "" if value is None else str(value)
+        if not isinstance(key, str) or not _KEY.fullmatch(key):
+            raise InvalidOption(f"labels: {key!r} is not a key; use at most 40 of a-z, 0-9 and _, beginning with a letter")
+        if key in _OWN_KEYS:
+            raise InvalidOption(f"labels: {key!r} is set by an option of its own, not by labels")
+        if isinstance(value, (dict, list)):
+            raise InvalidOption(f"labels: the value of {key!r} is a {type(value).__name__}; use a text, a number or a boolean")
+        if key == "state" and text and text not in STATES:
+            raise InvalidOption(f"labels: state={text!r} is none of {', '.join(STATES)}")
+        if key == "lease" and text:
+            text = format_time(parse_time(text, option="labels: lease"))
+        checked[key] = text
+    return checked
+
+
+def check_description(text: str) -> str:
+    """The ``description`` option as backends store it, lines ending in a line feed.
+
+    :raises InvalidOption: it has a label line, or characters that no backend stores.
+    """
+    text = text.replace("\r\n", "\n")
+    if any(_CANDIDATE.match(line) for line in text.split("\n")):
+        raise InvalidOption("description has a line that begins with '[safepoint'; leave the label to labels, expires and hold")
+    # XML 1.0 knows no other control characters, and libvirt 9.0 refuses them (code 35).
+    wrong = sorted(
+        {char for char in text if (char < " " and char not in "\n\t") or "\ud800" <= char <= "\udfff" or char in "\ufffe\uffff\r"}
+    )
+    if wrong:
+        raise InvalidOption(f"description contains {', '.join(map(repr, wrong[:5]))}, which cannot be stored; remove it")
+    return text
+
+
+def _parse_line(line: str) -> tuple[Label | None, str]:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None, "its label line does not end in ]"
+    fields: dict[str, str] = {}
+    for word in match.group(1).split():
+        key, equals, value = word.partition("=")
+        if not equals or not _KEY.fullmatch(key) or key in fields:
+            return None, f"its label line has the odd word {word[:40]!r}"
+        try:
+            fields[key] = unquote(value, errors="strict")
+        except UnicodeDecodeError:
+            return None, f"its label line has the odd word {word[:40]!r}"
+    if fields.pop("v", None) != _VERSION:
+        return None, "its label line is not of version 1"
+    owner = fields.pop("owner", "")
+    if not owner:
+        return None, "its label line names no owner"
+    return Label(owner, fields), ""

@@ -1,0 +1,194 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""AnsibleModule <-> core: options in, results out. The only file that ends a module.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import typing as t
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+
+from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, LibraryMissing, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._label import check_description, check_labels
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff, outcome_info, outcome_result
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
+
+Params = Mapping[str, t.Any]
+Spec = dict[str, t.Any]
+
+# Must be kept in sync with plugins/doc_fragments/_connection.py
+CONNECTION_SPEC: Spec = {
+    "backend": {"type": "str", "required": True, "choices": ["libvirt"]},
+    "uri": {"type": "str"},
+    "connect_timeout": {"type": "str", "default": "15s"},
+    "timeout": {"type": "str", "default": "15m"},
+}
+
+# Must be kept in sync with plugins/doc_fragments/_vms.py
+VMS_SPEC: Spec = {
+    "vm": {"type": "str"},
+    "vms": {"type": "list", "elements": "str"},
+    "owner": {"type": "str", "default": "safepoint", "fallback": (env_fallback, ["SAFEPOINT_OWNER"])},
+}
+CHANGE_SPEC: Spec = {
+    **VMS_SPEC,
+    "targets": {
+        "type": "list",
+        "elements": "dict",
+        "options": {"vm": {"type": "str", "required": True}, "id": {"type": "str", "required": True}},
+    },
+    "name": {"type": "str"},
+    "id": {"type": "str"},
+    "foreign": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
+    "lock_timeout": {"type": "str", "default": "60s"},
+    "max_parallel": {"type": "int", "default": 16},
+}
+INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_one_of": [("vm", "vms")]}
+CHANGE_RULES: Spec = {
+    "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
+    "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets")],
+}
+
+
+def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -> t.NoReturn:
+    """Do what the module's options say and end the module. Without ``plan`` it only looks.
+
+    The only place that calls fail_json() and exit_json().
+    """
+    params: Params = module.params
+    module.no_log_values.update(secrets(params, os.environ))
+    result: dict[str, t.Any] = {}
+    failure: dict[str, t.Any] | None = None
+    try:
+        outcomes = _work(params, plan, dry_run=module.check_mode)
+    except LibraryMissing as exc:
+        failure = {
+            "error": exc.code,
+            "msg": f"{missing_required_lib(exc.library)} For example: {sys.executable} -m pip install {exc.library}",
+        }
+    except SafepointError as exc:
+        failure = {"error": exc.code, "msg": str(exc)}
+    else:
+        result, failure = _results(params, outcomes, info=plan is None, diff=module._diff)
+    if failure is not None:
+        module.fail_json(**failure, **result)
+    for row in result["vms"]:
+        for warning in row["warnings"]:
+            module.warn(warning)
+    module.exit_json(**result)
+    raise SystemExit  # exit_json() has no type that says it never returns
+
+
+def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry_run: bool) -> list[Outcome]:
+    """Check all options, connect, and look or act.
+
+    :raises SafepointError: before anything was written.
+    """
+    targets = _targets(params)
+    bounds = Bounds(
+        timeout=_seconds(params, "timeout"),
+        lock_timeout=_seconds(params, "lock_timeout") if plan else 0.0,
+        max_parallel=_at_least_one(params, "max_parallel") if plan else 1,
+        on_error=params.get("on_error") or "stop",
+    )
+    wanted = plan(_request(params), params) if plan else None
+    driver = open_driver(params, environ=os.environ, seconds=_seconds(params, "connect_timeout"))
+    try:
+        fleet = Fleet(driver, bounds, now=lambda: datetime.now(timezone.utc))
+        return fleet.apply(targets, wanted, dry_run=dry_run) if wanted else fleet.look(targets)
+    finally:
+        try:
+            in_time("the log-out", driver.close, Deadline(5))
+        except SafepointError:
+            pass  # a mute peer; what matters has been said or raised already
+
+
+def _results(
+    params: Params, outcomes: list[Outcome], *, info: bool, diff: bool
+) -> tuple[dict[str, t.Any], dict[str, t.Any] | None]:
+    serialize = outcome_info if info else outcome_result
+    rows = [serialize(outcome, owner=params["owner"]) for outcome in outcomes]
+    result: dict[str, t.Any] = {"changed": any(row["changed"] for row in rows), "vms": rows}
+    if diff and not info:
+        result["diff"] = [outcome_diff(outcome) for outcome in outcomes if outcome.changed]
+    failed = [row for row in rows if "error" in row]
+    if not failed:
+        return result, None
+    msg = failed[0]["msg"] if len(failed) == 1 else "; ".join(f"{row['ref']}: {row['msg']}" for row in failed)
+    if len(rows) > 1:
+        msg = f"{len(failed)} of {len(rows)} VMs failed. {msg}"
+    return result, {"error": failed[0]["error"], "msg": msg}
+
+
+def _targets(params: Params) -> list[Target]:
+    snapshot_id = params.get("id")
+    for option in ("vms", "targets"):
+        if params.get(option) is not None and not params[option]:
+            raise InvalidOption(f"{option} is empty; name at least one VM")
+    if params.get("targets"):
+        targets = [Target(one["vm"], one["id"]) for one in params["targets"]]
+    else:
+        targets = [Target(ref, snapshot_id) for ref in params["vms"] or [params["vm"]]]
+    if snapshot_id is not None and len(targets) > 1:
+        raise InvalidOption(
+            f"id={snapshot_id!r} names the snapshot of one VM, and vms names {len(targets)}; use targets, a list of vm and id"
+        )
+    seen = [target.ref for target in targets]
+    for ref in seen:
+        if not ref.strip():
+            raise InvalidOption("the name of a VM is empty; name each VM by its name, UUID or id")
+        if seen.count(ref) > 1:
+            raise InvalidOption(f"VM {ref!r} is named {seen.count(ref)} times; name it once")
+    return targets
+
+
+def _request(params: Params) -> Request:
+    """The options of the changing modules; those a module does not have keep their defaults."""
+    expires = params.get("expires")
+    description = params.get("description")
+    if params.get("hold_reason") and params.get("hold") is False:
+        raise InvalidOption("hold_reason is given and hold=false releases the snapshot; leave one of them out")
+    if not params["owner"]:
+        raise InvalidOption("owner is empty; leave it out for the default, safepoint")
+    return Request(
+        name=params.get("name"),
+        owner=params["owner"],
+        foreign_allowed=params["foreign"] == "allow",
+        memory=bool(params.get("memory")),
+        quiesce=params.get("quiesce") or "never",
+        description=None if description is None else check_description(description),
+        expires=None if expires is None else parse_expiry(expires),
+        hold=params.get("hold"),
+        hold_reason=params.get("hold_reason"),
+        labels=check_labels(params.get("labels") or {}),
+        fail_if_exists=params.get("if_exists") == "fail",
+        power=params.get("power") or "as_snapshot",
+        discard_newer=bool(params.get("discard_newer")),
+    )
+
+
+def _seconds(params: Params, option: str) -> float:
+    seconds = parse_duration(params[option], option=option)
+    if seconds <= 0 and option != "lock_timeout":
+        raise InvalidOption(f"{option}={params[option]!r} leaves no time at all; write for example 15s")
+    return seconds
+
+
+def _at_least_one(params: Params, option: str) -> int:
+    number: int = params[option]
+    if number < 1:
+        raise InvalidOption(f"{option}={number} would never do anything; use 1 or more")
+    return number

@@ -1,0 +1,50 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which snapshot names can be used, said before anything is written.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+
+
+@dataclasses.dataclass(frozen=True)
+class NameRule:
+    """What a backend takes as the name of a snapshot."""
+
+    max_bytes: int
+    extra: str = "._-"
+    """Characters beside letters and digits that a name may contain."""
+    reserved: frozenset[str] = frozenset()
+
+
+def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
+    """Refuse a name that the backend would refuse, mangle or leak.
+
+    Letters and digits are the ASCII ones: the length is counted in bytes, and every backend takes these.
+
+    :raises InvalidOption: names the option, the value and what is allowed.
+    """
+    allowed = f"use at most {rule.max_bytes} of the letters a-z and A-Z, digits and {' '.join(rule.extra)}, beginning with a letter or digit"
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if not name:
+        raise InvalidOption(f"{option} is empty; {allowed}")
+    if size > rule.max_bytes:
+        raise InvalidOption(f"{option}={shown!r} is {size} bytes long; {allowed}")
+    if not _plain(name[0]):
+        raise InvalidOption(f"{option}={shown!r} begins with {name[0]!r}; {allowed}")
+    wrong = sorted({char for char in name if not _plain(char) and char not in rule.extra})
+    if wrong:
+        raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
+    if name in rule.reserved:
+        raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
+
+
+def _plain(char: str) -> bool:
+    return char.isascii() and char.isalnum()

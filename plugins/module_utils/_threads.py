@@ -1,0 +1,52 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Blocking vendor calls under a deadline.
+
+They run in daemon threads: a module whose deadline has passed must end, and an interpreter waits at exit for the threads of
+a ThreadPoolExecutor (CPython 3.9 to 3.13), but not for daemon threads.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import typing as t
+from collections.abc import Callable
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
+
+_T = t.TypeVar("_T")
+
+
+def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | None], None]) -> None:
+    """Run ``call`` in a daemon thread of its own, and hand what it returned or raised to ``done`` there."""
+
+    def work() -> None:
+        try:
+            value = call()
+        except BaseException as exc:  # nothing may be lost: whoever waits would wait for ever
+            done(None, exc)
+        else:
+            done(value, None)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
+    """Return what ``call`` returns, or raise what it raises, before the deadline.
+
+    :raises TimedOut: the time is up; the call goes on in its thread until the process ends.
+    """
+    box: queue.SimpleQueue[tuple[t.Any, BaseException | None]] = queue.SimpleQueue()
+    begin(call, lambda value, error: box.put((value, error)))
+    try:
+        value, error = box.get(timeout=deadline.left())
+    except queue.Empty:
+        raise TimedOut(f"Gave up waiting for {what} after {deadline.seconds:g} seconds") from None
+    if error is not None:
+        raise error
+    return t.cast("_T", value)
