@@ -1,0 +1,137 @@
+#!/usr/bin/python
+
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: snapshot_revert
+short_description: Return virtual machines to a snapshot
+version_added: 0.1.0
+author:
+  - The safepoint.vm maintainers (@safepoint-vm)
+description:
+  - Returns one or many virtual machines to a snapshot. Everything that happened in them since is lost.
+  - A snapshot that is not there is a failure, never an ok.
+  - A revert always discards what happened since, and so always reports a change.
+  - On libvirt a revert restarts the QEMU process, so that all connections into the guest break, and brings back the whole
+    configuration of the VM as it was. The guest's clock is set to the present through its agent where it has one.
+  - A snapshot stays when a VM was returned to it, and can be used again.
+extends_documentation_fragment:
+  - safepoint.vm._connection
+  - safepoint.vm._vms
+  - safepoint.vm._vms.change
+  - safepoint.vm._attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details: The diff is that of the snapshots. What changed inside the guests is not known.
+  idempotent:
+    support: none
+    details: A revert discards what happened since the last one.
+options:
+  power:
+    description:
+      - The power state to end in.
+    type: str
+    choices:
+      as_snapshot: As it was when the snapshot was taken.
+      "on": Running. A snapshot of a VM that was off is started.
+      "off": Off. The memory in the snapshot is not used.
+    default: as_snapshot
+  discard_newer:
+    description:
+      - Also remove the snapshots that were taken on top of this one, newest first, after the revert has worked.
+      - They must be ours. Foreign ones among them need O(foreign=allow) as well, and one on hold is an error.
+      - If V(false) they stay. Where the backend could not go back without their removal, that is an error that names them.
+    type: bool
+    default: false
+  on_error:
+    description:
+      - What to do with the other VMs when one fails. A revert is never undone.
+      - With V(stop), nothing is written to any VM when one of them is refused beforehand.
+    type: str
+    choices:
+      stop: Begin no further ones, and leave the others as they are.
+      continue: Go on with the others.
+    default: stop
+seealso:
+  - module: safepoint.vm.snapshot
+  - module: safepoint.vm.snapshot_info
+"""
+
+EXAMPLES = r"""
+- name: Return to the state before the upgrade
+  safepoint.vm.snapshot_revert:
+    backend: libvirt
+    uri: qemu+ssh://root@kvm01/system
+    vm: web01
+    name: before-upgrade
+  delegate_to: localhost
+
+- name: Reset the test machines, and be sure that they run
+  safepoint.vm.snapshot_revert:
+    backend: libvirt
+    uri: qemu+ssh://root@kvm01/system
+    vms: "{{ groups['test'] }}"
+    name: known-good
+    power: "on"
+    discard_newer: true
+  delegate_to: localhost
+  run_once: true
+"""
+
+RETURN = r"""
+vms:
+  description:
+    - What happened to each VM, in the order they were named. Also returned when some of them failed.
+    - The rows are those of M(safepoint.vm.snapshot). RV(vms[].action) is V(reverted), V(failed) or V(none).
+  returned: when the endpoint was reached
+  type: list
+  elements: dict
+  sample:
+    - ref: web01
+      vm: {name: web01, id: 6695eb01-f6a4-8304-79aa-97f2502e193f, uuid: 6695eb01-f6a4-8304-79aa-97f2502e193f}
+      changed: true
+      action: reverted
+      snapshot: {id: before-upgrade, name: before-upgrade, current: true}
+      warnings: []
+  contains:
+    action:
+      description: What was done.
+      type: str
+      returned: always
+      sample: reverted
+error:
+  description: The code word of the first failure.
+  returned: failure
+  type: str
+  sample: snapshot_not_found
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_RULES, CHANGE_SPEC, CONNECTION_SPEC, run
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Reverted
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            **CONNECTION_SPEC,
+            **CHANGE_SPEC,
+            "power": {"type": "str", "choices": ["as_snapshot", "on", "off"], "default": "as_snapshot"},
+            "discard_newer": {"type": "bool", "default": False},
+            "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "stop"},
+        },
+        supports_check_mode=True,
+        **CHANGE_RULES,
+    )
+    run(module, lambda request, _params: Reverted(request))
+
+
+if __name__ == "__main__":
+    main()
