@@ -1,0 +1,32 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What all tests need: the collection importable under its full name, and one lab for a whole run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COLLECTIONS = ROOT / ".ansible" / "collections"
+
+_link = COLLECTIONS / "ansible_collections" / "safepoint" / "vm"
+if not _link.exists():
+    _link.parent.mkdir(parents=True, exist_ok=True)
+    _link.symlink_to("../../../..", target_is_directory=True)
+for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[object]:
+    """A private libvirtd, started when the first test asks for it."""
+    from lab import Lab
+
+    with Lab() as started:
+        yield started
