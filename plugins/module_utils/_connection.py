@@ -11,11 +11,15 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import glob
+import os
+import re
+import signal
 import typing as t
 from collections.abc import Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver, public_uri, uri_password
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver, public_uri, uri_password
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, InvalidOption, TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
@@ -46,10 +50,22 @@ def open_driver(options: Mapping[str, t.Any], *, environ: Mapping[str, str], sec
     try:
         return in_time("the connection", lambda: LibvirtDriver(uri), Deadline(seconds))
     except TimedOut:
+        _end_ssh()
         raise ConnectionFailed(
-            f"libvirt at {public_uri(uri)} did not answer within connect_timeout={seconds:g} seconds; "
-            "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
+            f"libvirt at {public_uri(uri)} did not answer within connect_timeout={seconds:g} seconds; {CHECK}"
         ) from None
+
+
+def _end_ssh() -> None:
+    """End the ssh that libvirt started for a connection that never came about: it outlives this process (libvirt 9.0)."""
+    for path in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                process = re.match(r"(\d+) \(ssh\) \S (\d+) ", file.read())
+            if process and int(process.group(2)) == os.getpid():
+                os.kill(int(process.group(1)), signal.SIGTERM)
+        except OSError:
+            continue  # it ended meanwhile, or is none of ours
 
 
 def _uri(options: Mapping[str, t.Any], environ: Mapping[str, str]) -> str:

@@ -47,6 +47,8 @@ try:
 except ImportError:
     LIBVIRT_IMPORT_ERROR = traceback.format_exc()
 
+CHECK = "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
+
 # A peer that says nothing to this many questions, so many seconds apart, is gone.
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
@@ -104,7 +106,7 @@ class LibvirtDriver(SnapshotDriver):
         try:
             self._connection = libvirt.open(_without_prompts(uri))
         except libvirt.libvirtError as exc:
-            raise _errors.ConnectionFailed(f"No connection to libvirt at {self._where}: {_clean(exc)}") from exc
+            raise _errors.ConnectionFailed(f"No connection to libvirt at {self._where}: {_clean(exc)}; {CHECK}") from exc
         try:
             self._connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
         except libvirt.libvirtError:
@@ -354,7 +356,10 @@ def _qemu_refusals(name: str, config: ElementTree.Element, daemon_version: int) 
                 "convert it (qemu-img convert -O qcow2), or make it readonly"
             )
         elif disk.get("snapshot", "internal") != "internal":
-            reason = f"disk {shown} has snapshot={disk.get('snapshot')!r} in its configuration; remove that attribute, internal snapshots take all writable disks or none"
+            reason = (
+                f"disk {shown} has snapshot={disk.get('snapshot')!r} in its configuration, and an internal snapshot takes every "
+                "writable disk; remove that attribute"
+            )
     if not disks:
         reason = "it has no writable disk, and an internal snapshot is kept in one; add a qcow2 disk"
     loader = config.find("os/loader")

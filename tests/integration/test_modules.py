@@ -1,0 +1,240 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The modules as a user runs them: by ansible, against a real libvirtd."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import typing as t
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ANSIBLE = Path(sys.executable).parent / "ansible"
+
+Module = t.Callable[..., "dict[str, t.Any]"]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "HOME": str(ROOT / ".cache" / "home"),
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
+        "ANSIBLE_DEPRECATION_WARNINGS": "false",
+        **extra,
+    }
+
+
+def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) -> tuple[dict[str, t.Any], str]:
+    """What the module returned, and all that was on the terminal."""
+    command = [str(ANSIBLE), "localhost", "-m", f"safepoint.vm.{name}", "-a", json.dumps(options), *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120, check=False)
+    shown = done.stdout + done.stderr
+    assert "Traceback" not in shown
+    start = done.stdout.index("{", done.stdout.index("=> {"))
+    return json.JSONDecoder().raw_decode(done.stdout[start:])[0], shown
+
+
+@pytest.fixture
+def state(lab: t.Any) -> Iterator[libvirt.virConnect]:
+    """A connection to libvirt's test driver, which keeps its state for as long as it is open."""
+    connection = libvirt.open(lab.test_uri)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture
+def module(lab: t.Any, state: libvirt.virConnect) -> Module:
+    def run(module_name: str, /, *flags: str, **options: t.Any) -> dict[str, t.Any]:
+        return run_module(module_name, {"backend": "libvirt", "uri": lab.test_uri, **options}, *flags)[0]
+
+    return run
+
+
+def test_would_does_and_again_agree(module: Module) -> None:
+    options = {"vm": "test", "name": "before-upgrade", "description": "kernel", "expires": "72h", "labels": {"change": "CHG0042"}}
+    would = module("snapshot", "--check", "--diff", **options)
+    assert module("snapshot_info", vm="test")["vms"][0]["snapshots"] == []
+    does = module("snapshot", "--diff", **options)
+    again = module("snapshot", "--diff", **options)
+    assert would["changed"] and does["changed"] and not again["changed"]
+    assert [one["vms"][0]["action"] for one in (would, does, again)] == ["created", "created", "exists"]
+    assert again["vms"][0]["snapshot"] == does["vms"][0]["snapshot"]
+    unknown = {"id": None, "created": None}
+    predicted, seen = would["vms"][0]["snapshot"], does["vms"][0]["snapshot"]
+    for one in (predicted, seen):
+        del one["label"]["expires"]
+    assert predicted == {**seen, **unknown}
+    assert seen["label"] == {"owner": "safepoint", "change": "CHG0042"}
+    assert seen["ours"] and seen["current"] and seen["description"] == "kernel"
+
+
+def test_a_revert_and_a_removal_and_what_check_mode_says_of_them(module: Module) -> None:
+    module("snapshot", vm="test", name="a")
+    module("snapshot", vm="test", name="b")
+    for flags in (("--check",), (), ()):
+        reverted = module("snapshot_revert", *flags, vm="test", name="a", discard_newer=True)
+        assert (reverted["changed"], reverted["vms"][0]["action"]) == (True, "reverted")
+        assert reverted["vms"][0]["snapshot"]["current"]
+    for flags, changed in ((("--check",), True), ((), True), ((), False)):
+        assert module("snapshot", *flags, vm="test", id="a", state="absent")["changed"] is changed
+    assert module("snapshot_info", vm="test")["vms"][0]["snapshots"] == []
+
+
+def test_several_vms_each_by_the_id_of_its_own_snapshot(module: Module, state: libvirt.virConnect) -> None:
+    state.createXML("<domain type='test'><name>other</name><memory>8192</memory><os><type>hvm</type></os></domain>")
+    module("snapshot", vm="test", name="one")
+    module("snapshot", vm="other", name="two")
+    targets = [{"vm": "other", "id": "two"}, {"vm": "test", "id": "one"}]
+    labelled = module("snapshot", targets=targets, labels={"state": "committed"})
+    assert [row["snapshot"]["label"]["state"] for row in labelled["vms"]] == ["committed"] * 2
+    reverted = module("snapshot_revert", targets=targets)
+    assert [(row["ref"], row["snapshot"]["id"]) for row in reverted["vms"]] == [("other", "two"), ("test", "one")]
+    removed = module("snapshot", targets=targets, state="absent")
+    assert [row["action"] for row in removed["vms"]] == ["removed"] * 2
+
+
+def test_a_revert_to_a_missing_snapshot_fails(module: Module) -> None:
+    failed = module("snapshot_revert", vm="test", name="nowhere")
+    assert (failed["failed"] if "failed" in failed else True, failed["error"], failed["changed"]) == (
+        True,
+        "snapshot_not_found",
+        False,
+    )
+    assert "nowhere" in failed["msg"]
+
+
+def test_two_processes_at_once_take_one_snapshot(lab: t.Any, state: libvirt.virConnect) -> None:
+    results: list[dict[str, t.Any]] = []
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "race"}
+    threads = [threading.Thread(target=lambda: results.append(run_module("snapshot", options)[0])) for _each in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result["changed"] for result in results) == [False, True]
+    assert state.lookupByName("test").snapshotNum() == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"vm": "test", "name": "x", "memroy": True}, ["memroy", "memory"]),
+        ({"vm": "test", "name": "x", "state": "there"}, ["state", "present", "absent", "there"]),
+        ({"vm": "test", "name": "a/b"}, ["name", "a/b", "letters"]),
+        ({"vm": "test", "name": "x", "expires": "soon"}, ["expires", "soon", "72h"]),
+        ({"vm": "test", "name": "x", "timeout": "0"}, ["timeout", "0"]),
+        ({"vm": "test", "name": "x", "timeout": "5 minutes"}, ["timeout", "5 minutes", "15m"]),
+        ({"vm": "test", "name": "x", "labels": {"Owner": "me"}}, ["labels", "Owner"]),
+        ({"vm": "test", "name": "x", "description": "[safepoint v=1 owner=x]"}, ["description", "labels"]),
+        ({"vm": "test", "name": "x", "max_parallel": 0}, ["max_parallel", "0"]),
+        ({"vm": "test", "name": "x", "owner": ""}, ["owner"]),
+        ({"vm": "test", "name": "x", "hold": False, "hold_reason": "because"}, ["hold_reason", "hold"]),
+        ({"vm": "test"}, ["name", "id", "targets"]),
+        ({"vm": "test", "name": "x", "id": "y"}, ["name", "id"]),
+        ({"name": "x"}, ["vm", "vms", "targets"]),
+        ({"vms": [], "name": "x"}, ["vms", "empty"]),
+        ({"vms": ["test", "test"], "name": "x"}, ["test", "2 times"]),
+        ({"vms": ["test", "other"], "id": "x"}, ["id", "targets"]),
+        ({"vm": "test", "name": "x", "backend": "vmwre"}, ["backend", "libvirt", "vmwre"]),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_value_and_nothing_is_written(
+    module: Module, state: libvirt.virConnect, options: dict[str, t.Any], words: list[str]
+) -> None:
+    failed = module("snapshot", **options)
+    assert failed["changed"] is False
+    for word in words:
+        assert word in failed["msg"]
+    assert state.lookupByName("test").snapshotNum() == 0
+
+
+def test_without_any_uri_the_message_says_where_it_can_come_from(state: libvirt.virConnect, lab: t.Any) -> None:
+    failed, _shown = run_module("snapshot_info", {"backend": "libvirt", "vm": "test"}, LIBVIRT_DEFAULT_URI="")
+    assert failed["error"] == "invalid_option"
+    assert "uri" in failed["msg"] and "LIBVIRT_DEFAULT_URI" in failed["msg"]
+    found, _shown = run_module("snapshot_info", {"backend": "libvirt", "vm": "test"}, LIBVIRT_DEFAULT_URI=lab.test_uri)
+    assert found["vms"][0]["power"] == "running"
+
+
+def test_the_owner_can_come_from_the_environment(lab: t.Any, state: libvirt.virConnect) -> None:
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "theirs"}
+    made, _shown = run_module("snapshot", options, SAFEPOINT_OWNER="awx-prod")
+    assert made["vms"][0]["snapshot"]["label"]["owner"] == "awx-prod"
+    refused, _shown = run_module("snapshot", {**options, "state": "absent"})
+    assert refused["error"] == "foreign" and "awx-prod" in refused["msg"]
+
+
+def test_a_password_in_the_uri_is_refused_and_never_shown(lab: t.Any) -> None:
+    options = {"backend": "libvirt", "uri": "qemu+tcp://admin:Tops3cret@127.0.0.1/system", "vm": "test"}
+    failed, shown = run_module("snapshot_info", options, "-vvv")
+    assert "password" in failed["msg"]
+    assert "Tops3cret" not in json.dumps(failed)
+    assert "Tops3cret" not in shown.split("=> {", 1)[1]
+
+
+def test_a_daemon_that_is_not_there_is_said_at_once() -> None:
+    options = {"backend": "libvirt", "uri": "qemu+unix:///system?socket=/nowhere/libvirt-sock", "vm": "test"}
+    failed, _shown = run_module("snapshot_info", options)
+    assert failed["error"] == "connection_failed"
+    assert "/nowhere/libvirt-sock" in failed["msg"] and "virsh -c" in failed["msg"]
+
+
+@pytest.fixture
+def mute_port() -> Iterator[int]:
+    """A server that accepts and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("uri", ["qemu+ssh://root@127.0.0.1:{port}/system", "qemu+tcp://127.0.0.1:{port}/system"])
+def test_a_mute_peer_is_given_up_within_connect_timeout_and_leaves_no_process(mute_port: int, uri: str) -> None:
+    uri = uri.format(port=mute_port)
+    began = time.monotonic()
+    failed, _shown = run_module("snapshot_info", {"backend": "libvirt", "uri": uri, "vm": "test", "connect_timeout": "2s"})
+    assert time.monotonic() - began < 30
+    assert failed["error"] == "connection_failed"
+    assert "connect_timeout=2" in failed["msg"] and uri in failed["msg"]
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert not [line for line in processes.splitlines() if line.startswith("ssh ") and str(mute_port) in line]
+
+
+def test_a_daemon_that_stops_answering_is_given_up_within_connect_timeout(lab: t.Any) -> None:
+    os.kill(lab.pid, signal.SIGSTOP)
+    try:
+        failed, _shown = run_module(
+            "snapshot_info", {"backend": "libvirt", "uri": lab.uri, "vm": "test", "connect_timeout": "2s"}
+        )
+    finally:
+        os.kill(lab.pid, signal.SIGCONT)
+    assert failed["error"] == "connection_failed" and "connect_timeout=2" in failed["msg"]
+
+
+def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, lab: t.Any) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    python = tmp_path / "bare" / "bin" / "python"
+    failed, _shown = run_module(
+        "snapshot_info", {"backend": "libvirt", "uri": lab.uri, "vm": "test"}, "-e", f"ansible_python_interpreter={python}"
+    )
+    assert failed["error"] == "library_missing"
+    assert "libvirt-python" in failed["msg"] and f"{python} -m pip install" in failed["msg"]
+
+
+@pytest.mark.parametrize("module_name", ["snapshot", "snapshot_info", "snapshot_revert"])
+def test_ansible_doc_shows_the_module(module_name: str) -> None:
+    command = [str(ANSIBLE) + "-doc", "-t", "module", f"safepoint.vm.{module_name}"]
+    shown = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
+    assert "connect_timeout" in shown and "EXAMPLES" in shown

@@ -1,0 +1,108 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
+    Deadline,
+    format_time,
+    parse_duration,
+    parse_expiry,
+    parse_time,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, check_name
+
+
+class Time:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.pauses: list[float] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+    def deadline(self, seconds: float) -> Deadline:
+        return Deadline(seconds, clock=self.clock, sleep=self.sleep)
+
+
+def test_polling_ends_with_the_first_answer() -> None:
+    time = Time()
+    answers = iter([None, None, "there"])
+    assert time.deadline(60).poll("it", lambda: next(answers)) == "there"
+    assert time.pauses == [0.1, 0.2]
+
+
+def test_polling_gives_up_when_the_time_is_up_and_says_what_it_waited_for() -> None:
+    time = Time()
+    with pytest.raises(TimedOut, match="the moon after 10 seconds"):
+        time.deadline(10).poll("the moon", lambda: None)
+    assert time.now == pytest.approx(10)
+    assert max(time.pauses) <= 2.0
+
+
+def test_a_budget_within_a_budget_is_the_shorter_one() -> None:
+    time = Time()
+    outer = time.deadline(10)
+    time.now = 7
+    assert outer.within(60).left() == pytest.approx(3)
+    assert outer.within(1).left() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("15m", 900), ("72h", 259200), ("7d", 604800), ("2w", 1209600), ("30", 30), ("1.5h", 5400), (" 5 m ", 300)],
+)
+def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text, option="timeout") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "5 minutes", "-1h", "1h30m", "h", "1e3", "٣h3"])
+def test_what_is_no_duration_is_named_with_the_option(text: str) -> None:
+    with pytest.raises(InvalidOption, match="lock_timeout") as caught:
+        parse_duration(text, option="lock_timeout")
+    assert repr(text) in str(caught.value)
+
+
+@given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9000, 1, 1), timezones=st.just(timezone.utc)))  # noqa: DTZ001
+def test_times_come_back_to_the_second(moment: datetime) -> None:
+    assert parse_time(format_time(moment), option="expires") == moment.replace(microsecond=0)
+
+
+def test_an_expiry_is_an_age_or_a_moment() -> None:
+    assert parse_expiry("72h") == timedelta(hours=72)
+    moment = datetime(2026, 11, 26, 8, tzinfo=timezone.utc)
+    assert parse_expiry("2026-11-26T08:00:00Z") == parse_expiry("2026-11-26 09:00:00+01:00") == moment
+
+
+@pytest.mark.parametrize("text", ["never", "2026-13-01", "0", "0h", "", "99999999999d"])
+def test_what_is_no_expiry_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOption, match="expires"):
+        parse_expiry(text)
+
+
+@given(st.text(max_size=100))
+def test_a_name_that_passes_is_short_plain_ascii(name: str) -> None:
+    rule = NameRule(max_bytes=40, reserved=frozenset({"current"}))
+    with contextlib.suppress(InvalidOption):
+        check_name(name, rule)
+        assert 1 <= len(name.encode()) <= 40
+        assert name.isascii() and name[0].isalnum() and name != "current"
+
+
+def test_a_reserved_name_is_refused() -> None:
+    with pytest.raises(InvalidOption, match="current"):
+        check_name("current", NameRule(max_bytes=40, reserved=frozenset({"current"})))

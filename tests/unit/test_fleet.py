@@ -1,0 +1,162 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What happens over many VMs when some of them fail, hang, are held, or are lied about."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from fake import FakeDriver, Hypervisor
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
+
+VMS = ["web01", "web02", "web03", "web04"]
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    made = Hypervisor()
+    for name in VMS:
+        made.add(name)
+    return made
+
+
+def run(hypervisor: Hypervisor, plan: Plan, *, dry_run: bool = False, **bounds: object) -> list[Outcome]:
+    settings = Bounds(**{"timeout": 5.0, "max_parallel": 1, **bounds})  # type: ignore[arg-type]
+    fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc))
+    return fleet.apply([Target(name) for name in VMS], plan, dry_run=dry_run)
+
+
+def codes(outcomes: list[Outcome]) -> list[str | None]:
+    return [one.error.code if one.error else None for one in outcomes]
+
+
+def names(hypervisor: Hypervisor) -> dict[str, list[str]]:
+    return {one.vm.name: sorted(snapshot.name for snapshot in one.snapshots.values()) for one in hypervisor.machines.values()}
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("on_error", ["undo", "stop", "continue"])
+def test_a_failure_at_any_vm_ends_as_on_error_says(hypervisor: Hypervisor, number: int, on_error: str) -> None:
+    hypervisor.failures[number] = BackendFailed("no space left on device")
+    done = run(hypervisor, Present(Request(name="x")), on_error=on_error)
+    before, after = VMS[: number - 1], VMS[number:]
+    expected = {
+        "undo": (["undone"] * len(before), [], ["not_started"] * len(after)),
+        "stop": ([None] * len(before), before, ["not_started"] * len(after)),
+        "continue": ([None] * len(before), before + after, [None] * len(after)),
+    }[on_error]
+    assert codes(done) == [*expected[0], "backend_failed", *expected[2]]
+    assert [name for name, has in names(hypervisor).items() if has] == expected[1]
+    assert [one.target.ref for one in done if one.changed] == expected[1]
+    assert "no space left on device" in str(done[number - 1].error)
+
+
+def test_undo_removes_only_what_the_call_created(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="old")))
+    hypervisor.actions.clear()
+    run(hypervisor, Present(Request(name="x")), on_error="continue")
+    machine = next(iter(hypervisor.machines.values()))
+    hypervisor.actions.clear()
+    for one in list(hypervisor.machines.values())[1:]:
+        one.snapshots = {key: value for key, value in one.snapshots.items() if value.name != "x"}
+    hypervisor.failures[2] = BackendFailed("no")
+    done = run(hypervisor, Present(Request(name="x")), on_error="undo")
+    assert codes(done) == [None, "undone", "backend_failed", "not_started"]
+    assert names(hypervisor) == {"web01": ["old", "x"], "web02": ["old"], "web03": ["old"], "web04": ["old"]}
+    assert machine.current is not None
+
+
+def test_an_undo_that_fails_says_what_is_left_behind(hypervisor: Hypervisor) -> None:
+    hypervisor.failures[2] = BackendFailed("no space")
+    hypervisor.failures[3] = BackendFailed("the disk is gone")
+    done = run(hypervisor, Present(Request(name="x")), on_error="undo")
+    assert codes(done) == ["backend_failed", "backend_failed", "not_started", "not_started"]
+    assert done[0].changed
+    assert "could not be removed again" in str(done[0].error) and "the disk is gone" in str(done[0].error)
+    assert any("left behind" in warning for warning in done[0].warnings)
+
+
+def test_when_the_time_is_up_the_call_ends_and_says_what_goes_on(hypervisor: Hypervisor) -> None:
+    hypervisor.hangs.add(2)
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="stop")
+    assert codes(done) == [None, "timed_out", "not_started", "not_started"]
+    assert "take snapshot x of web02" in str(done[1].error)
+    assert "timeout=0.5" in str(done[1].error)
+
+
+def test_a_lie_of_the_hypervisor_is_found_out(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")))
+    for plan in (Present(Request(name="y")), Reverted(Request(name="x", power="off")), Absent(Request(name="x"))):
+        hypervisor.actions.clear()
+        hypervisor.lies = {1}
+        assert codes(run(hypervisor, plan, on_error="continue")) == ["unverified", None, None, None]
+
+
+def test_a_vm_held_for_a_moment_is_waited_for(hypervisor: Hypervisor) -> None:
+    machine = list(hypervisor.machines.values())[1]
+    machine.busy = "a backup"
+    seen = 0
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        nonlocal seen
+        original(name)
+        seen += name == "inspect"
+        if seen == 3:
+            machine.busy = None
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    assert codes(run(hypervisor, Present(Request(name="x")), lock_timeout=5.0)) == [None] * 4
+
+
+def test_a_vm_held_for_too_long_is_reported_with_its_holder_before_any_write(hypervisor: Hypervisor) -> None:
+    list(hypervisor.machines.values())[1].busy = "a backup"
+    done = run(hypervisor, Present(Request(name="x")), lock_timeout=0.3)
+    assert codes(done) == ["not_started", "locked", "not_started", "not_started"]
+    assert "a backup" in str(done[1].error) and "lock_timeout" in str(done[1].error)
+    assert hypervisor.actions == []
+
+
+def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_of_vms(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")), max_parallel=16)
+    looks = [one for one in hypervisor.requests if " " not in one]
+    assert looks == ["find", "inspect", "snapshots", "inspect", "snapshots"]
+    hypervisor.requests.clear()
+    run(hypervisor, Present(Request(name="x")), max_parallel=16)
+    assert hypervisor.requests == ["find", "inspect", "snapshots"]
+
+
+@pytest.mark.parametrize("plan", [Present(Request(name="x")), Absent(Request(name="old")), Reverted(Request(name="old"))])
+def test_check_mode_starts_no_action(hypervisor: Hypervisor, plan: Plan) -> None:
+    run(hypervisor, Present(Request(name="old")))
+    hypervisor.actions.clear()
+    assert all(one.changed for one in run(hypervisor, plan, dry_run=True))
+    assert hypervisor.actions == []
+
+
+def test_an_expiry_is_set_right_when_the_hypervisors_clock_is_not_ours(hypervisor: Hypervisor) -> None:
+    from datetime import timedelta
+
+    ours = datetime.now(timezone.utc) - timedelta(hours=5)
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: ours)
+    (done,) = fleet.apply([Target("web01")], Present(Request(name="x", expires=timedelta(hours=72))), dry_run=False)
+    assert done.error is None
+    assert [type(action) for action in hypervisor.actions] == [Create, Describe]
+    assert done.snapshot and done.snapshot.label and done.snapshot.created
+    assert done.snapshot.label.expires == done.snapshot.created + timedelta(hours=72)
+
+
+def test_a_broken_revert_counts_as_a_change(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")))
+    hypervisor.actions.clear()
+    hypervisor.failures[1] = ConnectionFailed("the connection broke")
+    done = run(hypervisor, Reverted(Request(name="x")), on_error="stop")
+    assert codes(done) == ["connection_failed", "not_started", "not_started", "not_started"]
+    assert [one.changed for one in done] == [True, False, False, False]
