@@ -384,6 +384,8 @@ def _conclude(outcome: Outcome) -> None:
     if outcome.error is not None:
         outcome.word = "failed" if outcome.started else "none"
         outcome.changed = _left_changed(outcome)
+        if outcome.started and outcome.before and outcome.after and outcome.before.state.power != outcome.after.state.power:
+            outcome.warnings.append(f"{outcome.vm} was {outcome.before.state.power}, and is {outcome.after.state.power} now")
     elif outcome.decision is not None:
         outcome.word = outcome.decision.word
         outcome.changed = bool(outcome.done)

@@ -83,11 +83,11 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
         failure = {"error": exc.code, "msg": str(exc)}
     else:
         result, failure = _results(params, outcomes, info=plan is None, diff=module._diff)
-    if failure is not None:
-        module.fail_json(**failure, **result)
-    for row in result["vms"]:
+    for row in result.get("vms", []):
         for warning in row["warnings"]:
             module.warn(warning)
+    if failure is not None:
+        module.fail_json(**failure, **result)
     module.exit_json(**result)
     raise SystemExit  # exit_json() has no type that says it never returns
 

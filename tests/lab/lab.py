@@ -1,0 +1,304 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A private hypervisor for tests and demos: libvirtd in session mode, tiny domains and real Linux guests.
+
+No systemd, no root (root drops to `nobody`), nothing of the machine's own libvirt is touched. Everything lives in one short
+folder under /tmp and is gone, processes included, when the lab stops::
+
+    with Lab() as lab:
+        domain = lab.define_tiny("web01", paused=True)   # a real QEMU domain without an operating system, about 0.3 s
+        guest = lab.guest("web02")                       # a real Debian; see lab_guest.py
+        guest.wait_ssh()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+
+import libvirt
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+from lab_guest import Guest, GuestImage, start_guest  # noqa: E402  the lab is no package: its files find each other by folder
+from lab_keeper import qemu_pids  # noqa: E402
+from lab_xml import tiny_xml  # noqa: E402
+
+START_TIMEOUT = 60.0
+SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # an ordinary user's PATH lacks libvirtd's folder
+PFLASH_IMAGE = Path("/usr/share/seabios/bios-256k.bin")
+
+
+class LabError(Exception):
+    """The lab could not do what was asked; the message carries the end of the log that explains it."""
+
+
+class Lab:
+    """One private libvirtd and its domains, from `start()` to `stop()` (or as a context manager)."""
+
+    def __init__(self) -> None:
+        # The kernel's limit for the path of a unix socket is 107 bytes, and libvirt appends up to 90: so directly under /tmp.
+        self.folder = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
+        self.log = self.folder / "libvirtd.log"
+        self.socket = self.folder / "run/libvirt/libvirt-sock"
+        self.uri = f"qemu+unix:///session?socket={self.socket}"
+        # libvirt's test driver: quick, without QEMU. Its state is shared by all processes as long as any connection is open.
+        self.test_uri = f"test+unix:///default?socket={self.socket}"
+        # The uid must have a passwd entry, else libvirt 9.0 fails "Failed to find user record for uid".
+        self._user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+        self._keeper: subprocess.Popen[str] | None = None
+        self._daemon: int | None = None
+        self._image: GuestImage | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Lab:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> Lab:
+        """Start the daemon and wait until it answers; a failed start leaves nothing behind."""
+        # libvirt prints every error on stderr unless told otherwise; the exceptions are enough.
+        libvirt.registerErrorHandler(lambda *_: None, None)
+        try:
+            self._write_configuration()
+            self._start_keeper()
+            self.start_daemon()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the daemon and every QEMU of this lab, and remove its folder. Safe to call twice and after a failed start.
+
+        It happens by itself, within seconds, when this process ends in any way: see lab_keeper.py.
+        """
+        keeper, self._keeper = self._keeper, None
+        self._daemon = None
+        if keeper is not None:
+            keeper.communicate("stop\n")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running daemon."""
+        if self._daemon is None:
+            raise LabError("The lab's libvirtd is not running")
+        return self._daemon
+
+    def start_daemon(self) -> None:
+        """Start libvirtd, again after `stop_daemon` or `kill_daemon`; it finds the domains that went on running."""
+        if self._daemon is not None:
+            raise LabError("The lab's libvirtd is running already")
+        self.socket.unlink(missing_ok=True)  # a killed daemon leaves it behind
+        self._daemon = self._ask("start")
+        self._wait_for("libvirtd's socket", self._socket_answers, START_TIMEOUT)
+
+    def stop_daemon(self) -> None:
+        """End libvirtd in order; the domains keep running."""
+        self._ask("end SIGTERM")
+        self._daemon = None
+
+    def kill_daemon(self) -> None:
+        """Kill libvirtd at once (SIGKILL), as a crash would; the domains keep running."""
+        self._ask("end SIGKILL")
+        self._daemon = None
+
+    def qemu_pids(self) -> list[int]:
+        """The process ids of every QEMU of this lab, those that libvirtd starts for its own use included."""
+        return qemu_pids(self.folder)
+
+    # -- connections ---------------------------------------------------------------------------------------------------
+
+    def connect(self) -> libvirt.virConnect:
+        """A new connection to the private QEMU driver."""
+        return libvirt.open(self.uri)
+
+    @contextlib.contextmanager
+    def keep_test_state(self) -> Iterator[libvirt.virConnect]:
+        """Hold a connection to `test_uri` open: until the end of the block all processes share one state of the test driver."""
+        keeper = libvirt.open(self.test_uri)
+        try:
+            yield keeper
+        finally:
+            keeper.close()
+
+    # -- domains -------------------------------------------------------------------------------------------------------
+
+    def define_tiny(
+        self,
+        name: str,
+        *,
+        disks: int = 1,
+        raw_disks: int = 0,
+        running: bool = False,
+        paused: bool = False,
+        transient: bool = False,
+        pflash: bool = False,
+        agent: bool = False,
+        memory_mib: int = 32,
+        uuid: str | None = None,
+        extra_devices: str = "",
+    ) -> libvirt.virDomain:
+        """Define a domain without an operating system, for tests that need a real QEMU but nothing inside it.
+
+        It is shut off unless `running` (its BIOS finds nothing to boot and waits) or `paused` (it never ran an instruction) is
+        set; a `transient` one is paused unless `running`. `disks` qcow2 disks come first (vda, ...), then `raw_disks` raw
+        ones. `pflash` loads the firmware the way UEFI does, `agent` adds a guest agent channel where nobody answers,
+        `extra_devices` is XML that goes into <devices> as it is.
+        """
+        folder = self.disk_folder(name)
+        self.run_as_user("mkdir", "-p", str(folder))
+        images = [(folder / f"{name}-{n}.qcow2", "qcow2") for n in range(disks)]
+        images += [(folder / f"{name}-{disks + n}.raw", "raw") for n in range(raw_disks)]
+        for path, kind in images:
+            self.run_as_user("qemu-img", "create", "-q", "-f", kind, str(path), "16M")
+        xml = tiny_xml(
+            name,
+            images=images,
+            memory_mib=memory_mib,
+            uuid=uuid,
+            loader=PFLASH_IMAGE if pflash else None,
+            agent=agent,
+            extra_devices=extra_devices,
+        )
+        connection = self.connect()
+        flags = 0 if running else libvirt.VIR_DOMAIN_START_PAUSED
+        if transient:
+            return connection.createXML(xml, flags)
+        domain = connection.defineXML(xml)
+        if running or paused:
+            domain.createWithFlags(flags)
+        return domain
+
+    def guest(self, name: str, *, memory_mib: int = 256) -> Guest:
+        """Start a Linux guest from the cached image (built on the first call, about a minute); `wait_ssh()` comes next."""
+        if self._image is None:
+            self._image = GuestImage.for_lab(self)
+        return start_guest(self, self._image, name, memory_mib=memory_mib)
+
+    def remove(self, name: str) -> None:
+        """Destroy and undefine the domain `name` with its snapshots and disks. Nothing happens where there is none."""
+        with contextlib.closing(self.connect()) as connection:
+            try:
+                domain = connection.lookupByName(name)
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+            else:
+                persistent = domain.isPersistent()
+                if domain.isActive():
+                    _destroy(domain)
+                if persistent:
+                    domain.undefineFlags(
+                        libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                        | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                        | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+                    )
+        shutil.rmtree(self.disk_folder(name), ignore_errors=True)  # the snapshots' data are inside the disks
+
+    def disk_folder(self, name: str) -> Path:
+        """Where the disks of the domain `name` are, and the overlays that snapshots put beside them."""
+        return self.folder / "disks" / name
+
+    # -- for lab_guest.py ----------------------------------------------------------------------------------------------
+
+    def as_user(self) -> list[str]:
+        """The words before a command that make it run as the user of the daemon."""
+        if os.geteuid() != 0:
+            return []
+        return ["setpriv", f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups"]
+
+    def run_as_user(self, *command: str) -> None:
+        """Run a command as the user of the daemon, so that the files it makes are QEMU's to use."""
+        words = [*self.as_user(), *command]
+        result = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise LabError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+
+    # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _write_configuration(self) -> None:
+        for part in ("run", "config/libvirt", "cache", "data", "home", "disks"):
+            (self.folder / part).mkdir(parents=True)
+        (self.folder / "libvirtd.conf").write_text(
+            # By default one connection gets 5 requests at a time (libvirt 9.0): too few for a test of what runs in parallel.
+            f'log_outputs = "2:file:{self.log}"\nmax_workers = 20\nmax_client_requests = 20\n'
+        )
+        # Without stdio_handler libvirtd spawns a virtlogd that outlives it by two minutes (libvirt 9.0).
+        (self.folder / "config/libvirt/qemu.conf").write_text('stdio_handler = "file"\nsecurity_driver = "none"\n')
+        if os.geteuid() == 0:
+            for path in (self.folder, *self.folder.rglob("*")):
+                os.chown(path, self._user.pw_uid, self._user.pw_gid)
+
+    def _start_keeper(self) -> None:
+        libvirtd = shutil.which("libvirtd", path=SYSTEM_PATH)
+        if libvirtd is None:
+            raise LabError("There is no libvirtd on this machine; tests/lab/packages.sh installs it")
+        files = ["-f", str(self.folder / "libvirtd.conf"), "-p", str(self.folder / "run/libvirtd.pid")]
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", str(HERE / "lab_keeper.py"), str(self.folder), *self.as_user(), libvirtd, *files],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            start_new_session=True,  # a Ctrl-C on the terminal is for the tests; the lab ends after them
+            env={
+                "PATH": SYSTEM_PATH,
+                "LANG": "C.UTF-8",
+                "HOME": str(self.folder / "home"),
+                "XDG_RUNTIME_DIR": str(self.folder / "run"),
+                "XDG_CONFIG_HOME": str(self.folder / "config"),
+                "XDG_CACHE_HOME": str(self.folder / "cache"),
+                "XDG_DATA_HOME": str(self.folder / "data"),
+            },
+        )
+
+    def _ask(self, command: str) -> int:
+        if self._keeper is None or self._keeper.stdin is None or self._keeper.stdout is None:
+            raise LabError("The lab is not started")
+        print(command, file=self._keeper.stdin, flush=True)
+        answer = self._keeper.stdout.readline()
+        if not answer:
+            raise LabError("The lab's keeper process has ended")
+        return int(answer)
+
+    def _socket_answers(self) -> bool:
+        if not Path(f"/proc/{self.pid}").exists():
+            raise LabError(f"libvirtd ended at its start:\n{self._log_tail()}")
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def _wait_for(self, what: str, happened: Callable[[], bool], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while not happened():
+            if time.monotonic() > deadline:
+                raise LabError(f"Gave up waiting for {what} after {timeout:g} s:\n{self._log_tail()}")
+            time.sleep(0.05)
+
+    def _log_tail(self) -> str:
+        texts = [path.read_text(errors="replace") for path in (self.folder / "libvirtd.out", self.log) if path.is_file()]
+        return "\n".join("".join(texts).splitlines()[-20:])
+
+
+def _destroy(domain: libvirt.virDomain) -> None:
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as exc:
+        # While a newly started libvirtd 9.0 is still reconnecting to QEMU, destroy ends QEMU and answers "domain is not running".
+        if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID or domain.isActive():
+            raise

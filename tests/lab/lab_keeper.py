@@ -1,0 +1,106 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process that stands between a lab and its libvirtd; lab.py starts it, nobody else needs it.
+
+It ends what it started and removes the folder when its input closes: so also after a test run that was killed and could not
+clean up. And it adopts QEMU, which libvirt starts as an orphan, and reaps it at once: libvirt waits in destroy and revert until
+the process has vanished, which took 1 to 2 s each time in a container whose PID 1 looks after its children in such intervals.
+
+usage: lab_keeper.py FOLDER COMMAND...   commands on stdin, one a line: `start` (answers the pid), `end SIGNAL` (answers the pid),
+`stop`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+class Keeper:
+    def __init__(self, folder: Path, command: list[str]) -> None:
+        self._folder = folder
+        self._command = command
+        self._daemon = 0
+        self._ended: set[int] = set()
+        self._has_children = False
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGCHLD, self._reap)
+        try:
+            for line in sys.stdin:
+                verb, *words = line.split()
+                if verb == "stop":  # said, not only the input closed: a forked child of the tests may hold the pipe open
+                    break
+                pid = self._start() if verb == "start" else self._end(signal.Signals[words[0]])
+                print(pid, flush=True)
+        finally:
+            # The daemon first: it might hang on a stopped QEMU, and could start another one while these are being ended.
+            self._end(signal.SIGTERM)
+            for pid in qemu_pids(self._folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            _poll(lambda: not self._has_children, 20)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self) -> int:
+        log = str(self._folder / "libvirtd.out")
+        self._has_children = True
+        self._daemon = os.posix_spawnp(
+            self._command[0],
+            self._command,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ],
+        )
+        return self._daemon
+
+    def _end(self, number: signal.Signals) -> int:
+        daemon, self._daemon = self._daemon, 0
+        for attempt in (number, signal.SIGKILL) if daemon else ():
+            if daemon not in self._ended:
+                os.kill(daemon, attempt)
+                _poll(lambda: daemon in self._ended, 5)
+        return daemon
+
+    def _reap(self, *_: object) -> None:
+        try:
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                self._ended.add(pid)
+        except ChildProcessError:
+            self._has_children = False
+
+
+def qemu_pids(folder: Path) -> list[int]:
+    """The process ids of every QEMU of the lab in `folder`, those that libvirtd starts for its own use included.
+
+    libvirt's pid files (run/libvirt/qemu/run) name the domains only; the path of the lab is on every command line.
+    """
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "comm").read_text().startswith("qemu") and os.fsencode(folder) in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def _poll(happened: Callable[[], bool], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    Keeper(Path(sys.argv[1]), sys.argv[2:]).serve()

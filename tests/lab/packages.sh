@@ -1,0 +1,67 @@
+#!/bin/bash
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Installs the Debian packages of a set, where they are missing. None of them starts a service.
+#   packages.sh setup   what `make setup` needs: to make environments and to compile libvirt-python
+#   packages.sh lab     that, and what tests and demo run: libvirtd, QEMU, and the tools that build the guest image
+set -euo pipefail
+
+setup=(
+    gcc
+    git
+    libvirt-dev        # PyPI has no wheel of libvirt-python
+    make
+    pkg-config
+    python3-dev
+    python3-venv
+)
+lab=(
+    "${setup[@]}"
+    busybox-static     # goes into the guest's initrd
+    e2fsprogs
+    libvirt-clients    # virsh, for people
+    libvirt-daemon     # libvirtd without libvirt-daemon-system, which would start it for the whole machine
+    libvirt-daemon-driver-qemu
+    mmdebstrap
+    openssh-client
+    qemu-system-x86
+    qemu-utils
+    seabios
+    util-linux         # setpriv
+    xz-utils
+)
+
+case ${1:-} in
+    setup) wanted=("${setup[@]}") ;;
+    lab) wanted=("${lab[@]}") ;;
+    *) echo "usage: $0 setup|lab" >&2; exit 2 ;;
+esac
+
+missing=()
+for package in "${wanted[@]}"; do
+    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2> /dev/null) || state=unknown
+    [ "$state" = installed ] || missing+=("$package")
+done
+[ ${#missing[@]} != 0 ] || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    as_root=()
+elif command -v sudo > /dev/null; then
+    as_root=(sudo)
+else
+    echo "These Debian packages are missing, and there is neither root nor sudo to install them: ${missing[*]}" >&2
+    exit 1
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" < /dev/null >> "$log" 2>&1; }
+
+# A repository of somebody else that does not answer fails the update, and need not matter: the installation decides.
+apt update || true
+if ! apt install --yes --no-install-recommends "${missing[@]}"; then
+    cat "$log" >&2
+    exit 1
+fi
+echo "Installed ${missing[*]}"
