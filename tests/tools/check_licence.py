@@ -1,0 +1,34 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Say which source files lack the licence header: check_licence.py FILE..."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HEADER = [
+    "# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)",
+    "# SPDX-License-Identifier: GPL-3.0-or-later",
+]
+
+
+def is_source(path: Path) -> bool:
+    """Python, shell, and whatever else the system would run."""
+    if path.suffix in {".py", ".sh"} or path.name == "Makefile":
+        return True
+    with path.open("rb") as stream:
+        return stream.read(2) == b"#!"
+
+
+def main() -> int:
+    sources = [path for path in map(Path, sys.argv[1:]) if path.is_file() and is_source(path)]
+    bare = [path for path in sources if [line for line in path.read_text().splitlines()[:6] if line in HEADER] != HEADER]
+    for path in bare:
+        print(f"{path}: the licence header is missing from its first lines")
+    print(f"{len(sources)} source files, {len(bare)} without the licence header")
+    return 1 if bare or not sources else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

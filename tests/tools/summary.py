@@ -1,0 +1,64 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Add up what test.sh ran: summary.py FOLDER
+
+The folder holds steps.tsv (name, status, seconds) and the JUnit files of the pytest steps. A pytest step counts with its tests,
+every other step as one. Ends with 1 when anything failed, and under CI also when a test was skipped: a run that leaves
+something out must not look complete.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+
+def count(report: Path) -> tuple[int, int, list[str]]:
+    """Passed, failed, and a line for each skipped test."""
+    passed = failed = 0
+    skipped = []
+    for case in ET.parse(report).getroot().iter("testcase"):
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif (skip := case.find("skipped")) is not None:
+            skipped.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+        else:
+            passed += 1
+    return passed, failed, skipped
+
+
+def main() -> int:
+    folder = Path(sys.argv[1])
+    steps = [line.split("\t") for line in (folder / "steps.tsv").read_text().splitlines()]
+    passed = failed = 0
+    all_skipped: list[str] = []
+    print("\n=== summary")
+    for name, status, seconds in steps:
+        report = folder / f"{name}.xml"
+        detail = ""
+        if report.exists():
+            step_passed, step_failed, step_skipped = count(report)
+            # pytest can fail without a failing test: nothing collected, an internal error, the time limit.
+            if status != "ok" and not step_failed:
+                step_failed = 1
+            passed, failed = passed + step_passed, failed + step_failed
+            all_skipped += step_skipped
+            detail = f"   {step_passed} passed, {step_failed} failed, {len(step_skipped)} skipped"
+        elif status == "ok":
+            passed += 1
+        else:
+            failed += 1
+        print(f"{int(seconds):6d} s  {name:<20} {status}{detail}")
+    for line in all_skipped:
+        print(f"skipped: {line}")
+    not_complete = bool(all_skipped) and os.environ.get("CI") == "true"
+    if not_complete:
+        print("CI=true: a skipped test is a failed run")
+    print(f"{passed} passed, {failed} failed" + (f", {len(all_skipped)} skipped" if all_skipped else ""))
+    return 1 if failed or not_complete else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

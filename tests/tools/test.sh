@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Runs the checks and tests: tests/tools/test.sh lint | fast | test | all
+# All steps run, also after one has failed; the end lists them with the seconds each took.
+
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+REPORTS=$ROOT/.cache/reports
+failed=()
+
+# step LIMIT NAME COMMAND...: LIMIT is what `timeout` takes; what hangs must not eat the time of everything behind it.
+# SIGINT, as from Ctrl-C, lets pytest end the daemons and guests that its fixtures started.
+step() {
+    local limit=$1 name=$2 began=$SECONDS status=ok code=0
+    shift 2
+    printf '\n=== %s\n' "$name"
+    timeout --signal=INT --kill-after=60 "$limit" "$@" </dev/null || code=$?
+    if [ "$code" = 124 ] || [ "$code" = 137 ]; then
+        status="failed: took longer than $limit"
+    elif [ "$code" != 0 ]; then
+        status=failed
+    fi
+    if [ "$code" != 0 ]; then failed+=("$name"); fi
+    printf -- '--- %s: %s, %d s\n' "$name" "$status" $((SECONDS - began))
+    printf '%s\t%s\t%d\n' "$name" "$status" $((SECONDS - began)) >>"$REPORTS/steps.tsv"
+}
+
+# tests VENV NAME PYTEST-ARGUMENTS...
+tests() {
+    local venv=$1 name=$2
+    shift 2
+    # The environment's own ansible-playbook comes first, and its results go where the summary counts them.
+    step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q --junitxml="$REPORTS/$name.xml" "$@"
+}
+
+lint() {
+    local files scripts
+    mapfile -t files < <(project_files .)
+    mapfile -t scripts < <(project_files '*.sh' .ci/run)
+    step 5m ruff ruff check .
+    step 5m ruff-format ruff format --check .
+    step 5m yamllint yamllint --strict .
+    step 5m shellcheck shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
+    step 5m mypy mypy -p ansible_collections.safepoint.vm.plugins.module_utils
+    step 5m licence python tests/tools/check_licence.py "${files[@]}"
+    step 5m action-group python tests/tools/check_action_group.py
+    step 5m changelog antsibull-changelog lint
+    step 5m docs-lint antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs self .
+    step 10m ansible-lint ansible-lint --offline --profile production
+}
+
+# The other ansible-core versions: the roles, but for the guest, which they all treat alike; and each test marked core_versions.
+core_versions() {
+    local venv=$1 not_slow=$2 version=${1#.venv-}
+    if ! [ -e "$venv/.made-from" ]; then
+        printf '\n=== %s does not exist on this machine (see what setup said): its tests are left out\n' "$venv"
+        return
+    fi
+    tests "$venv" "pytest-$version-roles" -m "(not guest or core_versions)$not_slow" tests/roles
+    # pytest fails where it finds nothing to run.
+    if grep -rq --include='*.py' --exclude-dir=roles 'mark\.core_versions' tests; then
+        tests "$venv" "pytest-$version-marked" -m "core_versions$not_slow" --ignore=tests/roles tests
+    fi
+}
+
+if [ -e .cache/reports ]; then rm -r .cache/reports; fi
+mkdir -p "$REPORTS"
+
+case $1 in
+lint)
+    lint
+    ;;
+fast)
+    lint
+    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not slow" tests/unit tests/conformance
+    ;;
+test | all)
+    not_slow=" and not slow"
+    if [ "$1" = all ]; then not_slow=""; fi
+    lint
+    step 20m galaxy tests/tools/galaxy.sh
+    step 20m guest tests/lab/build_guest.sh
+    step 20m sanity tests/tools/sanity.sh "$MAIN_VENV"
+    tests "$MAIN_VENV" pytest ${not_slow:+-m "not slow"} tests
+    core_versions "$FLOOR_VENV" "$not_slow"
+    core_versions "$NEWEST_VENV" "$not_slow"
+    if [ "$1" = all ]; then
+        step 20m sanity-2.21 tests/tools/sanity.sh "$NEWEST_VENV"
+        step 20m docs tests/tools/docs.sh
+    fi
+    ;;
+*)
+    echo "usage: $0 lint | fast | test | all" >&2
+    exit 2
+    ;;
+esac
+
+exec python tests/tools/summary.py "$REPORTS"
