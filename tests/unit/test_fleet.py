@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from fake import FakeDriver, Hypervisor
@@ -142,7 +142,6 @@ def test_check_mode_starts_no_action(hypervisor: Hypervisor, plan: Plan) -> None
 
 
 def test_an_expiry_is_set_right_when_the_hypervisors_clock_is_not_ours(hypervisor: Hypervisor) -> None:
-    from datetime import timedelta
 
     ours = datetime.now(timezone.utc) - timedelta(hours=5)
     fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: ours)
@@ -160,3 +159,57 @@ def test_a_broken_revert_counts_as_a_change(hypervisor: Hypervisor) -> None:
     done = run(hypervisor, Reverted(Request(name="x")), on_error="stop")
     assert codes(done) == ["connection_failed", "not_started", "not_started", "not_started"]
     assert [one.changed for one in done] == [True, False, False, False]
+
+
+def test_an_expiry_that_is_off_by_seconds_is_the_same_one(hypervisor: Hypervisor) -> None:
+    for late in (0, 20):
+        moment = datetime.now(timezone.utc) - timedelta(seconds=late)
+        fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda moment=moment: moment)  # type: ignore[misc]
+        (done,) = fleet.apply([Target("web01")], Present(Request(name=f"x{late}", expires=timedelta(hours=72))), dry_run=False)
+        (again,) = fleet.apply([Target("web01")], Present(Request(name=f"x{late}", expires=timedelta(hours=72))), dry_run=False)
+        assert (done.word, again.word, again.changed) == ("created", "exists", False)
+    assert [type(action) for action in hypervisor.actions] == [Create, Create]
+
+
+def test_newer_snapshots_are_discarded_newest_first_and_only_after_the_revert(hypervisor: Hypervisor) -> None:
+    for name in ("a", "b", "c"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.actions.clear()
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: datetime.now(timezone.utc))
+    fleet.apply([Target("web01")], Reverted(Request(name="a", discard_newer=True)), dry_run=False)
+    assert [str(action) for action in hypervisor.actions] == [
+        "revert web01 to snapshot a",
+        "remove snapshot c of web01",
+        "remove snapshot b of web01",
+    ]
+
+
+def test_what_a_failed_discard_leaves_is_told(hypervisor: Hypervisor) -> None:
+    for name in ("a", "b"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.actions.clear()
+    hypervisor.failures[2] = BackendFailed("the disk is gone")
+    done = run(hypervisor, Reverted(Request(name="a", discard_newer=True)), on_error="stop")
+    assert codes(done) == ["backend_failed", "not_started", "not_started", "not_started"]
+    assert [one.changed for one in done] == [True, False, False, False]
+    assert names(hypervisor)["web01"] == ["a", "b"]
+
+
+class NewestOnly(FakeDriver):
+    """A backend that can go back to the newest snapshot only, as ZFS does."""
+
+    revert_needs_newest = True
+
+
+def test_where_only_the_newest_can_be_reverted_to_the_newer_ones_go_first_or_it_is_refused(hypervisor: Hypervisor) -> None:
+    for name in ("a", "b"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.actions.clear()
+    fleet = Fleet(NewestOnly(hypervisor), Bounds(), now=lambda: datetime.now(timezone.utc))
+    (refused,) = fleet.apply([Target("web01")], Reverted(Request(name="a")), dry_run=False)
+    assert refused.error and refused.error.code == "newer_snapshots"
+    assert "b" in str(refused.error) and "discard_newer=true" in str(refused.error)
+    assert hypervisor.actions == []
+    (done,) = fleet.apply([Target("web01")], Reverted(Request(name="a", discard_newer=True)), dry_run=False)
+    assert done.error is None
+    assert [str(action) for action in hypervisor.actions] == ["remove snapshot b of web01", "revert web01 to snapshot a"]
