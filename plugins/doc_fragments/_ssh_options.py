@@ -1,0 +1,31 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# Note that this doc fragment is **PRIVATE** to the collection.
+
+"""The options of the ssh connection plugin of the ansible-core that runs, for the plugin that extends it.
+
+They are read, not copied: 2.16 has 25 options, 2.19 has 30, and a copy would lose those that ansible-core adds.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+import yaml
+from ansible.plugins.connection import ssh
+
+
+def _without_versions(value: t.Any) -> t.Any:
+    """Drop ``version_added``: those are versions of ansible-core, and here they would count as versions of this collection."""
+    if isinstance(value, dict):
+        return {key: _without_versions(item) for key, item in value.items() if key != "version_added"}
+    if isinstance(value, list):
+        return [_without_versions(item) for item in value]
+    return value
+
+
+class ModuleDocFragment:
+    """``extends_documentation_fragment: safepoint.vm._ssh_options``, listed before ``connection_pipelining``."""
+
+    DOCUMENTATION = yaml.safe_dump({"options": _without_versions(yaml.safe_load(ssh.DOCUMENTATION)["options"])})

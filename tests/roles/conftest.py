@@ -1,0 +1,47 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import sys
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# No package: with --import-mode=importlib files find each other by folder.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from change import Change
+from hypervisor import Hypervisor
+from stage import Guest, Stage
+
+
+@pytest.fixture
+def stage() -> Iterator[Stage]:
+    """An empty project; the test adds guests, files and a playbook."""
+    stage = Stage()
+    try:
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.fixture
+def guest(stage: Stage) -> Guest:
+    """The host web01."""
+    return stage.guest("web01")
+
+
+@pytest.fixture
+def hypervisor(lab: t.Any) -> Iterator[Hypervisor]:
+    """A fresh state of the test driver, shared with the modules that the play runs."""
+    with lab.keep_test_state() as connection:
+        yield Hypervisor(connection, lab.test_uri)
+
+
+@pytest.fixture
+def change(stage: Stage, hypervisor: Hypervisor) -> Change:
+    """The role on the guest web01; the test adds the files, and more guests."""
+    return Change(stage, hypervisor)
