@@ -1,0 +1,262 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Look at the play and the files of a change, before anything is written. Documented in plugins/modules/change_info.py."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.playbook.block import Block
+from ansible.playbook.helpers import load_list_of_blocks
+from ansible.playbook.role_include import IncludeRole
+from ansible.playbook.task import Task
+from ansible.playbook.task_include import TaskInclude
+from ansible.plugins.action import ActionBase
+
+_SSH = {"ssh", "ansible.builtin.ssh", "ansible.legacy.ssh"}
+_GUARD = "safepoint.vm.guarded_ssh"
+_LINEAR = {"linear", "ansible.builtin.linear", "ansible.legacy.linear"}
+
+
+class ActionModule(ActionBase):
+    """Runs on the controller only; nothing goes over the connection, which is just looked at."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        """Return what the play and the files say, or fail with the first thing that is wrong with them."""
+        super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        _, options = self.validate_argument_spec(
+            argument_spec={"tasks": {"type": "str"}, "checks": {"type": "str"}, "role": {"type": "str"}},
+            mutually_exclusive=[["tasks", "role"]],
+        )
+        play = self._task.play
+        if play.strategy not in _LINEAR:
+            raise AnsibleActionFail(
+                f"The strategy of this play is {play.strategy!r}. A guarded change needs 'linear', since one host's call takes the "
+                "snapshots of all, and must have ended before the others look for theirs. Set strategy: linear on the play"
+            )
+        reader = _Reader(self._task, self._loader)
+        result: dict[str, t.Any] = {
+            "changed": False,
+            "strategy": play.strategy,
+            "force_handlers": bool(play.force_handlers),
+            "handlers": any(block.block for block in play.handlers),
+            **self._connection_facts(task_vars),
+        }
+        for option in ("tasks", "checks"):
+            if options[option] is not None:
+                result[option] = self._find(option, options[option], task_vars)
+                reader.file(option, result[option])
+        if options["role"] is not None:
+            result["role"] = options["role"]
+            reader.role(options["role"])
+        return result
+
+    def _connection_facts(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Say which connection plugin this task got, and whether variables chose it, since those beat the keyword."""
+        manager = self._task.get_variable_manager()
+        name = getattr(self._connection, "ansible_name", None) or self._connection._load_name
+        # task_vars would not do: ansible-core 2.16 puts the connection that it chose by itself among them.
+        host = manager._inventory.get_host(task_vars["inventory_hostname"])
+        variables = manager.get_vars(play=self._task.play, host=host, task=self._task)
+        extra = "ansible_connection" in manager.extra_vars
+        return {
+            "connection": name.removeprefix("ansible.builtin."),  # with or without it, depending on ansible-core
+            # Nothing that a play can set beats an extra variable.
+            "guardable": name == _GUARD or (name in _SSH and not extra),
+            "connection_variable": "ansible_connection" in variables,
+            "connection_extra_variable": extra,
+        }
+
+    def _find(self, option: str, name: str, task_vars: dict[str, t.Any]) -> str:
+        """Return the absolute path of a file of the user.
+
+        A role that includes ours expects its own files to be found, as for any include in a role; all others are beside the playbook.
+        Never those of our role: ansible-core would look there first for a relative name.
+        """
+        folders = [os.path.join(path, "tasks") for path in task_vars.get("ansible_parent_role_paths") or []]
+        folders.append(task_vars["playbook_dir"])
+        candidates = list(dict.fromkeys(os.path.abspath(os.path.join(folder, os.path.expanduser(name))) for folder in folders))
+        for path in candidates:
+            if os.path.isfile(path):
+                return path
+        raise AnsibleActionFail(
+            f"The option {option!r} names the file {name!r}, which was not found. Looked for {' and '.join(candidates)}"
+        )
+
+
+class _Reader:
+    """Loads task files and roles as the play would, so that what would end the run in the middle of a change is found before it.
+
+    ansible-core ends the whole run, without rescue, at an included file with a YAML error or an unknown module (2.16 to 2.21).
+    """
+
+    def __init__(self, task: Task, loader: t.Any) -> None:
+        self._play = task.play
+        self._role = task._role
+        self._parent = task._parent
+        self._context = {"variable_manager": task.get_variable_manager(), "loader": loader}
+        self._loader = loader
+        self._option = ""
+        self._seen: set[str] = set()
+
+    def file(self, option: str, path: str) -> None:
+        """Check the file ``path`` as include_tasks would load it from the task that we are."""
+        self._option = option
+        self._try(
+            path, lambda: self._include(self._new_include(TaskInclude, {"ansible.builtin.include_tasks": {"file": path}}), path)
+        )
+
+    def role(self, name: str) -> None:
+        """Check the role ``name`` as include_role would load it from the task that we are."""
+        self._option = "role"
+        include = self._new_include(IncludeRole, {"ansible.builtin.include_role": {"name": name}})
+        self._try(name, lambda: self._include_role(include))
+        if "." not in name and self._is_ours(include._role_path):
+            raise AnsibleActionFail(
+                f"The option 'role' names {name!r}, which is a role of safepoint.vm when it is included from there. "
+                "Write the path of your role, or its full name with the collection"
+            )
+
+    def _new_include(self, kind: type, source: dict[str, t.Any]) -> t.Any:
+        return kind.load(source, block=self._parent, role=self._role, task_include=None, **self._context)
+
+    def _try(self, subject: str, load: t.Callable[[], None]) -> None:
+        """Run ``load``; its errors say which option they belong to."""
+        try:
+            load()
+        except AnsibleActionFail:
+            raise
+        except AnsibleError as exc:
+            where = _position(exc) or subject
+            # From None: on ansible-core 2.19 and later the message of the cause would be appended a second time.
+            raise AnsibleActionFail(
+                f"The option {self._option!r} cannot be used. {where}: {_message(exc)}", obj=exc.obj
+            ) from None
+        except (
+            Exception
+        ) as exc:  # ansible-core 2.16 has a TypeError for a missing import_tasks in a role; it would end the run later
+            raise AnsibleActionFail(
+                f"The option {self._option!r} cannot be used. ansible-core cannot load {subject}: {type(exc).__name__}: {exc}"
+            ) from None
+
+    def _include(self, include: TaskInclude, path: str) -> None:
+        """Load a task file and what it includes."""
+        if path in self._seen:
+            return
+        self._seen.add(path)
+        data = self._loader.load_from_file(path)
+        if data is None:
+            return
+        if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+            raise AnsibleActionFail(f"The option {self._option!r} names {path}, which is not a list of tasks")
+        parent = include.build_parent_block()
+        self._walk(load_list_of_blocks(data, play=self._play, parent_block=parent, role=include._role, **self._context))
+
+    def _include_role(self, include: IncludeRole) -> None:
+        """Load a role with its dependencies and handlers, and what its tasks include."""
+        blocks, _ = include.get_block_list(play=self._play, **self._context)
+        if include._role_path not in self._seen:
+            self._seen.add(include._role_path)
+            self._walk(blocks)
+
+    def _walk(self, tasks: t.Iterable[t.Any]) -> None:
+        """Follow the includes in ``tasks`` that are sure to be reached, and whose names are known."""
+        for task in tasks:
+            if isinstance(task, Block):
+                self._walk([*task.block, *task.rescue, *task.always])
+                continue
+            path = (task.get_path() or "").rsplit(":", 1)[0]
+            if task._role is self._role and self._is_ours(path):
+                self._refuse_ours(os.path.basename(path))
+            # One with a condition may be for another platform, whose collection need not be there.
+            if isinstance(task, TaskInclude) and not task.statically_loaded and not self._is_conditional(task):
+                self._follow(task)
+
+    def _follow(self, task: TaskInclude) -> None:
+        name = task._role_name if isinstance(task, IncludeRole) else task.args.get("_raw_params")
+        if not isinstance(name, str) or "{{" in name:
+            return
+        if isinstance(task, IncludeRole):
+            self._include_role(task)
+            return
+        path = self._resolve(task, name)
+        if path is None:  # is rescued when it is reached
+            return
+        if task._role is self._role and self._is_ours(path):
+            self._refuse_ours(name)
+        self._include(task, path)
+
+    def _resolve(self, task: TaskInclude, name: str) -> str | None:
+        """Find the file of an include as ansible-core does (IncludedFile.process_include_results): the role's own comes first."""
+        base = os.path.join(task._role._role_path, "tasks") if task._role else self._loader.get_basedir()
+        folders = [base] if task._role else []
+        folder = ""
+        parent = task._parent
+        while parent is not None:
+            if isinstance(parent, TaskInclude):
+                above = (
+                    parent._role_path if isinstance(parent, IncludeRole) else os.path.dirname(str(parent.args.get("_raw_params")))
+                )
+                folder = os.path.join(above or "", folder)  # an absolute one stays what it is
+                folders.append(os.path.join(base, folder))
+            parent = parent._parent
+        candidates = [self._loader.path_dwim_relative(folder, "tasks", name, is_role=True) for folder in folders]
+        return next((path for path in candidates if os.path.isfile(path)), None)
+
+    def _is_conditional(self, task: t.Any) -> bool:
+        """Whether the task or a block around it has a condition; those around this very action were met."""
+        while task is not None and task is not self._parent:
+            if task.when:
+                return True
+            task = task._parent
+        return False
+
+    def _is_ours(self, path: str | None) -> bool:
+        return (
+            self._role is not None
+            and bool(path)
+            and os.path.realpath(path).startswith(os.path.realpath(self._role._role_path) + os.sep)
+        )
+
+    def _refuse_ours(self, name: str) -> t.NoReturn:
+        raise AnsibleActionFail(
+            f"The option {self._option!r} leads to an include of {name!r}, for which ansible-core would take the file of that name "
+            f"of the role {self._role.get_name()}. Write it with its folder, as '{{{{ playbook_dir }}}}/{name}'"
+        )
+
+
+def _message(exc: AnsibleError) -> str:
+    """The message on one line, without the picture of the source that ansible-core 2.16 appends."""
+    text = str(exc).split("The error appears to be in", 1)[0].split("The error appears to have been in", 1)[0]
+    return " ".join(text.split())
+
+
+def _position(exc: BaseException | None) -> str | None:
+    """File and line of what was wrong, where ansible-core tells."""
+    while exc is not None:
+        source = getattr(exc, "obj", None)
+        position = getattr(source, "ansible_pos", None)  # until 2.18
+        if position:
+            return f"{position[0]}, line {position[1]}"
+        origin = _origin(source)
+        if origin is not None and origin.path:
+            return f"{origin.path}, line {origin.line_num}" if origin.line_num else str(origin.path)
+        exc = exc.__cause__
+    return None
+
+
+def _origin(source: t.Any) -> t.Any:
+    """The origin with which 2.19 and later tag what they read; there is no public way to ask for it."""
+    try:
+        from ansible._internal._datatag._tags import Origin
+    except ImportError:
+        return None
+    return source if isinstance(source, Origin) else Origin.get_tag(source)
