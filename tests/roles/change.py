@@ -1,0 +1,68 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The role guarded_change on one guest and its VM, or on several."""
+
+from __future__ import annotations
+
+import json
+
+from hypervisor import Hypervisor
+from stage import Run, Stage
+
+GOOD = "- name: Change it\n  ansible.builtin.command: 'true'\n"
+FAIL = "- name: Break it\n  ansible.builtin.shell: echo it does not fit; exit 3\n"
+KILL = "- name: Kill it\n  ansible.builtin.shell: kill -KILL $SSHD_PID\n"
+
+
+class Change:
+    """One guest, its VM, and the role on it."""
+
+    def __init__(self, stage: Stage, hypervisor: Hypervisor) -> None:
+        self.stage = stage
+        self.hypervisor = hypervisor
+        self.evidence = stage.folder / "evidence"
+        self.add("web01")
+
+    def add(self, name: str) -> None:
+        self.hypervisor.define(name)
+        self.stage.guest(name)
+
+    def run(self, *arguments: str, entry: str = "main", head: str = "", hosts: str = "guests", **variables: object) -> Run:
+        """Play the role; ``variables`` without their prefix."""
+        given: dict[str, object] = {
+            "connection": {"backend": "libvirt", "uri": self.hypervisor.uri},
+            "evidence_dir": str(self.evidence),
+            "reconnect_timeout": "20s",
+            **({"tasks": "change.yml"} if entry == "main" else {}),
+            **variables,
+        }
+        return self.stage.play(
+            f"""
+            - hosts: {hosts}
+              gather_facts: false
+              {head}
+              tasks:
+                - ansible.builtin.include_role:
+                    name: safepoint.vm.guarded_change
+                    tasks_from: {entry}
+                  vars: {json.dumps({f"guarded_change_{key}": value for key, value in given.items() if value is not None})}
+            """,
+            *arguments,
+        )
+
+    def labels(self, name: str = "web01") -> list[dict[str, str]]:
+        return self.hypervisor.labels(name)
+
+    def was_rolled_back(self, run: Run, name: str = "web01") -> bool:
+        """Whether all of it happened: exit code, recap, message, label."""
+        [label] = self.labels(name)
+        recap = run.recap(name)
+        return (
+            run.rc == 2
+            and recap["unreachable"] == 0
+            and recap["failed"] == 1
+            and run.said(f"{name} was rolled back to {label['name']}, and")
+            and label["state"] == "rolled_back"
+            and "lease" not in label
+            and label["expires"] > "2026"
+        )
