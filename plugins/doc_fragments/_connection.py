@@ -30,7 +30,7 @@ options:
     default: 15s
   timeout:
     description:
-      - How long the module may take in all, over all VMs and requests.
+      - How long the module may take once it is connected, over all VMs and requests.
       - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
       - Undoing with O(ignore:on_error=undo) has two minutes of its own after that.
       - A duration such as V(90s), V(15m), V(2h) or a bare number of seconds.

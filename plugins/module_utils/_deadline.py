@@ -19,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 _T = t.TypeVar("_T")
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST = 100 * 365 * 86400
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 
 
@@ -70,7 +71,10 @@ def parse_duration(text: str, *, option: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise InvalidOption(f"{option}={text!r} is not a duration; write for example 90s, 15m, 72h, 7d or a number of seconds")
-    return float(match.group(1)) * _UNITS[match.group(2)]
+    seconds = float(match.group(1)) * _UNITS[match.group(2)]
+    if seconds > _LONGEST:
+        raise InvalidOption(f"{option}={text!r} is longer than a hundred years; write for example 90s, 15m, 72h or 7d")
+    return seconds
 
 
 def parse_time(text: str, *, option: str) -> datetime:
@@ -102,9 +106,9 @@ def parse_expiry(text: str, *, option: str = "expires") -> timedelta | datetime:
         return parse_time(text, option=option)
     try:
         age = timedelta(seconds=parse_duration(text, option=option))
-    except OverflowError as exc:
-        raise InvalidOption(f"{option}={text!r} is longer than any calendar; write for example 72h or 7d") from exc
     except InvalidOption as exc:
+        if _DURATION.fullmatch(text.strip()):
+            raise
         raise InvalidOption(
             f"{option}={text!r} is neither a duration nor a time; write for example 72h, 7d or 2026-11-26T08:00:00Z"
         ) from exc

@@ -10,38 +10,24 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import typing as t
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
-    Action,
-    Create,
-    Delete,
-    Finished,
-    Job,
-    Revert,
-    SnapshotDriver,
-)
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
-    BackendFailed,
-    ConnectionFailed,
     InvalidOption,
     Locked,
-    NotStarted,
     SafepointError,
     SnapshotExists,
     SnapshotNotFound,
     TimedOut,
-    Undone,
     Unverified,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, refuse_all
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
-
-_T = t.TypeVar("_T")
 
 # What may be spent after the call's own time is up: on undoing, and on reading what is left behind.
 _UNDO_SECONDS = 120.0
@@ -57,36 +43,6 @@ class Bounds:
     max_parallel: int = 16
     on_error: str = "stop"
     """``undo``, ``stop`` or ``continue``."""
-
-
-@dataclasses.dataclass
-class Outcome:
-    """One VM, from the look to the report."""
-
-    target: Target
-    vm: Vm | None = None
-    before: View | None = None
-    """As it was first seen."""
-    after: View | None = None
-    """As it was last seen, or in a dry run as it would be."""
-    decision: Decision | None = None
-    word: str = "none"
-    snapshot: Snapshot | None = None
-    changed: bool = False
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    error: SafepointError | None = None
-    # while the work goes on
-    todo: collections.deque[Action] = dataclasses.field(default_factory=collections.deque)
-    done: list[Action] = dataclasses.field(default_factory=list)
-    started: Action | None = None
-    in_flight: Job | None = None
-    made: str | None = None
-    raced: bool = False
-
-    def refuse(self, error: SafepointError) -> None:
-        """Stop with ``error``; the first one stands."""
-        self.error = self.error or error
-        self.todo.clear()
 
 
 class Fleet:
@@ -119,15 +75,15 @@ class Fleet:
             self._decide(outcome, plan)
         refused = next((outcome for outcome in outcomes if outcome.error), None)
         if refused is not None and self._bounds.on_error != "continue":
-            _hold_back(outcomes, because=refused)
+            hold_back(outcomes, because=refused)
         if dry_run:
             for outcome in outcomes:
-                _predict(outcome)
+                outcome.predict()
             return outcomes
         acting = [outcome for outcome in outcomes if outcome.todo]
         self._act(acting, plan)
         for outcome in outcomes:
-            _conclude(outcome)
+            outcome.conclude()
         return outcomes
 
     # look
@@ -157,6 +113,7 @@ class Fleet:
         """
         waiting = [outcome for outcome in outcomes if outcome.vm is not None]
         lock = deadline.within(self._bounds.lock_timeout)
+        held: set[str] = set()
 
         def probe() -> bool | None:
             nonlocal waiting
@@ -168,9 +125,15 @@ class Fleet:
                     outcome.refuse(view)
                     continue
                 outcome.after = view
+                outcome.seen_again = outcome.error is not None
                 if outcome.decision is None:
                     outcome.before = view
+                # One that was busy is looked at once more when it is not: what was listed meanwhile may have been taken back.
                 if wait and view.state.busy:
+                    held.add(view.vm.id)
+                    busy.append(outcome)
+                elif view.vm.id in held:
+                    held.remove(view.vm.id)
                     busy.append(outcome)
             waiting = busy
             return None if busy else True
@@ -183,7 +146,7 @@ class Fleet:
             if deadline.left() <= 0:
                 raise
             for outcome in waiting:
-                holder = outcome.after.state.busy if outcome.after else None
+                holder = (outcome.after.state.busy if outcome.after else None) or "another operation"
                 outcome.refuse(
                     Locked(
                         f"{outcome.vm} is still held by {holder} after {lock.seconds:g} seconds; try again later, or set a longer lock_timeout"
@@ -191,8 +154,9 @@ class Fleet:
                 )
 
     def _read(self, vms: Sequence[Vm], deadline: Deadline) -> dict[str, View | SafepointError]:
-        states = in_time("the state of the VMs", lambda: self._driver.inspect(vms), deadline)
+        # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
         snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms), deadline)
+        states = in_time("the state of the VMs", lambda: self._driver.inspect(vms), deadline)
         views: dict[str, View | SafepointError] = {}
         for vm in vms:
             state, seen = states[vm.id], snapshots[vm.id]
@@ -230,7 +194,7 @@ class Fleet:
             try:
                 self._see(raced, self._deadline)
             except SafepointError as exc:
-                _refuse_all(raced, exc)
+                refuse_all(raced, exc)
             for outcome in raced:
                 self._decide(outcome, plan)
             self._perform(raced)
@@ -279,7 +243,7 @@ class Fleet:
                     outcome.started = outcome.todo.popleft()
                     running[self._driver.start(outcome.started)] = outcome
         if failed is not None:
-            _hold_back(ready, because=failed)
+            hold_back(ready, because=failed)
 
     def _note(self, outcome: Outcome, end: Finished) -> None:
         action = end.job.action
@@ -290,6 +254,8 @@ class Fleet:
                 outcome.made = end.snapshot_id
                 made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
                 outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
+        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and outcome.done:
+            pass  # a newer one that was to be discarded: somebody else was faster
         elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
             # Somebody else was faster between our look and our write: look again, decide again, once.
             outcome.raced = True
@@ -303,9 +269,10 @@ class Fleet:
         written = [one for one in outcomes if one.done]
         for last in (False, True):
             try:
-                self._see(written, self._deadline, wait=False)
+                # What the work took of the time must not make a success look like a failure.
+                self._see(written, Deadline(max(self._deadline.left(), _LAST_LOOK_SECONDS)), wait=False)
             except SafepointError as exc:
-                _refuse_all(written, exc)
+                refuse_all(written, exc)
                 return
             for outcome in written:
                 if outcome.error is None and outcome.after and outcome.decision:
@@ -317,97 +284,40 @@ class Fleet:
             if not written:
                 return
             if last:
-                _refuse_all(written, Unverified("The hypervisor accepted the description twice, and does not show it"))
+                refuse_all(written, Unverified("The hypervisor accepted the description twice, and does not show it"))
                 return
             self._perform(written)
 
     def _undo(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
-        """Remove what this call created, and only that, with a time budget of its own."""
+        """Remove what this call created, and only that, with a time budget of its own; also what is finished only now."""
         deadline = Deadline(_UNDO_SECONDS)
+        ready = collections.deque(one for one in outcomes if one.made)
         late = {one.in_flight: one for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create)}
-        while late:
-            finished = self._driver.wait(list(late), deadline)
+        running: dict[Job, Outcome] = {}
+        while ready or late or running:
+            while ready and len(running) < self._bounds.max_parallel:
+                one = ready.popleft()
+                if one.made and one.vm and one.decision and one.decision.snapshot:
+                    gone = dataclasses.replace(one.decision.snapshot, id=one.made)
+                    running[self._driver.start(Delete(one.vm, gone))] = one
+            finished = self._driver.wait([*late, *running], deadline) if late or running else []
+            for end in finished:
+                if end.job in late:
+                    one = late.pop(end.job)
+                    one.made = end.snapshot_id
+                    if end.error is None:
+                        ready.append(one)
+                else:
+                    one = running.pop(end.job)
+                    if end.error is None or isinstance(end.error, SnapshotNotFound):
+                        one.taken_back(because)
+                    else:
+                        one.left_behind(str(end.error))
             if not finished:
                 break
-            for end in finished:
-                late.pop(end.job).made = end.snapshot_id if end.error is None else None
-        jobs = {}
-        for one in outcomes:
-            if one.made and one.vm and one.decision and one.decision.snapshot:
-                jobs[self._driver.start(Delete(one.vm, dataclasses.replace(one.decision.snapshot, id=one.made)))] = one
-        while jobs:
-            finished = self._driver.wait(list(jobs), deadline)
-            for end in finished:
-                one = jobs.pop(end.job)
-                if end.error is None:
-                    one.done.clear()
-                    one.refuse(
-                        Undone(
-                            f"The new snapshot of {one.vm} was removed again because of {because.vm or because.target.ref}: {because.error}"
-                        )
-                    )
-                else:
-                    _left_behind(one, str(end.error))
-            if not finished:
-                for one in jobs.values():
-                    _left_behind(one, f"no answer within {_UNDO_SECONDS:g} seconds")
-                return
-
-
-def _left_behind(outcome: Outcome, why: str) -> None:
-    outcome.refuse(BackendFailed(f"The new snapshot of {outcome.vm} could not be removed again: {why}"))
-    outcome.warnings.append(f"The snapshot with the id {outcome.made!r} of {outcome.vm} is left behind: {why}")
-
-
-def _hold_back(outcomes: Iterable[Outcome], *, because: Outcome) -> None:
-    for one in outcomes:
-        if one.todo:
-            one.refuse(NotStarted(f"Nothing was done on {one.vm} because of {because.vm or because.target.ref}: {because.error}"))
-
-
-def _refuse_all(outcomes: Iterable[Outcome], error: SafepointError) -> None:
-    for one in outcomes:
-        one.refuse(error)
-
-
-def _predict(outcome: Outcome) -> None:
-    """Fill in what a real run would report."""
-    if outcome.error is None and outcome.decision is not None and outcome.after is not None:
-        outcome.word = outcome.decision.word
-        outcome.changed = bool(outcome.decision.actions)
-        outcome.snapshot = outcome.decision.snapshot
-        outcome.after = dataclasses.replace(outcome.after, snapshots=outcome.decision.predicted)
-
-
-def _conclude(outcome: Outcome) -> None:
-    """Say what happened, from what was seen."""
-    if outcome.error is not None:
-        outcome.word = "failed" if outcome.started else "none"
-        outcome.changed = _left_changed(outcome)
-        if outcome.started and outcome.before and outcome.after and outcome.before.state.power != outcome.after.state.power:
-            outcome.warnings.append(f"{outcome.vm} was {outcome.before.state.power}, and is {outcome.after.state.power} now")
-    elif outcome.decision is not None:
-        outcome.word = outcome.decision.word
-        outcome.changed = bool(outcome.done)
-        if outcome.raced and not outcome.done:
-            outcome.word = "lost_race"
-    wanted = outcome.decision.snapshot if outcome.decision else None
-    if wanted is not None:
-        outcome.snapshot = outcome.after.by_id(wanted.id) if outcome.after else None
-        if outcome.snapshot is None and outcome.word == "removed":
-            outcome.snapshot = wanted
-
-
-def _left_changed(outcome: Outcome) -> bool:
-    """Whether a VM on which something failed is not as it was found."""
-    if outcome.done:
-        return True
-    if isinstance(outcome.started, Revert):
-        # A revert that breaks off may have stopped the VM and replaced its configuration already (libvirt 9.0, QEMU 7.2).
-        return isinstance(outcome.error, (BackendFailed, ConnectionFailed, TimedOut))
-    if outcome.started is None or outcome.before is None or outcome.after is None:
-        return False
-    mine = getattr(outcome.started, "name", None)
-    names = {one.name for one in outcome.before.snapshots}
-    appeared = isinstance(outcome.started, Create) and mine not in names and bool(outcome.after.named(str(mine)))
-    return appeared or isinstance(outcome.error, (ConnectionFailed, TimedOut))
+        for one in [*ready, *running.values()]:
+            one.left_behind(f"no answer within {_UNDO_SECONDS:g} seconds")
+        for one in late.values():
+            one.warnings.append(
+                f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
+            )

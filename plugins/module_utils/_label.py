@@ -118,6 +118,8 @@ def check_labels(labels: Mapping[str, t.Any]) -> dict[str, str]:
             raise InvalidOption(f"labels: {key!r} is set by an option of its own, not by labels")
         if isinstance(value, (dict, list)):
             raise InvalidOption(f"labels: the value of {key!r} is a {type(value).__name__}; use a text, a number or a boolean")
+        if any("\ud800" <= char <= "\udfff" for char in text):
+            raise InvalidOption(f"labels: the value of {key!r} is no valid text; it holds half a character")
         if key == "state" and text and text not in STATES:
             raise InvalidOption(f"labels: state={text!r} is none of {', '.join(STATES)}")
         if key == "lease" and text:

@@ -45,6 +45,8 @@ class Snapshot:
     current: bool
     """Whether the VM's present state descends from this snapshot directly."""
     size_bytes: int | None = None
+    obstacle: str | None = None
+    """Why it can be neither gone back to nor removed, and no other be taken beside it, with the remedy; or None."""
 
     @property
     def label(self) -> _label.Label | None:
@@ -71,7 +73,7 @@ class VmState:
     power: str
     """One of ``running``, ``paused``, ``off``."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What this VM cannot do now (``create``, ``memory``, ``quiesce``, ``revert``), each with the reason and the remedy."""
+    """What this VM cannot do now (``create``, ``memory``, ``quiesce``, ``power_off``: a revert that ends off), each with the reason and the remedy."""
     memory_implied: bool = False
     """A snapshot of the VM while it is up holds its memory whether asked to or not."""
     busy: str | None = None
@@ -119,11 +121,13 @@ class Target:
 
 
 def parents_first(snapshots: t.Iterable[Snapshot]) -> tuple[Snapshot, ...]:
-    """The snapshots in an order in which each stands after its parent; among equals the older and then the smaller name first.
+    """The snapshots in an order in which each stands after its parent.
+
+    Among equals the older and then the smaller name first, and one that is yet to be made last.
 
     A snapshot whose parent is not among them counts as a root.
     """
-    everything = sorted(snapshots, key=lambda one: (one.created is not None, one.created or 0, one.name))
+    everything = sorted(snapshots, key=lambda one: (one.created is None, one.created or 0, one.name))
     known = {one.id for one in everything}
     children: dict[str | None, list[Snapshot]] = {}
     for one in everything:

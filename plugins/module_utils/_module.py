@@ -18,10 +18,17 @@ from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_requ
 
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, LibraryMissing, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    InvalidOption,
+    LibraryMissing,
+    NotStarted,
+    SafepointError,
+    Undone,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._label import check_description, check_labels
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff, outcome_info, outcome_result
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
@@ -127,14 +134,22 @@ def _results(
     failed = [row for row in rows if "error" in row]
     if not failed:
         return result, None
-    msg = failed[0]["msg"] if len(failed) == 1 else "; ".join(f"{row['ref']}: {row['msg']}" for row in failed)
+    # What was left alone or taken back because of others is told by its own row.
+    causes = [row for row in failed if row["error"] not in (NotStarted.code, Undone.code)] or failed
+    msg = causes[0]["msg"]
     if len(rows) > 1:
-        msg = f"{len(failed)} of {len(rows)} VMs failed. {msg}"
-    return result, {"error": failed[0]["error"], "msg": msg}
+        msg = f"{len(causes)} of {len(rows)} VMs failed. " + "; ".join(f"{row['ref']}: {row['msg']}" for row in causes)
+    return result, {"error": causes[0]["error"], "msg": msg}
 
 
 def _targets(params: Params) -> list[Target]:
     snapshot_id = params.get("id")
+    ids = [one["id"] for one in params.get("targets") or []]
+    for option, value in (("name", params.get("name")), ("id", snapshot_id), *(("targets: id", one) for one in ids)):
+        if value is not None and not value.strip():
+            raise InvalidOption(f"{option} is empty; name the snapshot")
+    if params.get("if_exists") == "fail" and not params.get("name"):
+        raise InvalidOption("if_exists=fail goes with name; a snapshot named by its id is there to be updated")
     for option in ("vms", "targets"):
         if params.get(option) is not None and not params[option]:
             raise InvalidOption(f"{option} is empty; name at least one VM")

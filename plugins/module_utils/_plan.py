@@ -23,6 +23,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     ExistsDiffers,
     Foreign,
     Held,
+    InvalidOption,
     NewerSnapshots,
     SnapshotAmbiguous,
     SnapshotExists,
@@ -142,7 +143,8 @@ class Present(Plan):
                 raise self._missing(view, snapshot_id)
             return self._create(view, now)
         if snapshot_id is None:
-            self._compare(view, found)
+            self._may_stand_for_ours(view, found)
+        self._compare(view, found)
         return self._describe(view, found)
 
     def confirm(self, view: View, done: Decision, *, now: datetime) -> tuple[Action, ...]:
@@ -155,6 +157,8 @@ class Present(Plan):
         for feature, asked in (("create", True), ("memory", request.memory), ("quiesce", request.quiesce == "require")):
             if asked and feature in view.state.refusals:
                 raise Unsupported(view.state.refusals[feature])
+        for one in view.snapshots:
+            _refuse_obstacle(view, one, "No snapshot can be taken")
         warnings = []
         if request.quiesce == "prefer" and "quiesce" in view.state.refusals and view.state.power != "off":
             warnings.append(view.state.refusals["quiesce"])
@@ -178,7 +182,7 @@ class Present(Plan):
         action = Create(view.vm, made.name, description, memory)
         return Decision("created", made, parents_first([*others, made]), (action,), tuple(warnings))
 
-    def _compare(self, view: View, found: Snapshot) -> None:
+    def _may_stand_for_ours(self, view: View, found: Snapshot) -> None:
         request = self.request
         if request.fail_if_exists:
             raise SnapshotExists(
@@ -186,6 +190,9 @@ class Present(Plan):
             )
         if not found.belongs_to(request.owner):
             raise Foreign(f"{_not_ours(view, found, request.owner)}, and is never taken over by its name; choose another name")
+
+    def _compare(self, view: View, found: Snapshot) -> None:
+        request = self.request
         differs = None
         if request.memory and not found.memory:
             differs = "was taken without memory, and memory=true is asked for"
@@ -207,6 +214,11 @@ class Present(Plan):
         if request.description is not None and request.description != found.text:
             description = _label.render(label, text=request.description) if found.label else request.description
         if label.as_dict() != before.as_dict():
+            problem = _label.parse(description).problem
+            if problem:
+                raise Foreign(
+                    f"The snapshot {found} of {view.vm} cannot be labelled: {problem}. Set description to replace what it says"
+                )
             description = _label.replace(description, label)
         if description == found.description:
             return Decision("exists", found, view.snapshots)
@@ -224,7 +236,9 @@ class Present(Plan):
             fields["hold"] = "yes" if request.hold else ""
             if not request.hold:
                 fields["hold_reason"] = ""
-        if request.hold_reason is not None and fields.get("hold"):
+        if request.hold_reason is not None:
+            if not fields.get("hold"):
+                raise InvalidOption("hold_reason is set, and the snapshot is not on hold; set hold=true as well")
             fields["hold_reason"] = request.hold_reason
         return {key: value for key, value in fields.items() if value != ""}
 
@@ -237,6 +251,7 @@ class Absent(Plan):
         if found is None:
             return Decision("absent", None, view.snapshots)
         self._may_touch(view, found, snapshot_id)
+        _refuse_obstacle(view, found, "It cannot be removed")
         _refuse_held(view, found)
         return Decision("removed", found, _without(view.snapshots, found), (Delete(view.vm, found),))
 
@@ -254,8 +269,9 @@ class Reverted(Plan):
         if found is None:
             raise self._missing(view, snapshot_id)
         self._may_touch(view, found, snapshot_id)
-        if "revert" in view.state.refusals:
-            raise Unsupported(view.state.refusals["revert"])
+        _refuse_obstacle(view, found, "The VM cannot go back to it")
+        if self.request.power == "off" and "power_off" in view.state.refusals:
+            raise Unsupported(view.state.refusals["power_off"])
         newer = view.descendants(found)
         if newer and newest_only and not self.request.discard_newer:
             raise NewerSnapshots(
@@ -271,6 +287,7 @@ class Reverted(Plan):
                     "set foreign=allow as well if that is really meant"
                 )
             for one in reversed(newer):
+                _refuse_obstacle(view, one, "It cannot be discarded")
                 _refuse_held(view, one)
                 deletes.append(Delete(view.vm, one))
                 predicted = _without(predicted, one)
@@ -295,6 +312,11 @@ class Reverted(Plan):
                 f"{view.vm} was reverted to {target}, and is {view.state.power} although power={self.request.power} was asked for"
             )
         return ()
+
+
+def _refuse_obstacle(view: View, snapshot: Snapshot, what: str) -> None:
+    if snapshot.obstacle is not None:
+        raise Unsupported(f"{what}: the snapshot {snapshot} of {view.vm} {snapshot.obstacle}")
 
 
 def _refuse_held(view: View, snapshot: Snapshot) -> None:

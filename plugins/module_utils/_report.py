@@ -11,8 +11,8 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 
 
 def snapshot_result(snapshot: Snapshot, *, owner: str) -> dict[str, t.Any]:
@@ -67,7 +67,7 @@ def tree(view: View | None) -> str:
     depth: dict[str, int] = {}
     lines = []
     for one in view.snapshots:
-        level = depth[one.id] = depth.get(one.parent or "", -1) + 1
+        level = depth[one.id] = 0 if one.parent is None else depth.get(one.parent, -1) + 1
         marks = f" [{one.consistency}]" + (" *" if one.current else "")
         lines.append("  " * level + one.name + marks)
         lines.extend("  " * level + "  | " + line for line in one.description.split("\n") if one.description)

@@ -17,6 +17,7 @@ description:
   - A revert always discards what happened since, and so always reports a change.
   - On libvirt a revert restarts the QEMU process, so that all connections into the guest break, and brings back the whole
     configuration of the VM as it was. The guest's clock is set to the present through its agent where it has one.
+  - Memory that libvirt saved to disk later than the snapshot (managed save) is dropped with a warning, since it does not fit the disks of then.
   - A snapshot stays when a VM was returned to it, and can be used again.
 extends_documentation_fragment:
   - safepoint.vm._connection
@@ -40,7 +41,7 @@ options:
     choices:
       as_snapshot: As it was when the snapshot was taken.
       "on": Running. A snapshot of a VM that was off is started.
-      "off": Off. The memory in the snapshot is not used.
+      "off": Off. The memory in the snapshot is not used. Refused for a transient libvirt VM, which would cease to exist.
     default: as_snapshot
   discard_newer:
     description:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -57,6 +58,8 @@ class Hypervisor:
         self.machines: dict[str, Machine] = {}
         self.unique_names = unique_names
         self.lock = threading.RLock()
+        self.latency = 0.0
+        """Seconds that each request takes."""
         self.requests: list[str] = []
         """Every request in its order: its name, and behind a blank the VM where it is about one."""
         self.failures: dict[int, SafepointError] = {}
@@ -66,6 +69,8 @@ class Hypervisor:
         self.lies: set[int] = set()
         """The numbers of actions that report success without doing anything."""
         self.actions: list[Action] = []
+        self.slow: dict[int, threading.Event] = {}
+        """The numbers of actions that begin only when the event is set."""
 
     def add(self, name: str, *, power: str = "running") -> Vm:
         vm = Vm(name, f"vm-{len(self.machines) + 1}", str(uuid.uuid4()))
@@ -73,6 +78,7 @@ class Hypervisor:
         return vm
 
     def request(self, name: str) -> None:
+        time.sleep(self.latency)
         with self.lock:
             self.requests.append(name)
 
@@ -155,6 +161,8 @@ class FakeDriver(SnapshotDriver):
 
     def _run(self, job: Job, number: int) -> Finished:
         action = job.action
+        if number in self.hypervisor.slow:
+            self.hypervisor.slow[number].wait(30)
         with self.hypervisor.lock:
             if number in self.hypervisor.failures:
                 raise self.hypervisor.failures[number]

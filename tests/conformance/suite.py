@@ -19,8 +19,9 @@ import pytest
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._report import tree
 
@@ -168,6 +169,22 @@ class Conformance:
         backend.take(vm, "cold")
         again = only(backend.run(Present(Request(name="cold", memory=True)), vm))
         assert (code(again), again.changed) == ("exists_differs", False)
+
+    def test_also_by_its_id_a_snapshot_without_memory_is_no_stand_in_for_one_with(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        cold = backend.take(vm, "cold")
+        again = only(backend.run(Present(Request(memory=True)), Target(vm, cold.id)))
+        assert (code(again), again.changed) == ("exists_differs", False)
+
+    def test_check_mode_predicts_where_a_new_branch_stands(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        for name in ("root", "left", "leaf"):
+            backend.take(vm, name)
+        assert backend.revert(vm, "root").error is None
+        plan = Present(Request(name="z-right"))
+        would = only(backend.run(plan, vm, dry_run=True))
+        does = only(backend.run(plan, vm))
+        assert tree(would.after) == tree(does.after)
 
     def test_quiescing_is_refused_when_required_and_warned_about_when_preferred(self, backend: Backend) -> None:
         vm = backend.vm()
@@ -353,6 +370,27 @@ class Conformance:
         assert backend.names(vm) == ["kept"]
         assert only(backend.run(Present(Request(name="kept", hold=False)), vm)).word == "updated"
         assert only(backend.run(Absent(Request(name="kept")), vm)).word == "removed"
+
+    def test_a_reason_to_hold_without_a_hold_is_refused(self, backend: Backend) -> None:
+        vm = backend.vm()
+        refused = only(backend.run(Present(Request(name="kept", hold_reason="audit")), vm))
+        assert code(refused) == "invalid_option"
+        assert "hold=true" in str(refused.error)
+        assert backend.names(vm) == []
+
+    def test_a_broken_label_is_not_labelled_over(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.by_hand(vm, "odd", "[safepoint v=1 owner=safepoint]\n[safepoint v=1 owner=safepoint]")
+        odd = backend.list(vm)[0]
+        for dry_run in (True, False):
+            refused = only(backend.run(Present(Request(labels={"a": "1"})), Target(vm, odd.id), dry_run=dry_run))
+            assert (code(refused), refused.changed) == ("foreign", False)
+            assert "more than one label line" in str(refused.error)
+        assert backend.list(vm) == [odd]
+        replaced = only(backend.run(Present(Request(labels={"a": "1"}, description="mended")), Target(vm, odd.id)))
+        assert replaced.word == "updated"
+        assert backend.list(vm)[0].text == "mended"
+        assert backend.list(vm)[0].belongs_to("safepoint")
 
     # foreign
 

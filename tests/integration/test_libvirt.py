@@ -17,8 +17,9 @@ import pytest
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
 
 pytestmark = pytest.mark.qemu
@@ -40,10 +41,12 @@ def tiny(lab: t.Any) -> Iterator[t.Callable[..., str]]:
             lab.remove(name)
 
 
-def apply(uri: str, plan: Plan, vm: str, **bounds: t.Any) -> Outcome:
+def apply(uri: str, plan: Plan, vm: str | Target, **bounds: t.Any) -> Outcome:
     driver = LibvirtDriver(uri)
     try:
-        (done,) = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc)).apply([Target(vm)], plan, dry_run=False)
+        (done,) = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc)).apply(
+            [vm if isinstance(vm, Target) else Target(vm)], plan, dry_run=False
+        )
         return done
     finally:
         driver.close()
@@ -159,3 +162,72 @@ def test_a_transient_vm_can_be_snapshotted_and_reverted(lab: t.Any, tiny: t.Call
     assert apply(lab.uri, Present(Request(name="x")), vm).word == "created"
     assert apply(lab.uri, Reverted(Request(name="x")), vm).word == "reverted"
     assert apply(lab.uri, Absent(Request(name="x")), vm).word == "removed"
+
+
+def test_internal_and_external_snapshots_are_never_mixed(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+    vm = tiny("mixed", paused=True)
+    domain = libvirt.open(lab.uri).lookupByName(vm)
+    domain.snapshotCreateXML("<domainsnapshot><name>ext</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    for plan, target in (
+        (Present(Request(name="x")), Target(vm)),
+        (Absent(Request()), Target(vm, "ext")),
+        (Reverted(Request()), Target(vm, "ext")),
+    ):
+        done = apply(lab.uri, plan, target)
+        assert done.error
+        assert (done.error.code, done.changed) == ("unsupported", False)
+        assert "ext" in str(done.error) and "external" in str(done.error) and "virsh" in str(done.error)
+    assert domain.snapshotListNames() == ["ext"]
+    assert domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+
+
+def test_a_revert_drops_the_saved_memory_of_later(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+    vm = tiny("saved", paused=True)
+    assert apply(lab.uri, Present(Request(name="x")), vm).error is None
+    domain = libvirt.open(lab.uri).lookupByName(vm)
+    domain.managedSave()
+    refused = apply(lab.uri, Present(Request(name="y")), vm)
+    assert refused.error and refused.error.code == "unsupported"
+    assert "managedsave-remove" in str(refused.error)
+    done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert done.error is None
+    assert not domain.hasManagedSaveImage()
+    assert any("managed save" in warning for warning in done.warnings)
+
+
+def test_a_transient_vm_is_not_switched_off_out_of_existence(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+    vm = tiny("passing", transient=True)
+    assert apply(lab.uri, Present(Request(name="x")), vm).error is None
+    refused = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert refused.error and refused.error.code == "unsupported"
+    assert "virsh define" in str(refused.error)
+    assert libvirt.open(lab.uri).lookupByName(vm).snapshotListNames() == ["x"]
+
+
+def test_what_the_change_did_to_the_configuration_does_not_keep_it_from_being_rolled_back(
+    lab: t.Any, tiny: t.Callable[..., str]
+) -> None:
+    vm = tiny("changed", paused=True)
+    assert apply(lab.uri, Present(Request(name="x")), vm).error is None
+    image = lab.disk_folder(vm) / "added.raw"
+    lab.run_as_user("qemu-img", "create", "-q", "-f", "raw", str(image), "1M")
+    domain = libvirt.open(lab.uri).lookupByName(vm)
+    domain.attachDevice(
+        f"<disk type='file'><driver name='qemu' type='raw'/><source file='{image}'/><target dev='vdb' bus='virtio'/></disk>"
+    )
+    refused = apply(lab.uri, Present(Request(name="y")), vm)
+    assert refused.error and "vdb is raw" in str(refused.error)
+    assert apply(lab.uri, Reverted(Request(name="x")), vm).error is None
+    assert "vdb" not in domain.XMLDesc()
+
+
+def test_a_guest_agent_that_does_not_answer_costs_little_and_leaves_no_setting_behind(
+    lab: t.Any, tiny: t.Callable[..., str]
+) -> None:
+    vm = tiny("silent", running=True, agent=True)
+    assert apply(lab.uri, Present(Request(name="x")), vm).error is None
+    done = apply(lab.uri, Reverted(Request(name="x")), vm)
+    assert done.error is None
+    assert any("clock" in warning and "agent" in warning for warning in done.warnings)
+    status = (lab.folder / "run" / "libvirt" / "qemu" / "run" / f"{vm}.xml").read_text()
+    assert "<agentTimeout>-2</agentTimeout>" in status

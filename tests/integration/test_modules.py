@@ -113,6 +113,13 @@ def test_a_revert_to_a_missing_snapshot_fails(module: Module) -> None:
     assert "nowhere" in failed["msg"]
 
 
+def test_the_error_is_that_of_the_vm_that_failed_not_of_those_left_alone(module: Module) -> None:
+    failed = module("snapshot", vms=["test", "nowhere"], name="x")
+    assert failed["error"] == "vm_not_found"
+    assert failed["msg"].startswith("1 of 2 VMs failed. nowhere: ")
+    assert [row["error"] for row in failed["vms"]] == ["not_started", "vm_not_found"]
+
+
 def test_two_processes_at_once_take_one_snapshot(lab: t.Any, state: libvirt.virConnect) -> None:
     results: list[dict[str, t.Any]] = []
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "race"}
@@ -138,6 +145,10 @@ def test_two_processes_at_once_take_one_snapshot(lab: t.Any, state: libvirt.virC
         ({"vm": "test", "name": "x", "description": "[safepoint v=1 owner=x]"}, ["description", "labels"]),
         ({"vm": "test", "name": "x", "max_parallel": 0}, ["max_parallel", "0"]),
         ({"vm": "test", "name": "x", "owner": ""}, ["owner"]),
+        ({"vm": "test", "name": "x", "expires": "9999999d"}, ["expires", "9999999d", "hundred years"]),
+        ({"vm": "test", "name": "x", "timeout": "99999999999"}, ["timeout", "hundred years"]),
+        ({"vm": "test", "name": "", "state": "absent"}, ["name", "empty"]),
+        ({"vm": "test", "id": "x", "if_exists": "fail"}, ["if_exists", "name"]),
         ({"vm": "test", "name": "x", "hold": False, "hold_reason": "because"}, ["hold_reason", "hold"]),
         ({"vm": "test"}, ["name", "id", "targets"]),
         ({"vm": "test", "name": "x", "id": "y"}, ["name", "id"]),
@@ -174,12 +185,13 @@ def test_the_owner_can_come_from_the_environment(lab: t.Any, state: libvirt.virC
     assert refused["error"] == "foreign" and "awx-prod" in refused["msg"]
 
 
-def test_a_password_in_the_uri_is_refused_and_never_shown(lab: t.Any) -> None:
-    options = {"backend": "libvirt", "uri": "qemu+tcp://admin:Tops3cret@127.0.0.1/system", "vm": "test"}
+@pytest.mark.parametrize("password", ["Tops3cret", "Top/s3cret", "Top:s3cret["])
+def test_a_password_in_the_uri_is_refused_and_never_shown(password: str) -> None:
+    options = {"backend": "libvirt", "uri": f"qemu+tcp://admin:{password}@127.0.0.1/system", "vm": "test"}
     failed, shown = run_module("snapshot_info", options, "-vvv")
     assert "password" in failed["msg"]
-    assert "Tops3cret" not in json.dumps(failed)
-    assert "Tops3cret" not in shown.split("=> {", 1)[1]
+    assert password not in json.dumps(failed)
+    assert password not in shown.split("=> {", 1)[1]
 
 
 def test_a_daemon_that_is_not_there_is_said_at_once() -> None:

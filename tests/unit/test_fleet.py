@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from fake import FakeDriver, Hypervisor
 
+from ansible_collections.safepoint.vm.plugins.module_utils import _fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet, Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed, Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
 
 VMS = ["web01", "web02", "web03", "web04"]
@@ -127,10 +130,107 @@ def test_a_vm_held_for_too_long_is_reported_with_its_holder_before_any_write(hyp
 def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_of_vms(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), max_parallel=16)
     looks = [one for one in hypervisor.requests if " " not in one]
-    assert looks == ["find", "inspect", "snapshots", "inspect", "snapshots"]
+    assert looks == ["find", "snapshots", "inspect", "snapshots", "inspect"]
     hypervisor.requests.clear()
     run(hypervisor, Present(Request(name="x")), max_parallel=16)
-    assert hypervisor.requests == ["find", "inspect", "snapshots"]
+    assert hypervisor.requests == ["find", "snapshots", "inspect"]
+
+
+def test_one_vm_that_hangs_does_not_keep_the_others_from_being_undone(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_fleet, "_UNDO_SECONDS", 1.0)
+    hypervisor.hangs.add(2)
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=2, on_error="undo")
+    assert codes(done) == ["undone", "timed_out", "undone", "undone"]
+    assert [one.changed for one in done] == [False, True, False, False]
+    assert any("may yet appear" in warning for warning in done[1].warnings)
+    assert set(map(tuple, names(hypervisor).values())) == {()}
+
+
+def test_what_is_finished_too_late_is_undone_and_leaves_no_change(hypervisor: Hypervisor) -> None:
+    late = hypervisor.slow[2] = threading.Event()
+    threading.Timer(1.0, late.set).start()
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="undo")
+    assert codes(done) == ["undone", "timed_out", "not_started", "not_started"]
+    assert [one.changed for one in done] == [False] * 4
+    assert any("removed again" in warning for warning in done[1].warnings)
+    assert set(map(tuple, names(hypervisor).values())) == {()}
+
+
+def test_what_was_done_in_time_is_no_failure_although_the_time_is_up(hypervisor: Hypervisor) -> None:
+    hypervisor.hangs.add(4)
+    hypervisor.latency = 0.05
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="continue")
+    assert codes(done) == [None, None, None, "timed_out"]
+    assert [one.word for one in done] == ["created", "created", "created", "failed"]
+
+
+def test_a_creation_that_never_was_needs_no_undoing(hypervisor: Hypervisor) -> None:
+    hypervisor.lies = {1}
+    (done, *_others) = run(hypervisor, Present(Request(name="x")), on_error="undo")
+    assert done.error
+    assert (done.error.code, done.changed) == ("unverified", False)
+
+
+def test_a_snapshot_that_another_run_begins_between_two_requests_is_not_taken_for_a_finished_one(hypervisor: Hypervisor) -> None:
+    machine = next(iter(hypervisor.machines.values()))
+    original, looks = hypervisor.request, 0
+
+    def request(name: str) -> None:
+        nonlocal looks
+        original(name)
+        looks += name in ("inspect", "snapshots")
+        if looks == 2:  # the other run begins, and its unfinished snapshot is listed already
+            machine.busy = "a creation"
+            machine.snapshots["theirs"] = Snapshot(
+                "theirs", "x", None, None, "[safepoint v=1 owner=safepoint]", False, "crash", False
+            )
+        if looks == 4:  # it fails
+            machine.busy = None
+            machine.snapshots.clear()
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    (done,) = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: datetime.now(timezone.utc)).apply(
+        [Target("web01")], Present(Request(name="x")), dry_run=False
+    )
+    assert (done.word, done.error) == ("created", None)
+
+
+def test_a_revert_that_is_refused_after_the_vm_was_stopped_is_a_change(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")))
+    hypervisor.actions.clear()
+    hypervisor.failures[1] = Unsupported("the restored configuration cannot start")
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        original(name)
+        if name == "Revert web01":
+            next(iter(hypervisor.machines.values())).power = "off"
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    done = run(hypervisor, Reverted(Request(name="x")))
+    assert codes(done)[0] == "unsupported"
+    assert [one.changed for one in done] == [True, False, False, False]
+    assert "web01 was running, and is off now" in done[0].warnings
+
+
+def test_a_newer_snapshot_that_somebody_else_has_discarded_meanwhile_is_no_failure(hypervisor: Hypervisor) -> None:
+    for name in ("a", "b"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.actions.clear()
+    machine = next(iter(hypervisor.machines.values()))
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        original(name)
+        if name == "Delete web01":
+            machine.snapshots = {key: one for key, one in machine.snapshots.items() if one.name != "b"}
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: datetime.now(timezone.utc))
+    (done,) = fleet.apply([Target("web01")], Reverted(Request(name="a", discard_newer=True)), dry_run=False)
+    assert (done.word, done.error) == ("reverted", None)
 
 
 @pytest.mark.parametrize("plan", [Present(Request(name="x")), Absent(Request(name="old")), Reverted(Request(name="old"))])

@@ -18,10 +18,6 @@ import time
 import traceback
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
-from urllib.parse import urlsplit
-from xml.etree import ElementTree
-from xml.sax.saxutils import escape
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -29,11 +25,17 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
     Action,
     Create,
     Delete,
-    Describe,
     Finished,
     Job,
     Revert,
     SnapshotDriver,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
+    has_agent,
+    new_snapshot,
+    read_snapshot,
+    why_no_snapshot,
+    with_description,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState, parents_first
@@ -53,7 +55,7 @@ CHECK = "check that the host is up, that libvirtd runs there, and that this URI 
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 # The agent of a guest that hangs never answers; setting the clock is worth no longer wait than this.
-_AGENT_SECONDS = 10
+_AGENT_SECONDS = 5
 
 # By number, since the library may be missing: virErrorNumber in libvirt's virterror.h.
 _KINDS = {
@@ -101,6 +103,8 @@ class LibvirtDriver(SnapshotDriver):
         _run_event_loop()
         self._where = public_uri(uri)
         self._domains: dict[str, t.Any] = {}
+        self._saved: set[str] = set()
+        self._transient: set[str] = set()
         self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._early: dict[Job, Finished] = {}
         try:
@@ -122,6 +126,12 @@ class LibvirtDriver(SnapshotDriver):
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         domains = self._ask("list the VMs", self._connection.listAllDomains)
         self._domains = {domain.UUIDString(): domain for domain in domains}
+        # Two more for all VMs together, instead of two for each.
+        saved, transient = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
+        self._saved = {one.UUIDString() for one in self._ask("list the VMs", lambda: self._connection.listAllDomains(saved))}
+        self._transient = {
+            one.UUIDString() for one in self._ask("list the VMs", lambda: self._connection.listAllDomains(transient))
+        }
         vms = [Vm(domain.name(), uuid, uuid) for uuid, domain in self._domains.items()]
         return {ref: self._pick(ref, vms) for ref in refs}
 
@@ -191,8 +201,17 @@ class LibvirtDriver(SnapshotDriver):
         state, _reason = domain.state()
         power = _POWERS.get(state, "running")
         busy = _holder(domain) if power != "off" else None
-        config = ElementTree.fromstring(domain.XMLDesc())
-        refusals = _qemu_refusals(domain.name(), config, self._daemon_version) if self._is_qemu else {}
+        reason = why_no_snapshot(domain.XMLDesc(), daemon_version=self._daemon_version) if self._is_qemu else None
+        if power == "off" and domain.UUIDString() in self._saved:
+            reason = (
+                "its memory is saved to disk (managed save), and a snapshot would not hold that; "
+                "start it first, or drop it with virsh managedsave-remove"
+            )
+        refusals = {"create": f"No snapshot of {domain.name()} can be taken: {reason}"} if reason else {}
+        if domain.UUIDString() in self._transient:
+            refusals["power_off"] = (
+                f"{domain.name()} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
+            )
         if power == "off":
             refusals["memory"] = f"{domain.name()} is off and has no memory to keep; start it first, or leave memory out"
         refusals["quiesce"] = (
@@ -214,7 +233,7 @@ class LibvirtDriver(SnapshotDriver):
         found = []
         for handle in handles:
             try:
-                found.append(_snapshot(handle.getXMLDesc(), current))
+                found.append(read_snapshot(handle.getXMLDesc(), current=current))
             except libvirt.libvirtError as exc:
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
@@ -233,16 +252,16 @@ class LibvirtDriver(SnapshotDriver):
         if isinstance(action, Delete):
             snapshot.delete()
         else:
-            domain.snapshotCreateXML(_described(snapshot, action), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+            xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+            domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
         return Finished(job)
 
     def _create(self, job: Job, action: Create, domain: t.Any) -> Finished:
-        xml = f"<domainsnapshot><name>{escape(action.name)}</name><description>{escape(action.description)}</description></domainsnapshot>"
         try:
-            made = domain.snapshotCreateXML(xml)
+            made = domain.snapshotCreateXML(new_snapshot(action.name, action.description))
         except libvirt.libvirtError as exc:
-            # A name that is taken has the same generic code 9 as any failed operation.
-            if exc.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and "already exists" in str(exc):
+            # A name that is taken has the generic code of any failed operation, and a text in the daemon's language.
+            if exc.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and action.name in domain.snapshotListNames():
                 raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
             raise
         return Finished(job, snapshot_id=made.getName())
@@ -257,10 +276,18 @@ class LibvirtDriver(SnapshotDriver):
         domain.revertToSnapshot(snapshot, flags)
         if action.power == "off" and domain.isActive():
             domain.destroy()
-        warning = None
+        warnings = []
+        if action.vm.id in self._saved and domain.hasManagedSaveImage():
+            # libvirt keeps it, and the next start would run memory of later on the disks of now.
+            domain.managedSaveRemove()
+            warnings.append(f"The saved memory of {action.vm} (managed save) was dropped, since it was later than the snapshot")
         if action.snapshot.memory and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-            warning = _set_clock(domain)
-        return Finished(job, warnings=(warning,) if warning else ())
+            problem = _set_clock(domain)
+            if problem:
+                warnings.append(
+                    f"The clock of {action.vm} still shows the time of the snapshot ({problem}); let its time service step it"
+                )
+        return Finished(job, warnings=tuple(warnings))
 
     # errors
 
@@ -278,25 +305,28 @@ class LibvirtDriver(SnapshotDriver):
             return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
         kind = _KINDS.get(error.get_error_code(), "BackendFailed")
         if error.get_error_domain() == libvirt.VIR_FROM_RPC or not self._connection.isAlive():
+            # Seen with 9.0: a daemon that dies while it takes a snapshot leaves the VM paused for good.
             return _errors.ConnectionFailed(
-                f"The connection to libvirt at {self._where} broke on the way to {what}: {_clean(error)}"
+                f"The connection to libvirt at {self._where} broke on the way to {what}: {_clean(error)}; "
+                "look at the VM before the next try, it may be left paused (virsh resume)"
             )
         advice = _ADVICE.get(error.get_error_code(), "")
         made: type[SafepointError] = getattr(_errors, kind)
         return made(f"libvirt failed to {what}: {_clean(error)}{advice}")
 
 
+_USERINFO = re.compile(r"\A([^:/?#]+://[^@?#]*?):([^@?#]*)@")
+
+
 def public_uri(uri: str) -> str:
     """``uri`` as it may be shown: without a password that somebody put into it."""
-    return re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", uri)
+    return _USERINFO.sub(r"\1:***@", uri)
 
 
 def uri_password(uri: str) -> str | None:
     """The password in ``uri``, which libvirt does not use there."""
-    try:
-        return urlsplit(uri).password
-    except ValueError:
-        return None
+    found = _USERINFO.match(uri)
+    return found.group(2) if found else None
 
 
 def _without_prompts(uri: str) -> str:
@@ -337,87 +367,28 @@ def _holder(domain: t.Any) -> str | None:
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
 
 
-def _qemu_refusals(name: str, config: ElementTree.Element, daemon_version: int) -> dict[str, str]:
-    """Why QEMU cannot take or go back to an internal snapshot of this VM: known before libvirt is asked to write."""
-    reason = None
-    disks = [
-        disk
-        for disk in config.iterfind("devices/disk")
-        if disk.get("device", "disk") in ("disk", "lun") and disk.find("readonly") is None
-    ]
-    for disk in disks:
-        target = disk.find("target")
-        driver = disk.find("driver")
-        shown = target.get("dev") if target is not None else "?"
-        kind = driver.get("type", "raw") if driver is not None else "raw"
-        if kind != "qcow2":
-            reason = (
-                f"disk {shown} is {kind}, and an internal snapshot needs qcow2 on every writable disk; "
-                "convert it (qemu-img convert -O qcow2), or make it readonly"
-            )
-        elif disk.get("snapshot", "internal") != "internal":
-            reason = (
-                f"disk {shown} has snapshot={disk.get('snapshot')!r} in its configuration, and an internal snapshot takes every "
-                "writable disk; remove that attribute"
-            )
-    if not disks:
-        reason = "it has no writable disk, and an internal snapshot is kept in one; add a qcow2 disk"
-    loader = config.find("os/loader")
-    nvram = config.find("os/nvram")
-    if loader is not None and loader.get("type") == "pflash":
-        # libvirt 9.0.0: 'internal snapshots of a VM with pflash based firmware are not supported'; NEWS of 10.9.0: allowed with a qcow2 nvram.
-        if daemon_version < 10_009_000:
-            reason = "it boots by UEFI (pflash), and libvirt takes internal snapshots of such VMs from 10.9 on; boot it by BIOS, or upgrade libvirt"
-        elif nvram is None or nvram.get("format") != "qcow2":
-            reason = "it boots by UEFI (pflash) with a raw nvram; give it an nvram of format qcow2"
-    return {feature: f"{name} cannot {feature}: {reason}" for feature in ("create", "revert")} if reason else {}
-
-
-def _snapshot(xml: str, current: str | None) -> Snapshot:
-    root = ElementTree.fromstring(xml)
-    name = root.findtext("name") or ""
-    state = root.findtext("state")
-    kept = root.find("memory")
-    memory = kept is not None and kept.get("snapshot") != "no"
-    created = root.findtext("creationTime")
-    return Snapshot(
-        id=name,
-        name=name,
-        created=datetime.fromtimestamp(int(created), timezone.utc) if created else None,
-        parent=root.findtext("parent/name"),
-        description=root.findtext("description") or "",
-        memory=memory,
-        consistency="memory" if memory else "offline" if state == "shutoff" else "crash",
-        current=name == current,
-    )
-
-
-def _described(snapshot: t.Any, action: Describe) -> str:
-    """The whole definition of the snapshot with another description; redefining keeps its data, children and whether it is current."""
-    xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
-    # As text, so that all else stays to the letter. libvirt writes the description behind the name, and escapes what is in it.
-    head = re.match(r"\s*<domainsnapshot>\s*<name>[^<]*</name>\s*", xml)
-    if head is None:
-        raise _errors.BackendFailed(f"libvirt's definition of {snapshot.getName()} is not understood; it was not changed")
-    rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", xml[head.end() :])
-    return f"{head.group()}<description>{escape(action.description)}</description>{rest}"
-
-
 def _set_clock(domain: t.Any) -> str | None:
-    """Give the guest the time of today through its agent; the warning to show where that did not work."""
-    channels = [target.get("name") for target in ElementTree.fromstring(domain.XMLDesc()).iterfind("devices/channel/target")]
-    why = "it has no guest agent channel"
-    if "org.qemu.guest_agent.0" in channels:
-        end = time.monotonic() + _AGENT_SECONDS
+    """Give the guest the time of today through its agent, or say why that did not work."""
+    try:
+        if not has_agent(domain.XMLDesc()):
+            return "it has no guest agent channel"
+        # This is a setting of the VM that outlives our connection, hence the way back to libvirt's own.
         domain.agentSetResponseTimeout(_AGENT_SECONDS)
-        while True:
-            try:
-                domain.setTime({"seconds": int(time.time()), "nseconds": 0})
-                return None
-            except libvirt.libvirtError as exc:
-                why = _clean(exc)
-                # The agent of a guest that was just started again needs a moment to connect.
-                if exc.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE or time.monotonic() > end:
-                    break
-            time.sleep(0.2)
-    return f"The clock of {domain.name()} still shows the time of the snapshot ({why}); let its time service step it"
+        try:
+            return _try_clock(domain, Deadline(_AGENT_SECONDS))
+        finally:
+            domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+    except libvirt.libvirtError as exc:
+        return _clean(exc)
+
+
+def _try_clock(domain: t.Any, deadline: Deadline) -> str | None:
+    while True:
+        try:
+            domain.setTime({"seconds": int(time.time()), "nseconds": 0})
+            return None
+        except libvirt.libvirtError as exc:
+            # The agent of a guest that was just started again needs a moment to connect.
+            if exc.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE or deadline.left() <= 0:
+                return _clean(exc)
+        time.sleep(0.2)

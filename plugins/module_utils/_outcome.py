@@ -1,0 +1,136 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One VM on its way from the look to the report.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    BackendFailed,
+    ConnectionFailed,
+    Locked,
+    NotStarted,
+    PermissionDenied,
+    SafepointError,
+    SnapshotNotFound,
+    TimedOut,
+    Undone,
+    Unsupported,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
+
+# With these the hypervisor says no before it touches anything.
+_CLEAN_REFUSALS = (Unsupported, Locked, PermissionDenied, SnapshotNotFound)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """One VM, from the look to the report."""
+
+    target: Target
+    vm: Vm | None = None
+    before: View | None = None
+    """As it was first seen."""
+    after: View | None = None
+    """As it was last seen, or in a dry run as it would be."""
+    decision: Decision | None = None
+    word: str = "none"
+    snapshot: Snapshot | None = None
+    changed: bool = False
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    error: SafepointError | None = None
+    # while the work goes on
+    todo: collections.deque[Action] = dataclasses.field(default_factory=collections.deque)
+    done: list[Action] = dataclasses.field(default_factory=list)
+    started: Action | None = None
+    in_flight: Job | None = None
+    made: str | None = None
+    raced: bool = False
+    undone: bool = False
+    seen_again: bool = False
+    """Whether it was seen once more after something had failed."""
+
+    def refuse(self, error: SafepointError) -> None:
+        """Stop with ``error``; the first one stands."""
+        self.error = self.error or error
+        self.todo.clear()
+
+    def taken_back(self, because: Outcome) -> None:
+        """What this call created is gone again."""
+        self.done.clear()
+        self.made = None
+        self.undone = True
+        said = f"The new snapshot of {self.vm} was removed again"
+        if self.error is None:
+            self.error = Undone(f"{said} because of {because.vm or because.target.ref}: {because.error}")
+        else:
+            self.warnings.append(said)
+
+    def left_behind(self, why: str) -> None:
+        """What this call created could not be removed again."""
+        self.refuse(BackendFailed(f"The new snapshot of {self.vm} could not be removed again: {why}"))
+        self.warnings.append(f"The snapshot with the id {self.made!r} of {self.vm} is left behind: {why}")
+
+    def predict(self) -> None:
+        """Fill in what a real run would report."""
+        if self.error is None and self.decision is not None and self.after is not None:
+            self.word = self.decision.word
+            self.changed = bool(self.decision.actions)
+            self.snapshot = self.decision.snapshot
+            self.after = dataclasses.replace(self.after, snapshots=self.decision.predicted)
+
+    def conclude(self) -> None:
+        """Say what happened, from what was seen."""
+        if self.error is not None:
+            self.word = "failed" if self.started else "none"
+            self.changed = self._left_changed()
+            if self.started and self.before and self.after and self.before.state.power != self.after.state.power:
+                self.warnings.append(f"{self.vm} was {self.before.state.power}, and is {self.after.state.power} now")
+        elif self.decision is not None:
+            self.word = self.decision.word
+            self.changed = bool(self.done)
+            if self.raced and not self.done:
+                self.word = "lost_race"
+        wanted = self.decision.snapshot if self.decision else None
+        if wanted is not None:
+            self.snapshot = self.after.by_id(wanted.id) if self.after else None
+            if self.snapshot is None and self.word == "removed":
+                self.snapshot = wanted
+
+    def _left_changed(self) -> bool:
+        """Whether a VM on which something failed is not as it was found."""
+        if self.undone or self.started is None or self.before is None or self.after is None:
+            return False
+        if self.done:
+            return True
+        if isinstance(self.started, Revert):
+            # One that breaks off may have stopped the VM and replaced its configuration already (libvirt 9.0, QEMU 7.2).
+            same = self.seen_again and self.before.state.power == self.after.state.power
+            return not (same and isinstance(self.error, _CLEAN_REFUSALS))
+        if isinstance(self.error, (ConnectionFailed, TimedOut)):
+            return True
+        return isinstance(self.started, Create) and len(self.after.named(self.started.name)) > len(
+            self.before.named(self.started.name)
+        )
+
+
+def hold_back(outcomes: Iterable[Outcome], *, because: Outcome) -> None:
+    """Leave alone what was not begun."""
+    for one in outcomes:
+        if one.todo:
+            one.refuse(NotStarted(f"Nothing was done on {one.vm} because of {because.vm or because.target.ref}: {because.error}"))
+
+
+def refuse_all(outcomes: Iterable[Outcome], error: SafepointError) -> None:
+    """Stop all of them with the same error."""
+    for one in outcomes:
+        one.refuse(error)
