@@ -32,7 +32,7 @@ class ActionModule(ActionBase):
         """Return what the play and the files say, or fail with the first thing that is wrong with them."""
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
-        _, options = self.validate_argument_spec(
+        _dummy, options = self.validate_argument_spec(
             argument_spec={"tasks": {"type": "str"}, "checks": {"type": "str"}, "role": {"type": "str"}},
             mutually_exclusive=[["tasks", "role"]],
         )
@@ -162,7 +162,7 @@ class _Reader:
 
     def _include_role(self, include: IncludeRole) -> None:
         """Load a role with its dependencies and handlers, and what its tasks include."""
-        blocks, _ = include.get_block_list(play=self._play, **self._context)
+        blocks, _dummy = include.get_block_list(play=self._play, **self._context)
         if include._role_path not in self._seen:
             self._seen.add(include._role_path)
             self._walk(blocks)

@@ -20,7 +20,7 @@ import pytest
 
 from ansible_collections.safepoint.vm.plugins.module_utils._label import Label, parse
 
-pytestmark = pytest.mark.guest
+pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("e2e")]
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

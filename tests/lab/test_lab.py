@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from lab import Lab, LabError
 from lab_guest import Guest
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.xdist_group("lab")]
 
 SNAPSHOT = "<domainsnapshot><name>before</name></domainsnapshot>"
 

@@ -5,7 +5,7 @@
     guest_sshd.py HOME PORT
 
 HOME holds `host_key` and `authorized_keys`, and is the home folder of every command. Commands see the server as $SSHD_PID, so that
-a change can kill or stop it. Prints the port when it listens. One process for all sessions: when it dies, all of them break.
+a change can kill or stop it. Prints the port when it listens, and ends when its stdin does. One process for all sessions: when it dies, all of them break.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ async def serve(home: Path, port: int) -> None:
         encoding=None,
         reuse_address=True,
     )
+    # The other end of stdin is the test's: however that ends, this ends with it.
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: sys.stdin.buffer.raw.read(1) or os._exit(0))
     # sshd ends while its sessions go on, which is what `systemctl stop ssh` does to a guest.
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, server.close)
     print(server.get_port(), flush=True)

@@ -74,7 +74,7 @@ class Guest:
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(Path(__file__).with_name("guest_sshd.py")), str(self.home), str(self.port)],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -100,8 +100,9 @@ class Guest:
         except ProcessLookupError:
             pass
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for end in (self._process.stdin, self._process.stdout):
+            if end is not None:
+                end.close()
         self._process = None
 
     def come_back_when(self, flag: Path) -> threading.Thread:

@@ -31,8 +31,9 @@ step() {
 tests() {
     local venv=$1 name=$2
     shift 2
+    # Two at a time, and each group with its guest in one process: most of a test is the start of ansible-playbook.
     # The environment's own ansible-playbook comes first, and its results go where the summary counts them.
-    step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q --junitxml="$REPORTS/$name.xml" "$@"
+    step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q -n 2 --dist loadgroup --junitxml="$REPORTS/$name.xml" "$@"
 }
 
 lint() {
