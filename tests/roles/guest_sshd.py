@@ -40,7 +40,7 @@ async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
 
 async def serve(home: Path, port: int) -> None:
     """Listen until the end of the process."""
-    os.environ.update(HOME=str(home), SSHD_PID=str(os.getpid()))
+    os.environ.update(HOME=str(home), TMPDIR=str(home), SSHD_PID=str(os.getpid()))
     # A guest's boot id is another one after each start, which is how `reboot` knows that the guest has gone down.
     (home / "boot_id").write_text(f"{uuid.uuid4()}\n")
     server = await asyncssh.listen(
