@@ -18,7 +18,7 @@ setup-lab:
 demo: setup-lab ## break a real Linux guest with a guarded change, and watch it come back
 	@. tests/tools/env.sh && tests/lab/build_guest.sh && .venv/bin/python tests/demo/run_demo.py
 
-test-fast: setup ## lint, and the tests that need no hypervisor (under 3 minutes)
+test-fast: setup-lab ## lint, and the tests that boot no virtual machine (under 3 minutes)
 	@tests/tools/test.sh fast
 
 test: setup-lab ## what CI runs: all but the slow ones, with real QEMU and a real guest (under 40 minutes)

@@ -67,9 +67,9 @@ class LibvirtBackend(Backend):
     memory_implied = True
     uri: str
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, person: libvirt.virConnect) -> None:
         self.uri = uri
-        self.person = libvirt.open(uri)
+        self.person = person
 
     def open(self) -> SnapshotDriver:
         return LibvirtDriver(self.uri)
@@ -95,15 +95,13 @@ class LibvirtTestBackend(LibvirtBackend):
 class TestLibvirtTestDriver(Conformance):
     @pytest.fixture
     def backend(self, lab: t.Any) -> Iterator[Backend]:
-        # Its state lives for as long as a connection is open, here that of the person.
-        backend = LibvirtTestBackend(lab.test_uri)
-        yield backend
-        backend.person.close()
+        with lab.keep_test_state() as person:
+            yield LibvirtTestBackend(lab.test_uri, person)
 
 
 class QemuBackend(LibvirtBackend):
     def __init__(self, lab: t.Any) -> None:
-        super().__init__(lab.uri)
+        super().__init__(lab.uri, libvirt.open(lab.uri))
         self.lab = lab
         self.made: list[str] = []
 

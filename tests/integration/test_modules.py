@@ -50,10 +50,9 @@ def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) ->
 
 @pytest.fixture
 def state(lab: t.Any) -> Iterator[libvirt.virConnect]:
-    """A connection to libvirt's test driver, which keeps its state for as long as it is open."""
-    connection = libvirt.open(lab.test_uri)
-    yield connection
-    connection.close()
+    """A new state of libvirt's test driver, shared with the modules."""
+    with lab.keep_test_state() as connection:
+        yield connection
 
 
 @pytest.fixture

@@ -130,8 +130,18 @@ class Lab:
 
     @contextlib.contextmanager
     def keep_test_state(self) -> Iterator[libvirt.virConnect]:
-        """Hold a connection to `test_uri` open: until the end of the block all processes share one state of the test driver."""
+        """Hold a connection to `test_uri` open: until the end of the block all processes share one new state of the test driver."""
         keeper = libvirt.open(self.test_uri)
+        # libvirtd may not have noticed yet that the last connection of the test before was closed.
+        for domain in keeper.listAllDomains():
+            for snapshot in domain.listAllSnapshots():
+                snapshot.delete()
+            if domain.name() != "test":
+                persistent = domain.isPersistent()
+                if domain.isActive():
+                    domain.destroy()
+                if persistent:
+                    domain.undefine()
         try:
             yield keeper
         finally:

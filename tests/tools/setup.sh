@@ -4,7 +4,7 @@
 #
 # Makes what the tests need: system packages (only those that are missing), the three virtual environments, and the link through
 # which ansible finds the collection. Run again it takes a moment; an interrupted run is repaired by the next one.
-#   setup.sh        for the linters and the tests without a hypervisor
+#   setup.sh        for the linters and the tests alone
 #   setup.sh lab    also the packages of libvirtd, QEMU and the guest
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
