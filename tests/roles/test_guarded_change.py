@@ -192,6 +192,11 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
         ({"change.yml": GOOD}, {"checks": "health.yml"}, "names the file 'health.yml', which was not found"),
         ({"change.yml": GOOD}, {"role": "web"}, "Set exactly one of guarded_change_tasks and guarded_change_role"),
         ({"change.yml": GOOD}, {"tasks": None}, "Set exactly one of guarded_change_tasks and guarded_change_role"),
+        (
+            {"change.yml": GOOD},
+            {"chekcs": "health.yml"},
+            "guarded_change_chekcs: the role safepoint.vm.guarded_change has no such variable",
+        ),
         ({"change.yml": GOOD}, {"timeout": "1 hour"}, "guarded_change_timeout is '1 hour', which is no duration"),
         (
             {"change.yml": GOOD},
