@@ -35,6 +35,8 @@ class Keeper:
 
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, self._reap)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit())  # by way of the finally below
         try:
             for line in sys.stdin:
                 verb, *words = line.split()

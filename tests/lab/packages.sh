@@ -25,6 +25,7 @@ lab=(
     libvirt-daemon-driver-qemu
     mmdebstrap
     openssh-client
+    procps             # ps and pgrep
     qemu-system-x86
     qemu-utils
     seabios

@@ -145,6 +145,15 @@ def test_a_run_that_is_interrupted_leaves_no_process_and_no_folder(number: signa
     assert not Path(folder).exists()
 
 
+def test_a_keeper_that_is_ended_leaves_no_process_and_no_folder() -> None:
+    lab = Lab().start()
+    lab.define_tiny("a", running=True)
+    keepers = subprocess.run(["pgrep", "-f", f"lab_keeper.py {lab.folder} "], capture_output=True, text=True, check=True)
+    os.kill(int(keepers.stdout.split()[0]), signal.SIGTERM)
+    wait_until(lambda: processes_naming(str(lab.folder)) == [])
+    assert not lab.folder.exists()
+
+
 def test_a_lab_that_cannot_start_says_what_libvirtd_said_and_leaves_nothing() -> None:
     lab = Lab()
     lab.log.mkdir()  # libvirtd cannot write its log there
