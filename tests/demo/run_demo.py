@@ -40,6 +40,7 @@ STEPS = {
     "Revert": "role     reverts web01 to the snapshot",
     "Connect | Wait for the guest": "role     connects to web01 anew",
     "The application runs": "health   {name}",
+    "Failed | Say why": "role     fails the play, for the change's own cause",
 }
 UPGRADE = (HERE / "upgrade.yml").read_text()
 BREAKS = re.findall(r"- name: (.*)", UPGRADE)[1]
@@ -124,7 +125,7 @@ class Play:
                 header = re.match(r"TASK \[(?:.* : )?(.*?)\] \*", line)
                 if header:
                     self._step(header.group(1))
-                elif line.startswith("fatal: [web01]"):
+                elif line.startswith("fatal: [web01]") and self._steps[-1][0] == BREAKS:
                     self._teller.say("         FAILED")
         self._steps.append(("end", time.monotonic()))
         self.code = process.returncode
@@ -138,11 +139,11 @@ class Play:
         elif f"- name: {name}\n" in UPGRADE:
             self._teller.say(f"change   {name}")
 
-    def seconds(self, name: str) -> float:
-        """How long the task of that name took."""
+    def times(self, name: str) -> tuple[float, float]:
+        """When the task of that name began and ended."""
         for (step, began), (_next, ended) in zip(self._steps, self._steps[1:]):
             if step == name:
-                return ended - began
+                return began, ended
         raise StoryFailed(f"the task {name!r} never ran")
 
     def last_message(self) -> str:
@@ -184,6 +185,8 @@ def tell(teller: Teller, lab: Lab, folder: Path) -> str:
     if watch.lost is None or watch.back is None:
         print(play.output)
         raise StoryFailed("web01 was never lost, or did not come back")
+    reverting, reverted = play.times("Revert")
+    expect(watch.lost < reverting, "web01 was still there when it was reverted: the change did not break it")
     teller.say("ansible-playbook ends, and says:")
     print(textwrap.fill(play.last_message(), 110, initial_indent=" " * 12, subsequent_indent=" " * 12))
     teller.say(f"exit code {play.code}; {play.recap()}")
@@ -200,8 +203,7 @@ def tell(teller: Teller, lab: Lab, folder: Path) -> str:
     label = re.search(r"\[safepoint .*\]", "".join(notes))
     expect(len(notes) == 1 and label is not None and "state=rolled_back" in label.group(), "the snapshot's label does not tell")
     teller.say(f"The snapshot stays for three days, and says: {label.group() if label else ''}")
-    lost, rollback = watch.back - watch.lost, play.seconds("Revert")
-    return f"web01 was lost for {lost:.1f} s, and its rollback took {rollback:.1f} s"
+    return f"web01 was lost for {watch.back - watch.lost:.1f} s, and its rollback took {reverted - reverting:.1f} s"
 
 
 def main() -> int:
