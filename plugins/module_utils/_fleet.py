@@ -277,7 +277,7 @@ class Fleet:
             for outcome in written:
                 if outcome.error is None and outcome.after and outcome.decision:
                     try:
-                        outcome.todo.extend(plan.confirm(outcome.after, outcome.decision, now=self._now()))
+                        outcome.todo.extend(plan.confirm(outcome.after, outcome.decision))
                     except SafepointError as exc:
                         outcome.refuse(exc)
             written = [one for one in written if one.todo]

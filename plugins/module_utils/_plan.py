@@ -96,7 +96,7 @@ class Plan(abc.ABC):
         """
 
     @abc.abstractmethod
-    def confirm(self, view: View, done: Decision, *, now: datetime) -> tuple[Action, ...]:
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         """Compare the state read afterwards with the decision; return what still has to be written.
 
         :raises SafepointError: the state is not what the hypervisor said.
@@ -147,7 +147,7 @@ class Present(Plan):
         self._compare(view, found)
         return self._describe(view, found)
 
-    def confirm(self, view: View, done: Decision, *, now: datetime) -> tuple[Action, ...]:
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         if done.snapshot is None or view.by_id(done.snapshot.id) is None:
             raise Unverified(f"The hypervisor reported {done.word}, but {view.vm} does not list the snapshot {done.snapshot}")
         return self._describe(view, view.by_id(done.snapshot.id) or done.snapshot).actions
@@ -255,7 +255,7 @@ class Absent(Plan):
         _refuse_held(view, found)
         return Decision("removed", found, _without(view.snapshots, found), (Delete(view.vm, found),))
 
-    def confirm(self, view: View, done: Decision, *, now: datetime) -> tuple[Action, ...]:
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         if done.snapshot is not None and view.by_id(done.snapshot.id) is not None:
             raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {done.snapshot}")
         return ()
@@ -296,7 +296,7 @@ class Reverted(Plan):
         actions = [*deletes, revert] if newest_only else [revert, *deletes]
         return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions))
 
-    def confirm(self, view: View, done: Decision, *, now: datetime) -> tuple[Action, ...]:
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         target = view.by_id(done.snapshot.id) if done.snapshot else None
         if target is None or not target.current:
             raise Unverified(
@@ -305,7 +305,7 @@ class Reverted(Plan):
         wanted = {
             "on": ("running",),
             "off": ("off",),
-            "as_snapshot": ("running", "paused") if target.memory else ("off", "running"),
+            "as_snapshot": ("running", "paused") if target.memory else ("off",),
         }
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(
