@@ -14,9 +14,10 @@ from __future__ import annotations
 import queue
 import threading
 import typing as t
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 
 _T = t.TypeVar("_T")
@@ -50,3 +51,28 @@ def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
     if error is not None:
         raise error
     return t.cast("_T", value)
+
+
+class Endings:
+    """How jobs ended that run in threads of their own, kept for whoever waits for them."""
+
+    def __init__(self) -> None:
+        self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._early: dict[Job, Finished] = {}
+
+    def put(self, end: Finished) -> None:
+        """Note an ending; called in the thread of the job."""
+        self._ended.put(end)
+
+    def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
+        """What SnapshotDriver.wait() promises. Endings of other jobs are kept."""
+        wanted = set(jobs)
+        while True:
+            ready = [self._early.pop(job) for job in list(self._early) if job in wanted]
+            if ready:
+                return ready
+            try:
+                end = self._ended.get(timeout=deadline.left())
+            except queue.Empty:
+                return []
+            self._early[end.job] = end

@@ -9,7 +9,6 @@ It passes the same conformance suite as the real backends, which is what makes i
 from __future__ import annotations
 
 import dataclasses
-import queue
 import threading
 import time
 import uuid
@@ -36,7 +35,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState, parents_first
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import begin
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
 
 @dataclasses.dataclass
@@ -89,8 +88,7 @@ class FakeDriver(SnapshotDriver):
 
     def __init__(self, hypervisor: Hypervisor) -> None:
         self.hypervisor = hypervisor
-        self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-        self._early: dict[Job, Finished] = {}
+        self._endings = Endings()
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         self.hypervisor.request("find")
@@ -139,22 +137,13 @@ class FakeDriver(SnapshotDriver):
         def done(end: Finished | None, error: BaseException | None) -> None:
             if end is None and not isinstance(error, SafepointError):
                 raise AssertionError("the fake itself is wrong") from error
-            self._ended.put(end or Finished(job, error=error if isinstance(error, SafepointError) else None))
+            self._endings.put(end or Finished(job, error=error if isinstance(error, SafepointError) else None))
 
         begin(lambda: self._run(job, number), done)
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
-        wanted = set(jobs)
-        while True:
-            ready = [self._early.pop(job) for job in list(self._early) if job in wanted]
-            if ready:
-                return ready
-            try:
-                end = self._ended.get(timeout=deadline.left())
-            except queue.Empty:
-                return []
-            self._early[end.job] = end
+        return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
         self.hypervisor.request("close")

@@ -11,7 +11,6 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import difflib
-import queue
 import re
 import threading
 import time
@@ -40,7 +39,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState, parents_first
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import begin
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
 try:
     import libvirt
@@ -105,8 +104,7 @@ class LibvirtDriver(SnapshotDriver):
         self._domains: dict[str, t.Any] = {}
         self._saved: set[str] = set()
         self._transient: set[str] = set()
-        self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
-        self._early: dict[Job, Finished] = {}
+        self._endings = Endings()
         try:
             self._connection = libvirt.open(_without_prompts(uri))
         except libvirt.libvirtError as exc:
@@ -146,22 +144,13 @@ class LibvirtDriver(SnapshotDriver):
         job = Job(action)
 
         def done(end: Finished | None, error: BaseException | None) -> None:
-            self._ended.put(end or Finished(job, error=self._typed(error, f"{action}")))
+            self._endings.put(end or Finished(job, error=self._typed(error, f"{action}")))
 
         begin(lambda: self._run(job, action), done)
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
-        wanted = set(jobs)
-        while True:
-            ready = [self._early.pop(job) for job in list(self._early) if job in wanted]
-            if ready:
-                return ready
-            try:
-                end = self._ended.get(timeout=deadline.left())
-            except queue.Empty:
-                return []
-            self._early[end.job] = end
+        return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
         self._connection.close()
