@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,4 +31,16 @@ def lab() -> Iterator[object]:
     from lab import Lab
 
     with Lab() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def new_lab() -> Iterator[object]:
+    """The same with a newer libvirt and QEMU, from a Debian trixie folder that the first use builds. For tests marked slow."""
+    from lab import Lab
+
+    if os.geteuid() != 0:
+        pytest.skip("libvirtd in a root folder of its own needs root")
+    subprocess.run([str(ROOT / "tests/lab/build_trixie.sh")], stdin=subprocess.DEVNULL, check=True)
+    with Lab(ROOT / ".cache/trixie") as started:
         yield started

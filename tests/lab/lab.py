@@ -9,6 +9,8 @@ folder under /tmp and is gone, processes included, when the lab stops::
         domain = lab.define_tiny("web01", paused=True)   # a real QEMU domain without an operating system, about 0.3 s
         guest = lab.guest("web02")                       # a real Debian; see lab_guest.py
         guest.wait_ssh()
+
+`Lab(root)` runs the libvirtd and the QEMU of another Debian's root folder, such as build_trixie.sh makes; the client stays ours.
 """
 
 from __future__ import annotations
@@ -39,6 +41,10 @@ START_TIMEOUT = 60.0
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # an ordinary user's PATH lacks libvirtd's folder
 PFLASH_IMAGE = Path("/usr/share/seabios/bios-256k.bin")
 
+# Runs the command "$@" in the root folder "$0", at the process id it was given. The mounts are the command's own: they go with it.
+# /tmp has the lab's folder, so that every path means the same inside and outside.
+IN_ROOT = 'for name in tmp dev proc sys; do mount --rbind "/$name" "$0/$name"; done; exec chroot "$0" "$@"'
+
 
 class LabError(Exception):
     """The lab could not do what was asked; the message carries the end of the log that explains it."""
@@ -47,7 +53,10 @@ class LabError(Exception):
 class Lab:
     """One private libvirtd and its domains, from `start()` to `stop()` (or as a context manager)."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
+        if root is not None and os.geteuid() != 0:
+            raise LabError("A lab with a root folder of its own needs root, for mount and chroot")
+        self.root = root  # with one, libvirtd and QEMU see only /tmp, /dev, /proc and /sys of this machine
         # The kernel's limit for the path of a unix socket is 107 bytes, and libvirt appends up to 90: so directly under /tmp.
         self.folder = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
         self.log = self.folder / "libvirtd.log"
@@ -159,6 +168,7 @@ class Lab:
         paused: bool = False,
         transient: bool = False,
         pflash: bool = False,
+        qcow2_nvram: bool = False,
         agent: bool = False,
         memory_mib: int = 32,
         uuid: str | None = None,
@@ -168,8 +178,9 @@ class Lab:
 
         It is shut off unless `running` (its BIOS finds nothing to boot and waits) or `paused` (it never ran an instruction) is
         set; a `transient` one is paused unless `running`. `disks` qcow2 disks come first (vda, ...), then `raw_disks` raw
-        ones. `pflash` loads the firmware the way UEFI does, `agent` adds a guest agent channel where nobody answers,
-        `extra_devices` is XML that goes into <devices> as it is.
+        ones. `pflash` loads the firmware the way UEFI does, with `qcow2_nvram` its variables are in a format that libvirt 10.9
+        can put an internal snapshot into. `agent` adds a guest agent channel where nobody answers, `extra_devices` is XML that
+        goes into <devices> as it is.
         """
         folder = self.disk_folder(name)
         self.run_as_user("mkdir", "-p", str(folder))
@@ -177,12 +188,16 @@ class Lab:
         images += [(folder / f"{name}-{disks + n}.raw", "raw") for n in range(raw_disks)]
         for path, kind in images:
             self.run_as_user("qemu-img", "create", "-q", "-f", kind, str(path), "16M")
+        nvram = folder / f"{name}-nvram.qcow2" if qcow2_nvram else None
+        if nvram:
+            self.run_as_user("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(PFLASH_IMAGE), str(nvram))
         xml = tiny_xml(
             name,
             images=images,
             memory_mib=memory_mib,
             uuid=uuid,
             loader=PFLASH_IMAGE if pflash else None,
+            nvram=nvram,
             agent=agent,
             extra_devices=extra_devices,
         )
@@ -256,12 +271,20 @@ class Lab:
                 os.chown(path, self._user.pw_uid, self._user.pw_gid)
 
     def _start_keeper(self) -> None:
-        libvirtd = shutil.which("libvirtd", path=SYSTEM_PATH)
-        if libvirtd is None:
-            raise LabError("There is no libvirtd on this machine; tests/lab/packages.sh installs it")
+        if self.root is None:
+            libvirtd = shutil.which("libvirtd", path=SYSTEM_PATH)
+            if libvirtd is None:
+                raise LabError("There is no libvirtd on this machine; tests/lab/packages.sh installs it")
+            around = []
+        else:
+            libvirtd = "/usr/sbin/libvirtd"
+            if not (self.root / libvirtd[1:]).exists():
+                raise LabError(f"There is no libvirtd in {self.root}; tests/lab/build_trixie.sh makes such a folder")
+            around = ["unshare", "--mount", "sh", "-ec", IN_ROOT, str(self.root)]
         files = ["-f", str(self.folder / "libvirtd.conf"), "-p", str(self.folder / "run/libvirtd.pid")]
+        command = [*around, *self.as_user(), libvirtd, *files]
         self._keeper = subprocess.Popen(
-            [sys.executable, "-I", str(HERE / "lab_keeper.py"), str(self.folder), *self.as_user(), libvirtd, *files],
+            [sys.executable, "-I", str(HERE / "lab_keeper.py"), str(self.folder), *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

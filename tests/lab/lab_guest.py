@@ -43,11 +43,11 @@ class GuestImage:
 
     @classmethod
     def for_lab(cls, lab: Lab) -> GuestImage:
-        """Build the image unless it is there, and copy it into the lab where QEMU's user cannot reach the checkout."""
+        """Build the image unless it is there, and copy it into the lab where QEMU cannot reach the checkout."""
         subprocess.run([str(BUILD_SCRIPT)], stdin=subprocess.DEVNULL, check=True)
         folder = CACHE
         readable = subprocess.run([*lab.as_user(), "test", "-r", str(CACHE / "base.qcow2")], check=False).returncode == 0
-        if not readable:
+        if lab.root or not readable:
             folder = lab.folder / "image"
             folder.mkdir(mode=0o755)
             for name in ("base.qcow2", "vmlinuz", "initrd.img"):

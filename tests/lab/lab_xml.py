@@ -18,14 +18,20 @@ def tiny_xml(
     memory_mib: int,
     uuid: str | None,
     loader: Path | None,
+    nvram: Path | None = None,
     agent: bool,
     extra_devices: str,
 ) -> str:
-    """A domain without a kernel; `loader` is a firmware image that is mapped as flash, like UEFI's."""
+    """A domain without a kernel; `loader` is a firmware image that is mapped as flash, like UEFI's.
+
+    libvirt wants an image for the variables too: the qcow2 `nvram`, or a raw one that it makes itself. Nobody looks into it here.
+    """
     flash = ""
     if loader:
-        # libvirt wants an image for the variables too, and makes it from the template; nobody looks into it here.
-        flash = f"<loader readonly='yes' type='pflash'>{escape(str(loader))}</loader><nvram template={quoteattr(str(loader))}/>"
+        variables = f"<nvram template={quoteattr(str(loader))}/>"
+        if nvram:
+            variables = f"<nvram format='qcow2'>{escape(str(nvram))}</nvram>"
+        flash = f"<loader readonly='yes' type='pflash'>{escape(str(loader))}</loader>{variables}"
     return f"""
 <domain type='qemu'>
   <name>{escape(name)}</name>

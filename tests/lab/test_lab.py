@@ -206,3 +206,60 @@ def test_a_guest_without_its_sshd_stays_unreachable(lab: Lab) -> None:
     assert lost.agent({"execute": "guest-ping"}) == {}  # the guest is alive
     assert lost.ssh("true").returncode == 255
     lost.remove()
+
+
+def test_a_lab_with_a_root_folder_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        lab = Lab(tmp_path)
+        with pytest.raises(LabError, match=r"no libvirtd in .*build_trixie"):
+            lab.start()
+        assert not lab.folder.exists()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(LabError, match="needs root, for mount and chroot"):
+        Lab(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_newer_lab_reverts_to_an_external_snapshot(new_lab: Lab) -> None:
+    assert new_lab.connect().getLibVersion() >= 11_000_000
+    domain = new_lab.define_tiny("tiny", paused=True)
+    snapshot = domain.snapshotCreateXML(SNAPSHOT, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    domain.revertToSnapshot(snapshot, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)  # libvirt 9.0 cannot
+    assert domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    assert len(new_lab.qemu_pids()) == 1
+    new_lab.remove("tiny")
+    assert not new_lab.disk_folder("tiny").exists()
+
+
+@pytest.mark.slow
+def test_the_newer_lab_snapshots_a_domain_with_firmware_variables_in_qcow2(new_lab: Lab) -> None:
+    domain = new_lab.define_tiny("flash", paused=True, pflash=True, qcow2_nvram=True)
+    domain.revertToSnapshot(domain.snapshotCreateXML(SNAPSHOT))
+    assert domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    new_lab.remove("flash")
+
+
+@pytest.mark.slow
+def test_a_stopped_newer_lab_leaves_no_process_no_folder_and_no_mount(new_lab: Lab) -> None:
+    assert new_lab.root is not None
+    lab = Lab(new_lab.root)
+    with lab:
+        lab.define_tiny("a", running=True)
+        mine = Path("/proc/self/ns/mnt").readlink()
+        assert Path(f"/proc/{lab.pid}/ns/mnt").readlink() != mine
+        lab.kill_daemon()
+        lab.start_daemon()
+        assert lab.connect().lookupByName("a").isActive()
+    assert processes_naming(str(lab.folder)) == []
+    assert not lab.folder.exists()
+    assert str(lab.root) not in Path("/proc/self/mounts").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.guest
+def test_a_guest_boots_in_the_newer_lab(new_lab: Lab) -> None:
+    guest = new_lab.guest("web01")
+    guest.wait_ssh()
+    assert guest.ssh("hostname").stdout.split() == ["web01"]
+    assert guest.agent({"execute": "guest-ping"}) == {}
+    guest.remove()

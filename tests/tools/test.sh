@@ -83,6 +83,7 @@ test | all)
     lint
     step 20m galaxy tests/tools/galaxy.sh
     step 20m guest tests/lab/build_guest.sh
+    if [ "$1" = all ]; then step 20m trixie tests/lab/build_trixie.sh; fi
     step 20m sanity tests/tools/sanity.sh "$MAIN_VENV"
     tests "$MAIN_VENV" pytest ${not_slow:+-m "not slow"} tests
     core_versions "$FLOOR_VENV" "$not_slow"
