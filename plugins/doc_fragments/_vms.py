@@ -25,6 +25,13 @@ options:
       - When it is not set, the environment variable E(SAFEPOINT_OWNER) is used.
     type: str
     default: safepoint
+  label_key:
+    description:
+      - A secret of at least 16 characters with which labels are signed. A snapshot whose label is not signed with it is foreign then.
+      - It keeps people who may edit descriptions, but not revert, from making a snapshot look like one of ours.
+      - The signature covers the VM, the name of the snapshot and all fields of the label. With O(ignore:state=present) and an id, an unsigned label is signed.
+      - When it is not set, the environment variable E(SAFEPOINT_LABEL_KEY) is used.
+    type: str
 """
 
     CHANGE = r"""

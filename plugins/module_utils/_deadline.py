@@ -46,6 +46,10 @@ class Deadline:
         """A shorter budget inside this one."""
         return Deadline(min(seconds, self.left()), clock=self._clock, sleep=self._sleep)
 
+    def sleep(self) -> None:
+        """Let the rest of the time pass."""
+        self._sleep(self.left())
+
     def poll(self, what: str, probe: Callable[[], _T | None], *, first: float = 0.1, longest: float = 2.0) -> _T:
         """Call ``probe`` until it returns something, with growing pauses of ``first`` to ``longest`` seconds.
 
@@ -102,16 +106,24 @@ def parse_expiry(text: str, *, option: str = "expires") -> timedelta | datetime:
 
     :raises InvalidOption: neither of the two, or a duration of nothing.
     """
+    expiry = parse_moment(text, option=option)
+    if not expiry:
+        raise InvalidOption(f"{option}={text!r} would expire at once; write for example 72h, 7d or 2026-11-26T08:00:00Z")
+    return expiry
+
+
+def parse_moment(text: str, *, option: str) -> timedelta | datetime:
+    """A duration that is counted from some moment, or a time that stands for itself.
+
+    :raises InvalidOption: neither of the two.
+    """
     if re.match(r"\d{4}-\d", text.strip()):
         return parse_time(text, option=option)
     try:
-        age = timedelta(seconds=parse_duration(text, option=option))
+        return timedelta(seconds=parse_duration(text, option=option))
     except InvalidOption as exc:
         if _DURATION.fullmatch(text.strip()):
             raise
         raise InvalidOption(
             f"{option}={text!r} is neither a duration nor a time; write for example 72h, 7d or 2026-11-26T08:00:00Z"
         ) from exc
-    if not age:
-        raise InvalidOption(f"{option}={text!r} would expire at once; write for example 72h, 7d or 2026-11-26T08:00:00Z")
-    return age

@@ -12,11 +12,12 @@ import abc
 import dataclasses
 import typing as t
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 
 if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
     from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-    from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState
+    from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, Vm, VmState
     from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
 
 
@@ -28,6 +29,12 @@ class Create:
     name: str
     description: str
     memory: bool
+    kind: str | None = None
+    """The kind of the Way that was chosen."""
+    quiesce: str = "never"
+    """``never``, ``prefer`` or ``require``."""
+    unquiesced_description: str | None = None
+    """With ``prefer``: the description of a snapshot that could not be quiesced after all."""
 
     def __str__(self) -> str:
         return f"take snapshot {self.name} of {self.vm}"
@@ -77,6 +84,7 @@ class Job:
 
     action: Action
     handle: t.Any = None
+    """As text it names the work to people who look for it at the hypervisor; None where it has no name there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +109,10 @@ class SnapshotDriver(abc.ABC):
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
 
+    def now(self) -> datetime:
+        """What time it is for the snapshots: by the endpoint's clock where that is known, and else by ours. Aware and UTC."""
+        return datetime.now(timezone.utc)
+
     @abc.abstractmethod
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         """Resolve names, UUIDs and ids in one look-up for all.
@@ -109,12 +121,29 @@ class SnapshotDriver(abc.ABC):
         """
 
     @abc.abstractmethod
-    def inspect(self, vms: Sequence[Vm]) -> Mapping[str, VmState | SafepointError]:
-        """What preflight needs to know, by the id of the VM. Writes nothing."""
+    def vms(self) -> Sequence[Vm]:
+        """All VMs of the endpoint, in the order of their names."""
 
     @abc.abstractmethod
-    def snapshots(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
-        """All snapshots by the id of the VM, parents before their children. Unfinished ones may be among them."""
+    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+        """What preflight needs to know, by the id of the VM, and with ``ways`` how snapshots can be taken. Writes nothing."""
+
+    @abc.abstractmethod
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+        """All snapshots by the id of the VM, parents before their children. Unfinished ones may be among them.
+
+        With ``sizes`` also how large they are, where the backend tells it at some cost.
+        """
+
+    @abc.abstractmethod
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        """What VMs were made of when a snapshot was taken, or with None are made of today; by the ids of the VM and the snapshot."""
+
+    def look_into_images(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Finding, ...] | SafepointError]:
+        """What is wrong inside the VMs' disk images, by the id of the VM, where the backend lets one look. May be slow."""
+        return {vm.id: () for vm in vms}
 
     @abc.abstractmethod
     def start(self, action: Action) -> Job:

@@ -17,6 +17,7 @@ __all__ = [
     "InvalidOption",
     "LibraryMissing",
     "Locked",
+    "LostRace",
     "NewerSnapshots",
     "NotStarted",
     "PermissionDenied",
@@ -133,6 +134,12 @@ class Locked(SafepointError):
     """Somebody else's operation holds the VM."""
 
     code = "locked"
+
+
+class LostRace(SafepointError):
+    """Another run did the same at the same time, and was first; what this one did has to be taken back."""
+
+    code = "lost_race"
 
 
 class TimedOut(SafepointError):

@@ -8,80 +8,87 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     InvalidOption,
     Locked,
+    LostRace,
     SafepointError,
-    SnapshotExists,
-    SnapshotNotFound,
+    SnapshotAmbiguous,
     TimedOut,
     Unverified,
+    VmNotFound,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, refuse_all
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
 
-# What may be spent after the call's own time is up: on undoing, and on reading what is left behind.
-_UNDO_SECONDS = 120.0
+# What may be spent on reading what is left behind after the call's own time is up.
 _LAST_LOOK_SECONDS = 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """How far a call may go. Times are seconds."""
-
-    timeout: float = 900.0
-    lock_timeout: float = 60.0
-    max_parallel: int = 16
-    on_error: str = "stop"
-    """``undo``, ``stop`` or ``continue``."""
+# How long a run that lost a race may take to remove what it made, and how often one that found both looks again.
+_RACE_SECONDS = 5.0
+_RACE_PAUSE_SECONDS = 0.25
 
 
 class Fleet:
     """One call: a driver, the VMs it is about, and the time it has."""
 
-    def __init__(self, driver: SnapshotDriver, bounds: Bounds, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, driver: SnapshotDriver, bounds: Bounds, *, now: Callable[[], datetime] | None = None) -> None:
+        """``now`` stands for the driver's own clock."""
         self._driver = driver
         self._bounds = bounds
-        self._now = now
+        self._now = now or driver.now
         self._deadline = Deadline(bounds.timeout)
+        self._work = Work(driver, bounds, self._deadline)
 
-    def look(self, targets: Sequence[Target]) -> list[Outcome]:
-        """See all VMs in one go; what could not be seen has an error.
+    def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
+        """See the VMs, or with None all of the endpoint, in one go; what could not be seen has an error.
+
+        With ``drift`` also what they are and were made of, with ``images`` also what is wrong inside their disk images.
 
         :raises SafepointError: the endpoint itself failed.
         """
-        outcomes = self._find(targets)
-        self._see(outcomes, self._deadline, wait=False)
+        outcomes = self._all() if targets is None else self._find(targets)
+        self._see(outcomes, self._deadline, wait=False, sizes=True)
+        if targets is None:
+            # One that went away since it was listed is not one of the endpoint's VMs any more.
+            outcomes = [one for one in outcomes if not isinstance(one.error, VmNotFound)]
+        seen = [one for one in outcomes if one.error is None and one.after]
+        if drift:
+            self._configure(seen, [(one, snapshot) for one in seen if one.after for snapshot in one.after.snapshots])
+        if images:
+            self._look_into_images(seen)
         return outcomes
 
-    def apply(self, targets: Sequence[Target], plan: Plan, *, dry_run: bool) -> list[Outcome]:
+    def apply(self, targets: Sequence[Target], plan: Plan, *, dry_run: bool, drift: bool = False) -> list[Outcome]:
         """Make every VM be as ``plan`` wants it, or say why not. A dry run goes the same way up to the first write.
+
+        With ``drift`` a revert also tells what it does to the configuration of the VM.
 
         :raises SafepointError: nothing was written, and the reason is none of a single VM.
         """
-        plan.check(type(self._driver))
+        plan.check(self._driver)
         outcomes = self._find(targets)
-        self._see(outcomes, self._deadline)
-        for outcome in outcomes:
-            self._decide(outcome, plan)
+        self._see(outcomes, self._deadline, ways=plan.creates)
+        self._settle(outcomes, plan)
         refused = next((outcome for outcome in outcomes if outcome.error), None)
         if refused is not None and self._bounds.on_error != "continue":
             hold_back(outcomes, because=refused)
+        acting = [outcome for outcome in outcomes if outcome.todo]
+        drifting = acting if drift and plan.reverts else []
+        self._configure(drifting, [(one, one.decision.snapshot) for one in drifting if one.decision and one.decision.snapshot])
         if dry_run:
             for outcome in outcomes:
                 outcome.predict()
             return outcomes
-        acting = [outcome for outcome in outcomes if outcome.todo]
         self._act(acting, plan)
+        self._configure(drifting, [], again=True)
         for outcome in outcomes:
             outcome.conclude()
         return outcomes
@@ -106,7 +113,13 @@ class Fleet:
             first.setdefault(vm.id, outcome.target.ref)
         return outcomes
 
-    def _see(self, outcomes: Iterable[Outcome], deadline: Deadline, *, wait: bool = True) -> None:
+    def _all(self) -> list[Outcome]:
+        vms = in_time("the list of VMs", self._driver.vms, self._deadline)
+        return [Outcome(Target(vm.name), vm) for vm in vms]
+
+    def _see(
+        self, outcomes: Iterable[Outcome], deadline: Deadline, *, wait: bool = True, ways: bool = False, sizes: bool = False
+    ) -> None:
         """Read state and snapshots of the VMs in bulk, and ``wait`` for those that somebody else holds.
 
         :raises SafepointError: nothing could be read.
@@ -117,7 +130,7 @@ class Fleet:
 
         def probe() -> bool | None:
             nonlocal waiting
-            views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline)
+            views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline, ways=ways, sizes=sizes)
             busy = []
             for outcome in waiting:
                 view = views[outcome.vm.id if outcome.vm else ""]
@@ -153,10 +166,10 @@ class Fleet:
                     )
                 )
 
-    def _read(self, vms: Sequence[Vm], deadline: Deadline) -> dict[str, View | SafepointError]:
+    def _read(self, vms: Sequence[Vm], deadline: Deadline, *, ways: bool, sizes: bool) -> dict[str, View | SafepointError]:
         # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
-        snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms), deadline)
-        states = in_time("the state of the VMs", lambda: self._driver.inspect(vms), deadline)
+        snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms, sizes=sizes), deadline)
+        states = in_time("the state of the VMs", lambda: self._driver.inspect(vms, ways=ways), deadline)
         views: dict[str, View | SafepointError] = {}
         for vm in vms:
             state, seen = states[vm.id], snapshots[vm.id]
@@ -168,7 +181,56 @@ class Fleet:
                 views[vm.id] = View(vm, state, seen)
         return views
 
+    def _configure(self, outcomes: Sequence[Outcome], then: Sequence[tuple[Outcome, Snapshot]], *, again: bool = False) -> None:
+        """Read what VMs are made of now and were ``then``, in bulk. That this fails does not keep anything else from being done."""
+        wanted: list[tuple[Vm, Snapshot | None]] = [(one.vm, None) for one in outcomes if one.vm]
+        wanted += [(one.vm, snapshot) for one, snapshot in then if one.vm]
+        if not wanted:
+            return
+        deadline = Deadline(max(self._deadline.left(), _LAST_LOOK_SECONDS)) if again else self._deadline
+        try:
+            found = in_time("the configurations", lambda: self._driver.configurations(wanted), deadline)
+        except SafepointError as exc:
+            found = {(vm.id, snapshot.id if snapshot else None): exc for vm, snapshot in wanted}
+        by_vm = {one.vm.id: one for one in outcomes if one.vm}
+        for (vm_id, snapshot_id), read in found.items():
+            one = by_vm[vm_id]
+            if isinstance(read, SafepointError):
+                one.warnings.append(f"A configuration of {one.vm} could not be read: {read}")
+            elif snapshot_id is not None:
+                one.then[snapshot_id] = read
+            elif again:
+                one.later = read
+            else:
+                one.now = read
+
+    def _look_into_images(self, outcomes: Sequence[Outcome]) -> None:
+        vms = [one.vm for one in outcomes if one.vm]
+        found = in_time("a look into the disk images", lambda: self._driver.look_into_images(vms), self._deadline)
+        for one in outcomes:
+            seen = found[one.vm.id] if one.vm else ()
+            if isinstance(seen, SafepointError):
+                one.refuse(seen)
+            else:
+                one.findings.extend(seen)
+
     # decide
+
+    def _settle(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """Decide for all. Where two snapshots have the name, another run may be about to take its own back: look again for a moment."""
+        for outcome in outcomes:
+            self._decide(outcome, plan)
+        moment = self._deadline.within(_RACE_SECONDS if plan.creates else 0.0)
+        while moment.left() > 0:
+            unclear = [one for one in outcomes if isinstance(one.error, SnapshotAmbiguous)]
+            if not unclear:
+                return
+            self._deadline.within(_RACE_PAUSE_SECONDS).sleep()
+            for one in unclear:
+                one.error = None
+            self._see(unclear, self._deadline, ways=True)
+            for one in unclear:
+                self._decide(one, plan)
 
     def _decide(self, outcome: Outcome, plan: Plan) -> None:
         if outcome.error is not None or outcome.after is None:
@@ -188,22 +250,15 @@ class Fleet:
 
     def _act(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
-        self._perform(outcomes)
-        raced = [one for one in outcomes if one.raced]
-        if raced:
-            try:
-                self._see(raced, self._deadline)
-            except SafepointError as exc:
-                refuse_all(raced, exc)
-            for outcome in raced:
-                self._decide(outcome, plan)
-            self._perform(raced)
-        self._confirm([one for one in outcomes if one.error is None], plan)
+        self._work.perform(outcomes)
+        self._again([one for one in outcomes if one.raced], plan)
+        losers = self._confirm([one for one in outcomes if one.error is None], plan)
+        self._give_way(losers, plan)
         failed = next((one for one in outcomes if one.error), None)
         if failed is None:
             return
-        if self._bounds.on_error == "undo" and plan.undoes_creations:
-            self._undo(outcomes, because=failed)
+        if self._bounds.on_error == "undo" and plan.creates:
+            self._work.undo(outcomes, because=failed)
         try:
             self._see([one for one in outcomes if one.started], Deadline(_LAST_LOOK_SECONDS), wait=False)
         except SafepointError as exc:
@@ -211,61 +266,35 @@ class Fleet:
                 if one.started:
                     one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
 
-    def _perform(self, outcomes: Iterable[Outcome]) -> None:
-        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
-        ready = collections.deque(one for one in outcomes if one.todo)
-        running: dict[Job, Outcome] = {}
-        failed: Outcome | None = None
-        while running or (ready and failed is None):
-            while ready and failed is None and len(running) < self._bounds.max_parallel:
-                outcome = ready.popleft()
-                outcome.started = outcome.todo.popleft()
-                running[self._driver.start(outcome.started)] = outcome
-            finished = self._driver.wait(list(running), self._deadline)
-            if not finished:
-                for job, outcome in running.items():
-                    outcome.in_flight = job
-                    outcome.refuse(
-                        TimedOut(
-                            f"timeout={self._bounds.timeout:g} seconds was not enough to {job.action}; it may still end at the "
-                            "hypervisor: look with snapshot_info before the next try, and set a longer timeout"
-                        )
-                    )
-                failed = next(iter(running.values()))
-                break
-            for job_end in finished:
-                outcome = running.pop(job_end.job)
-                self._note(outcome, job_end)
-                if outcome.error is not None and self._bounds.on_error != "continue":
-                    failed = failed or outcome
-                elif outcome.todo:
-                    # What was begun on a VM is carried through, also when another VM has failed meanwhile.
-                    outcome.started = outcome.todo.popleft()
-                    running[self._driver.start(outcome.started)] = outcome
-        if failed is not None:
-            hold_back(ready, because=failed)
+    def _again(self, raced: Sequence[Outcome], plan: Plan) -> None:
+        """Look, decide and act once more where somebody else was faster."""
+        if not raced:
+            return
+        try:
+            self._see(raced, self._deadline, ways=plan.creates)
+            self._settle(raced, plan)
+        except SafepointError as exc:
+            refuse_all(raced, exc)
+        self._work.perform(raced)
 
-    def _note(self, outcome: Outcome, end: Finished) -> None:
-        action = end.job.action
-        outcome.warnings.extend(end.warnings)
-        if end.error is None:
-            outcome.done.append(action)
-            if isinstance(action, Create) and outcome.decision and outcome.decision.snapshot:
-                outcome.made = end.snapshot_id
-                made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
-                outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
-        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and outcome.done:
-            pass  # a newer one that was to be discarded: somebody else was faster
-        elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
-            # Somebody else was faster between our look and our write: look again, decide again, once.
-            outcome.raced = True
-            outcome.decision = None
-            outcome.todo.clear()
-        else:
-            outcome.refuse(end.error)
+    def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
+        """Take back what was created although another run was first, and go by what that run has made."""
+        for one in losers:
+            if one.vm and one.decision and one.decision.snapshot:
+                one.todo.append(Delete(one.vm, one.decision.snapshot))
+        self._work.perform(losers)
+        lost = [one for one in losers if one.error is None]
+        for one in lost:
+            one.lose()
+        self._again(lost, plan)
+        self._confirm([one for one in lost if one.error is None], plan)
 
-    def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Read again what was written; write once more where it differs from what was wanted, and then it must be right."""
+    def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
+        """Read again what was written; write once more where it differs from what was wanted, and then it must be right.
+
+        Returns those that another run was faster on.
+        """
+        losers: list[Outcome] = []
         written = [one for one in outcomes if one.done]
         for last in (False, True):
             try:
@@ -273,51 +302,20 @@ class Fleet:
                 self._see(written, Deadline(max(self._deadline.left(), _LAST_LOOK_SECONDS)), wait=False)
             except SafepointError as exc:
                 refuse_all(written, exc)
-                return
+                return losers
             for outcome in written:
                 if outcome.error is None and outcome.after and outcome.decision:
                     try:
                         outcome.todo.extend(plan.confirm(outcome.after, outcome.decision))
+                    except LostRace:
+                        losers.append(outcome)
                     except SafepointError as exc:
                         outcome.refuse(exc)
             written = [one for one in written if one.todo]
             if not written:
-                return
+                break
             if last:
                 refuse_all(written, Unverified("The hypervisor accepted the description twice, and does not show it"))
-                return
-            self._perform(written)
-
-    def _undo(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
-        """Remove what this call created, and only that, with a time budget of its own; also what is finished only now."""
-        deadline = Deadline(_UNDO_SECONDS)
-        ready = collections.deque(one for one in outcomes if one.made)
-        late = {one.in_flight: one for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create)}
-        running: dict[Job, Outcome] = {}
-        while ready or late or running:
-            while ready and len(running) < self._bounds.max_parallel:
-                one = ready.popleft()
-                if one.made and one.vm and one.decision and one.decision.snapshot:
-                    gone = dataclasses.replace(one.decision.snapshot, id=one.made)
-                    running[self._driver.start(Delete(one.vm, gone))] = one
-            finished = self._driver.wait([*late, *running], deadline) if late or running else []
-            for end in finished:
-                if end.job in late:
-                    one = late.pop(end.job)
-                    one.made = end.snapshot_id
-                    if end.error is None:
-                        ready.append(one)
-                else:
-                    one = running.pop(end.job)
-                    if end.error is None or isinstance(end.error, SnapshotNotFound):
-                        one.taken_back(because)
-                    else:
-                        one.left_behind(str(end.error))
-            if not finished:
                 break
-        for one in [*ready, *running.values()]:
-            one.left_behind(f"no answer within {_UNDO_SECONDS:g} seconds")
-        for one in late.values():
-            one.warnings.append(
-                f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
-            )
+            self._work.perform(written)
+        return losers

@@ -29,7 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 STATES = ("guarding", "committed", "rolled_back")
 
 _VERSION = "1"
-_OWN_KEYS = frozenset({"v", "owner", "expires", "hold", "hold_reason", "sig"})
+_OWN_KEYS = frozenset({"v", "owner", "consistency", "expires", "hold", "hold_reason", "sig"})
 _CANDIDATE = re.compile(r"\s*\[safepoint(?![^\s\]])")
 _LINE = re.compile(r"\s*\[safepoint((?:\s+[^\s\]]+)*)\s*\]\s*")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -55,6 +55,11 @@ class Label:
     def held(self) -> bool:
         """Whether somebody put the snapshot on hold."""
         return "hold" in self.fields
+
+    @property
+    def consistency(self) -> str | None:
+        """How the snapshot was taken, where the backend keeps no record of that itself."""
+        return self.fields.get("consistency")
 
     def line(self) -> str:
         """The label as one line of text, the same for the same fields."""

@@ -44,9 +44,14 @@ class Snapshot:
     """``memory``, ``filesystem``, ``crash`` or ``offline``."""
     current: bool
     """Whether the VM's present state descends from this snapshot directly."""
+    kind: str | None = None
+    """How the backend keeps it, where that makes a difference (libvirt: ``internal`` or ``external``); kinds are never mixed in one VM."""
     size_bytes: int | None = None
-    obstacle: str | None = None
-    """Why it can be neither gone back to nor removed, and no other be taken beside it, with the remedy; or None."""
+    size_unknown: str | None = None
+    """Why the backend does not tell the size, where it does not."""
+    obstacles: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What cannot be done with it, each with the reason and the remedy, as the end of a sentence that begins with its name:
+    ``revert``, ``remove``, ``remove_alone`` (while its children, or others on the same parent, stay)."""
 
     @property
     def label(self) -> _label.Label | None:
@@ -58,12 +63,62 @@ class Snapshot:
         """The description without the label line."""
         return _label.parse(self.description).text
 
-    def belongs_to(self, owner: str) -> bool:
-        """Whether ``owner`` made it: the label is valid and names it."""
-        return self.label is not None and self.label.owner == owner
-
     def __str__(self) -> str:
         return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One of the ways in which a snapshot of a VM can be taken."""
+
+    kind: str | None = None
+    """The kind of snapshot that comes of it; None where the backend has one only."""
+    refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What it cannot do now (``create``, ``memory``, ``quiesce``, ``memory_and_quiesce``), each with the reason and the remedy."""
+    memory_implied: bool = False
+    """A snapshot of the VM while it is up holds its memory whether asked to or not."""
+    unrecorded: tuple[str, ...] = ()
+    """Which kinds of consistency the backend keeps no record of, so that the label has to (``filesystem``, ``offline``)."""
+    deepest: int | None = None
+    """How many snapshots deep a chain can be, where that is limited."""
+    warnings: tuple[str, ...] = ()
+    """What a snapshot taken in this way would miss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Something about a VM that a person should know."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """What a VM is made of, as far as a revert brings it back. Holds no secrets."""
+
+    cpus: int | None
+    memory_bytes: int | None
+    disks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By the name of the disk in the VM: where its data are, in the backend's words."""
+    networks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By the name or address of the interface: what it is connected to."""
+
+    next_start: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """What ``cpus`` and ``memory_bytes`` will be when the VM is started the next time, where that differs."""
+
+    def drift(self, now: Configuration) -> list[tuple[str, str | int | None, str | int | None]]:
+        """What a revert from ``now`` to here would change: what it is, how it was then, how it is now. None is: not there."""
+        rows: list[tuple[str, str | int | None, str | int | None]] = []
+        for what, was, today in (("cpus", self.cpus, now.cpus), ("memory_bytes", self.memory_bytes, now.memory_bytes)):
+            rows.append((what, was, today))
+            later = self.next_start.get(what, was), now.next_start.get(what, today)
+            if later != (was, today):
+                rows.append((f"{what} from the next start on", *later))
+        for word, then, at_present in (("disk", self.disks, now.disks), ("network", self.networks, now.networks)):
+            rows.extend((f"{word} {name}", then.get(name), at_present.get(name)) for name in sorted({*then, *at_present}))
+        return [row for row in rows if row[1] != row[2]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,12 +127,13 @@ class VmState:
 
     power: str
     """One of ``running``, ``paused``, ``off``."""
+    ways: tuple[Way, ...] = ()
+    """The ways to take a snapshot, the preferred one first; read only when asked for."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What this VM cannot do now (``create``, ``memory``, ``quiesce``, ``power_off``: a revert that ends off), each with the reason and the remedy."""
-    memory_implied: bool = False
-    """A snapshot of the VM while it is up holds its memory whether asked to or not."""
+    """What else this VM cannot do now (``power_off``: a revert that ends off), each with the reason and the remedy."""
     busy: str | None = None
     """What holds the VM at the moment, or None."""
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +156,17 @@ class View:
     def current(self) -> Snapshot | None:
         """The snapshot that the VM's present state descends from."""
         return next((snapshot for snapshot in self.snapshots if snapshot.current), None)
+
+    def chain(self) -> set[str]:
+        """The ids of the snapshots that the VM's present state descends from."""
+        parents = {one.id: one.parent for one in self.snapshots}
+        current = self.current()
+        above: str | None = current.id if current else None
+        found: set[str] = set()
+        while above is not None and above not in found:
+            found.add(above)
+            above = parents.get(above)
+        return found
 
     def descendants(self, snapshot: Snapshot) -> list[Snapshot]:
         """The snapshots taken on top of ``snapshot``, parents before their children."""

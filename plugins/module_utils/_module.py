@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry, parse_moment
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     InvalidOption,
     LibraryMissing,
@@ -25,13 +25,16 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     SafepointError,
     Undone,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._label import check_description, check_labels
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff, outcome_info, outcome_result
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 Params = Mapping[str, t.Any]
 Spec = dict[str, t.Any]
@@ -49,6 +52,18 @@ VMS_SPEC: Spec = {
     "vm": {"type": "str"},
     "vms": {"type": "list", "elements": "str"},
     "owner": {"type": "str", "default": "safepoint", "fallback": (env_fallback, ["SAFEPOINT_OWNER"])},
+    "label_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["SAFEPOINT_LABEL_KEY"])},
+}
+INFO_SPEC: Spec = {
+    **VMS_SPEC,
+    "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
+    "name": {"type": "str"},
+    "labels": {"type": "dict"},
+    "older_than": {"type": "str"},
+    "newer_than": {"type": "str"},
+    "ownership": {"type": "str", "choices": ["any", "ours", "foreign"], "default": "any"},
+    "drift": {"type": "bool", "default": False},
+    "check_images": {"type": "bool", "default": False},
 }
 CHANGE_SPEC: Spec = {
     **VMS_SPEC,
@@ -63,11 +78,18 @@ CHANGE_SPEC: Spec = {
     "lock_timeout": {"type": "str", "default": "60s"},
     "max_parallel": {"type": "int", "default": 16},
 }
-INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_one_of": [("vm", "vms")]}
+INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
 CHANGE_RULES: Spec = {
     "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
     "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets")],
 }
+REVERT_RULES: Spec = {
+    "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets", "select")],
+    "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets", "select")],
+    "required_if": [("select", "before", ("time",))],
+}
+# Shorter ones can be guessed, given one signed label.
+_SHORTEST_KEY = 16
 
 
 def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -> t.NoReturn:
@@ -80,7 +102,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None = None
     try:
-        outcomes = _work(params, plan, dry_run=module.check_mode)
+        outcomes = _work(params, plan, dry_run=module.check_mode, diff=module._diff)
     except LibraryMissing as exc:
         failure = {
             "error": exc.code,
@@ -99,7 +121,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     raise SystemExit  # exit_json() has no type that says it never returns
 
 
-def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry_run: bool) -> list[Outcome]:
+def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry_run: bool, diff: bool) -> list[Outcome]:
     """Check all options, connect, and look or act.
 
     :raises SafepointError: before anything was written.
@@ -111,11 +133,16 @@ def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry
         max_parallel=_at_least_one(params, "max_parallel") if plan else 1,
         on_error=params.get("on_error") or "stop",
     )
+    _ours(params)
     wanted = plan(_request(params), params) if plan else None
+    if wanted is None:
+        _filter(params)
     driver = open_driver(params, environ=os.environ, seconds=_seconds(params, "connect_timeout"))
     try:
         fleet = Fleet(driver, bounds, now=lambda: datetime.now(timezone.utc))
-        return fleet.apply(targets, wanted, dry_run=dry_run) if wanted else fleet.look(targets)
+        if wanted is not None:
+            return fleet.apply(targets or [], wanted, dry_run=dry_run, drift=diff)
+        return fleet.look(targets, drift=params["drift"], images=params["check_images"])
     finally:
         try:
             in_time("the log-out", driver.close, Deadline(5))
@@ -126,8 +153,12 @@ def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry
 def _results(
     params: Params, outcomes: list[Outcome], *, info: bool, diff: bool
 ) -> tuple[dict[str, t.Any], dict[str, t.Any] | None]:
-    serialize = outcome_info if info else outcome_result
-    rows = [serialize(outcome, owner=params["owner"]) for outcome in outcomes]
+    ours = _ours(params)
+    if info:
+        wanted, now = _filter(params), datetime.now(timezone.utc)
+        rows = [outcome_info(one, ours=ours, wanted=wanted, which=params["ownership"], now=now) for one in outcomes]
+    else:
+        rows = [outcome_result(one, ours=ours) for one in outcomes]
     result: dict[str, t.Any] = {"changed": any(row["changed"] for row in rows), "vms": rows}
     if diff and not info:
         result["diff"] = [outcome_diff(outcome) for outcome in outcomes if outcome.changed]
@@ -142,7 +173,13 @@ def _results(
     return result, {"error": causes[0]["error"], "msg": msg}
 
 
-def _targets(params: Params) -> list[Target]:
+def _targets(params: Params) -> list[Target] | None:
+    """The VMs that are meant, or None for all of the endpoint."""
+    if params.get("scope") == "endpoint":
+        named = next((option for option in ("vm", "vms") if params.get(option) is not None), None)
+        if named:
+            raise InvalidOption(f"scope=endpoint means all VMs, and {named} names some; leave one of them out")
+        return None
     snapshot_id = params.get("id")
     ids = [one["id"] for one in params.get("targets") or []]
     for option, value in (("name", params.get("name")), ("id", snapshot_id), *(("targets: id", one) for one in ids)):
@@ -174,24 +211,58 @@ def _request(params: Params) -> Request:
     """The options of the changing modules; those a module does not have keep their defaults."""
     expires = params.get("expires")
     description = params.get("description")
+    labels = check_labels(params.get("labels") or {})
+    select = params.get("select")
+    for option in ("labels", "time"):
+        if "select" in params and params[option] is not None and select is None:
+            raise InvalidOption(f"{option} goes with select; a snapshot named by name or id needs no more")
+    if select == "newest" and params["time"] is not None:
+        raise InvalidOption(f"time={params['time']!r} goes with select=before; select=newest takes the newest there is")
+    if params.get("children") == "remove" and params["state"] != "absent":
+        raise InvalidOption("children=remove goes with state=absent; leave it out")
     if params.get("hold_reason") and params.get("hold") is False:
         raise InvalidOption("hold_reason is given and hold=false releases the snapshot; leave one of them out")
-    if not params["owner"]:
-        raise InvalidOption("owner is empty; leave it out for the default, safepoint")
+    kind = params.get("kind")
     return Request(
         name=params.get("name"),
         owner=params["owner"],
         foreign_allowed=params["foreign"] == "allow",
+        label_key=params["label_key"],
+        kind=None if kind == "auto" else kind,
         memory=bool(params.get("memory")),
         quiesce=params.get("quiesce") or "never",
         description=None if description is None else check_description(description),
         expires=None if expires is None else parse_expiry(expires),
         hold=params.get("hold"),
         hold_reason=params.get("hold_reason"),
-        labels=check_labels(params.get("labels") or {}),
+        labels={} if select else labels,
         fail_if_exists=params.get("if_exists") == "fail",
+        children=params.get("children") or "keep",
+        select=select is not None,
+        matching=Filter(labels=labels, older_than=parse_moment(params["time"], option="time") if params.get("time") else None),
         power=params.get("power") or "as_snapshot",
         discard_newer=bool(params.get("discard_newer")),
+    )
+
+
+def _ours(params: Params) -> Owner:
+    if not params["owner"]:
+        raise InvalidOption("owner is empty; leave it out for the default, safepoint")
+    key = params["label_key"]
+    if key is not None and len(key) < _SHORTEST_KEY:
+        raise InvalidOption(
+            f"label_key is shorter than {_SHORTEST_KEY} characters; make a longer one, for example with openssl rand -hex 32"
+        )
+    return Owner(params["owner"], key)
+
+
+def _filter(params: Params) -> Filter:
+    """Which snapshots the listing is to show."""
+    limits = {option: parse_moment(params[option], option=option) for option in ("older_than", "newer_than") if params[option]}
+    return Filter(
+        name=params["name"],
+        labels={key: "" if value is None else str(value) for key, value in (params["labels"] or {}).items()},
+        **limits,
     )
 
 

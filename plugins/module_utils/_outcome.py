@@ -12,7 +12,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Undone,
     Unsupported,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, Target, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
 
 # With these the hypervisor says no before it touches anything.
@@ -48,6 +48,13 @@ class Outcome:
     changed: bool = False
     warnings: list[str] = dataclasses.field(default_factory=list)
     error: SafepointError | None = None
+    then: dict[str, Configuration] = dataclasses.field(default_factory=dict)
+    """What the VM was made of, by the id of the snapshot; read only when asked for."""
+    now: Configuration | None = None
+    """What it was made of when it was first seen; read only when asked for."""
+    later: Configuration | None = None
+    """What it is made of in the end, or in a dry run would be."""
+    findings: list[Finding] = dataclasses.field(default_factory=list)
     # while the work goes on
     todo: collections.deque[Action] = dataclasses.field(default_factory=collections.deque)
     done: list[Action] = dataclasses.field(default_factory=list)
@@ -58,6 +65,16 @@ class Outcome:
     undone: bool = False
     seen_again: bool = False
     """Whether it was seen once more after something had failed."""
+
+    @property
+    def also_removed(self) -> list[str]:
+        """The ids of the snapshots that went, or would go, together with the one that was named or for its sake."""
+        if self.error is not None or self.decision is None:
+            gone = [action.snapshot.id for action in self.done if isinstance(action, Delete)]
+        else:
+            gone = [action.snapshot.id for action in self.decision.actions if isinstance(action, Delete)]
+        named = self.decision.snapshot.id if self.decision and self.decision.snapshot else None
+        return [one for one in gone if one != named]
 
     def refuse(self, error: SafepointError) -> None:
         """Stop with ``error``; the first one stands."""
@@ -75,6 +92,13 @@ class Outcome:
         else:
             self.warnings.append(said)
 
+    def lose(self) -> None:
+        """Another run was first, and what this one created is gone again."""
+        self.raced = True
+        self.decision = None
+        self.done.clear()
+        self.made = None
+
     def left_behind(self, why: str) -> None:
         """What this call created could not be removed again."""
         self.refuse(BackendFailed(f"The new snapshot of {self.vm} could not be removed again: {why}"))
@@ -87,6 +111,7 @@ class Outcome:
             self.changed = bool(self.decision.actions)
             self.snapshot = self.decision.snapshot
             self.after = dataclasses.replace(self.after, snapshots=self.decision.predicted)
+            self.later = self.then.get(self.snapshot.id) if self.snapshot else None
 
     def conclude(self) -> None:
         """Say what happened, from what was seen."""

@@ -9,13 +9,16 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import typing as t
+from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 
 
-def snapshot_result(snapshot: Snapshot, *, owner: str) -> dict[str, t.Any]:
+def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.Any]:
     """A snapshot as results show it. One that is only predicted has no id and no time."""
     label = snapshot.label
     return {
@@ -25,15 +28,17 @@ def snapshot_result(snapshot: Snapshot, *, owner: str) -> dict[str, t.Any]:
         "parent": snapshot.parent,
         "description": snapshot.text,
         "label": label.as_dict() if label else None,
-        "ours": snapshot.belongs_to(owner),
+        "ours": ours.owns(vm, snapshot),
+        "kind": snapshot.kind,
         "memory": snapshot.memory,
         "consistency": snapshot.consistency,
         "size_bytes": snapshot.size_bytes,
+        "size_unknown": snapshot.size_unknown,
         "current": snapshot.current,
     }
 
 
-def outcome_result(outcome: Outcome, *, owner: str) -> dict[str, t.Any]:
+def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
     """What happened to one VM."""
     vm = outcome.vm
     result: dict[str, t.Any] = {
@@ -41,7 +46,8 @@ def outcome_result(outcome: Outcome, *, owner: str) -> dict[str, t.Any]:
         "vm": {"name": vm.name, "id": vm.id, "uuid": vm.uuid} if vm else None,
         "changed": outcome.changed,
         "action": outcome.word,
-        "snapshot": snapshot_result(outcome.snapshot, owner=owner) if outcome.snapshot else None,
+        "snapshot": snapshot_result(vm, outcome.snapshot, ours=ours) if vm and outcome.snapshot else None,
+        "also_removed": outcome.also_removed,
         "warnings": outcome.warnings,
     }
     if outcome.error is not None:
@@ -50,13 +56,18 @@ def outcome_result(outcome: Outcome, *, owner: str) -> dict[str, t.Any]:
 
 
 def outcome_diff(outcome: Outcome) -> dict[str, str]:
-    """The snapshot trees before and after, without what only the hypervisor can know (ids, times)."""
+    """The snapshot trees before and after, without what only the hypervisor can know (ids, times), and what a revert does to the VM's configuration."""
     name = str(outcome.vm or outcome.target.ref)
+    before, after = tree(outcome.before), tree(outcome.after)
+    if outcome.now and outcome.later:
+        drift = outcome.later.drift(outcome.now)
+        before += "".join(f"{what}: {today}\n" for what, _then, today in drift if today is not None)
+        after += "".join(f"{what}: {then}\n" for what, then, _today in drift if then is not None)
     return {
         "before_header": f"{name}: snapshots before",
         "after_header": f"{name}: snapshots after",
-        "before": tree(outcome.before),
-        "after": tree(outcome.after),
+        "before": before,
+        "after": after,
     }
 
 
@@ -74,11 +85,41 @@ def tree(view: View | None) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def outcome_info(outcome: Outcome, *, owner: str) -> dict[str, t.Any]:
-    """What was seen of one VM, all its snapshots included."""
-    row = outcome_result(outcome, owner=owner)
+def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, now: datetime) -> dict[str, t.Any]:
+    """What was seen of one VM: what was found, and of its snapshots those that are ``wanted``; ``which`` is any, ours or foreign."""
+    row = outcome_result(outcome, ours=ours)
     view = outcome.after
-    del row["snapshot"], row["action"]
+    del row["snapshot"], row["action"], row["also_removed"]
     row["power"] = view.state.power if view else None
-    row["snapshots"] = [snapshot_result(one, owner=owner) for one in view.snapshots] if view else []
+    found = [*view.state.findings, *outcome.findings] if view else []
+    row["findings"] = [{"code": one.code, "msg": one.message, "remedy": one.remedy} for one in found]
+    row["snapshots"] = []
+    for one in view.snapshots if view else ():
+        owned = ours.owns(view.vm, one) if view else False
+        if view is None or not wanted.lets_through(one, now) or (which != "any" and owned != (which == "ours")):
+            continue
+        shown = snapshot_result(view.vm, one, ours=ours)
+        shown["age_seconds"] = int((now - one.created).total_seconds()) if one.created else None
+        shown["why_not_ours"] = ours.why_not(view.vm, one)
+        shown["obstacles"] = dict(one.obstacles)
+        then = outcome.then.get(one.id)
+        if then is not None:
+            shown["configuration"] = configuration_result(then)
+            shown["drift"] = [
+                {"what": what, "then": was, "now": today} for what, was, today in (then.drift(outcome.now) if outcome.now else [])
+            ]
+        row["snapshots"].append(shown)
+    if outcome.now is not None:
+        row["configuration"] = configuration_result(outcome.now)
     return row
+
+
+def configuration_result(configuration: Configuration) -> dict[str, t.Any]:
+    """What a VM is made of, as results show it."""
+    return {
+        "cpus": configuration.cpus,
+        "memory_bytes": configuration.memory_bytes,
+        "disks": dict(configuration.disks),
+        "networks": dict(configuration.networks),
+        "next_start": dict(configuration.next_start),
+    }

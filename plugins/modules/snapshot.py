@@ -34,22 +34,44 @@ options:
     description:
       - Whether the snapshot is there.
       - With V(present) and O(id) or O(targets) the snapshot must exist, and its description and label are updated.
-      - With V(absent) the snapshot alone is removed. Snapshots that were taken on top of it stay.
+      - With V(absent) the snapshot is removed, alone unless O(children) says otherwise.
     type: str
     choices:
       - present
       - absent
     default: present
+  children:
+    description:
+      - With O(state=absent), what happens to the snapshots that were taken on top of this one.
+    type: str
+    choices:
+      keep: They stay, and stand on its parent from then on.
+      remove: They are removed as well, the newest first. All of them must be ours, or O(foreign=allow), and none may be on hold.
+    default: keep
+  kind:
+    description:
+      - How libvirt keeps the snapshot. Other backends have one kind only, and refuse all but V(auto).
+      - Internal and external snapshots of one VM destroy each other, and are never mixed. The kind of those there are decides.
+    type: str
+    choices:
+      auto: Internal where that is possible and does all that is required, and else external.
+      internal: Inside the disk images. All writable disks must be qcow2.
+      external: In a new image on top of each disk. The daemon must be able to go back to such a snapshot, as libvirt can from 9.9 on.
+    default: auto
   memory:
     description:
       - Whether the snapshot must hold the memory of the running VM. If that is impossible the module fails before anything is written.
-      - If V(false), the result says what was obtained. On libvirt a snapshot of a running VM always holds its memory.
+      - If V(false), the result says what was obtained. On libvirt an internal snapshot of a running VM always holds its memory,
+        and an external one holds it only when it is asked for.
+      - Without its memory a VM comes back switched off, unless the revert is told to switch it on.
     type: bool
     default: false
   quiesce:
     description:
       - Whether the file systems in the guest are to be flushed and held for the moment of the snapshot.
-      - Snapshots on libvirt are internal ones, which cannot be quiesced.
+      - A VM that is off is at rest, and so is its snapshot.
+      - On libvirt only external snapshots without memory are quiesced, through the guest agent. Should anything go wrong meanwhile,
+        the guest is thawed from a second connection.
     type: str
     choices:
       never: They are not.
@@ -126,6 +148,15 @@ EXAMPLES = r"""
     name: before-upgrade
     hold: true
     hold_reason: incident 4711
+  delegate_to: localhost
+
+- name: Freeze the file systems for the moment of the snapshot, or fail
+  safepoint.vm.snapshot:
+    backend: libvirt
+    uri: qemu+ssh://root@kvm01/system
+    vm: db01
+    name: nightly
+    quiesce: require
   delegate_to: localhost
 
 - name: Remove it
@@ -209,18 +240,32 @@ vms:
           type: bool
           returned: always
         consistency:
-          description: What was obtained, one of V(memory), V(filesystem), V(crash) and V(offline) (the VM was off).
+          description: What was obtained, one of V(memory), V(filesystem) (quiesced), V(crash) and V(offline) (the VM was off).
           type: str
           returned: always
           sample: memory
+        kind:
+          description: On libvirt V(internal) or V(external). Null where the backend has one kind only.
+          type: str
+          returned: always
+          sample: internal
         size_bytes:
-          description: Its size in bytes. Null where the backend does not tell, as libvirt does not for internal snapshots.
+          description: Its size in bytes. Null where the backend does not tell.
           type: int
+          returned: always
+        size_unknown:
+          description: Why the size is not known, where it is not.
+          type: str
           returned: always
         current:
           description: Whether the present state of the VM descends from it directly.
           type: bool
           returned: always
+    also_removed:
+      description: The ids of the snapshots that were removed together with the one that was named.
+      type: list
+      elements: str
+      returned: always
     warnings:
       description: What did not go as one might think.
       type: list
@@ -245,7 +290,7 @@ error:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_RULES, CHANGE_SPEC, CONNECTION_SPEC, run
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
 
 
 def main():
@@ -254,6 +299,8 @@ def main():
             **CONNECTION_SPEC,
             **CHANGE_SPEC,
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "children": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
+            "kind": {"type": "str", "choices": ["auto", "internal", "external"], "default": "auto"},
             "memory": {"type": "bool", "default": False},
             "quiesce": {"type": "str", "choices": ["never", "prefer", "require"], "default": "never"},
             "description": {"type": "str"},

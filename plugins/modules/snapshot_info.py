@@ -13,6 +13,7 @@ author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
   - Lists all snapshots of one or many virtual machines as flat lists, parents before their children, whoever made them.
+  - Shows what a revert to each of them would do to the configuration of the VM, and what is wrong with a VM or its disk images, when that is asked for.
   - Writes nothing.
 extends_documentation_fragment:
   - safepoint.vm._connection
@@ -26,6 +27,53 @@ attributes:
     details: Nothing is changed.
   idempotent:
     support: full
+options:
+  scope:
+    description:
+      - Which VMs are looked at.
+    type: str
+    choices:
+      vms: Those that O(vm) or O(vms) name.
+      endpoint: All VMs of the endpoint.
+    default: vms
+  name:
+    description:
+      - Only snapshots whose name is like this pattern, in which C(*) stands for anything, C(?) for one character and C([...]) for one of several.
+    type: str
+  labels:
+    description:
+      - Only snapshots whose label has these fields, keys to texts. A key with an empty value is one that the label must not have.
+    type: dict
+  older_than:
+    description:
+      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration, for example V(72h).
+    type: str
+  newer_than:
+    description:
+      - Only snapshots that were taken after this ISO 8601 time, or not as long ago as this duration.
+    type: str
+  ownership:
+    description:
+      - Whose snapshots are listed.
+    type: str
+    choices:
+      any: All.
+      ours: Those of the O(owner), with a valid signature where O(label_key) is set.
+      foreign: All others.
+    default: any
+  drift:
+    description:
+      - Whether to read what each VM is made of today and was made of when each snapshot was taken, and to list the differences.
+      - Costs a request for each snapshot on some backends.
+    type: bool
+    default: false
+  check_images:
+    description:
+      - Whether to look into the disk images for snapshots that the hypervisor does not know. On libvirt only.
+      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log.
+        For one that is off the image itself is read, which needs a local connection.
+    type: bool
+    default: false
 seealso:
   - module: safepoint.vm.snapshot
   - module: safepoint.vm.snapshot_revert
@@ -39,6 +87,15 @@ EXAMPLES = r"""
     vm: web01
   delegate_to: localhost
   register: seen
+
+- name: List what is ours and older than three days, on the whole host
+  safepoint.vm.snapshot_info:
+    backend: libvirt
+    uri: qemu+ssh://root@kvm01/system
+    scope: endpoint
+    ownership: ours
+    older_than: 3d
+  delegate_to: localhost
 
 - name: Show those that are ours
   ansible.builtin.debug:
@@ -67,8 +124,35 @@ vms:
       type: str
       returned: always
       sample: running
+    findings:
+      description: What is wrong with the VM, each with a code word, what it is, and what to do about it.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        code:
+          description: A code word, for example V(left_paused), V(orphan) or V(images_not_checked).
+          type: str
+          returned: always
+        msg:
+          description: What it is.
+          type: str
+          returned: always
+        remedy:
+          description: What to do about it.
+          type: str
+          returned: always
+    configuration:
+      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start) where that differs.
+      type: dict
+      returned: when O(drift=true)
+      sample: {cpus: 2, memory_bytes: 2147483648, disks: {vda: /var/lib/libvirt/images/web01.qcow2}, networks: {}, next_start: {}}
     snapshots:
-      description: Its snapshots, each as C(snapshot) in the results of M(safepoint.vm.snapshot).
+      description:
+        - Those of its snapshots that were asked for, each as RV(safepoint.vm.snapshot#module:vms[].snapshot).
+        - In addition C(age_seconds), C(why_not_ours) (null for one that is ours) and C(obstacles) (what cannot be done with it, C(revert) or C(remove),
+          and why). With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
+        - The parent of one may be among those that were not asked for.
       type: list
       elements: dict
       returned: always
@@ -80,10 +164,15 @@ vms:
           description: CHG0042 kernel update
           label: {owner: safepoint, change: CHG0042, expires: "2026-11-26T08:00:00Z"}
           ours: true
+          kind: internal
           memory: true
           consistency: memory
           size_bytes: null
+          size_unknown: libvirt does not tell the size of an internal snapshot
           current: true
+          age_seconds: 3600
+          why_not_ours: null
+          obstacles: {}
     changed:
       description: Always V(false).
       type: bool
@@ -110,11 +199,11 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CONNECTION_SPEC, INFO_RULES, VMS_SPEC, run
+from ansible_collections.safepoint.vm.plugins.module_utils._module import CONNECTION_SPEC, INFO_RULES, INFO_SPEC, run
 
 
 def main():
-    module = AnsibleModule(argument_spec={**CONNECTION_SPEC, **VMS_SPEC}, supports_check_mode=True, **INFO_RULES)
+    module = AnsibleModule(argument_spec={**CONNECTION_SPEC, **INFO_SPEC}, supports_check_mode=True, **INFO_RULES)
     run(module, None)
 
 

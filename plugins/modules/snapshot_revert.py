@@ -29,17 +29,36 @@ attributes:
     support: full
   diff_mode:
     support: full
-    details: The diff is that of the snapshots. What changed inside the guests is not known.
+    details:
+      - The diff shows the snapshots, those that would be lost among them, and what the revert does to the configuration of the VM (CPUs, memory,
+        disks, networks). The configuration is read only when a diff is asked for.
+      - What changed inside the guests is not known.
   idempotent:
     support: none
     details: A revert discards what happened since the last one.
 options:
+  select:
+    description:
+      - Take the newest snapshot that fits, instead of one with a O(name) or O(id).
+      - Only snapshots of the O(owner) fit, unless O(foreign=allow).
+    type: str
+    choices:
+      newest: The newest one.
+      before: The newest one that was taken before the O(time).
+  labels:
+    description:
+      - With O(select), fields that the label must have, keys to texts. A key with an empty value is one that it must not have.
+    type: dict
+  time:
+    description:
+      - With O(select=before), an ISO 8601 time, or how long ago as a duration such as V(24h).
+    type: str
   power:
     description:
       - The power state to end in.
     type: str
     choices:
-      as_snapshot: As it was when the snapshot was taken.
+      as_snapshot: As it was when the snapshot was taken. Without its memory in the snapshot a VM comes back switched off.
       "on": Running. A snapshot of a VM that was off is started.
       "off": Off. The memory in the snapshot is not used. Refused for a transient libvirt VM, which would cease to exist.
     default: as_snapshot
@@ -71,6 +90,17 @@ EXAMPLES = r"""
     uri: qemu+ssh://root@kvm01/system
     vm: web01
     name: before-upgrade
+  delegate_to: localhost
+
+- name: Return to the last known good state of before the incident
+  safepoint.vm.snapshot_revert:
+    backend: libvirt
+    uri: qemu+ssh://root@kvm01/system
+    vm: web01
+    select: before
+    time: "2026-11-23T03:00:00Z"
+    labels:
+      quality: known-good
   delegate_to: localhost
 
 - name: Reset the test machines, and be sure that they run
@@ -106,6 +136,11 @@ vms:
       type: str
       returned: always
       sample: reverted
+    also_removed:
+      description: The ids of the newer snapshots that were removed because of O(discard_newer).
+      type: list
+      elements: str
+      returned: always
 error:
   description: The code word of the first failure.
   returned: failure
@@ -115,8 +150,8 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_RULES, CHANGE_SPEC, CONNECTION_SPEC, run
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_SPEC, CONNECTION_SPEC, REVERT_RULES, run
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Reverted
 
 
 def main():
@@ -124,12 +159,15 @@ def main():
         argument_spec={
             **CONNECTION_SPEC,
             **CHANGE_SPEC,
+            "select": {"type": "str", "choices": ["newest", "before"]},
+            "labels": {"type": "dict"},
+            "time": {"type": "str"},
             "power": {"type": "str", "choices": ["as_snapshot", "on", "off"], "default": "as_snapshot"},
             "discard_newer": {"type": "bool", "default": False},
             "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "stop"},
         },
         supports_check_mode=True,
-        **CHANGE_RULES,
+        **REVERT_RULES,
     )
     run(module, lambda request, _params: Reverted(request))
 

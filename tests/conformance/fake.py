@@ -9,6 +9,7 @@ It passes the same conformance suite as the real backends, which is what makes i
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
 import time
 import uuid
@@ -30,12 +31,17 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     SafepointError,
     SnapshotExists,
     SnapshotNotFound,
+    Unsupported,
     VmAmbiguous,
     VmNotFound,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState, parents_first
+from ansible_collections.safepoint.vm.plugins.module_utils._label import parse
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState, Way, parents_first
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
+
+_numbers = itertools.count(1)
+NEW_VM = Configuration(1, 32 * 1024**2, {"disk0": "image"}, {"net0": "lan"})
 
 
 @dataclasses.dataclass
@@ -44,6 +50,15 @@ class Machine:
 
     vm: Vm
     power: str
+    data: str = ""
+    """What is on its disk."""
+    memory: str = ""
+    """What is in its memory while it is up."""
+    configuration: Configuration = NEW_VM
+    agent: str = "none"
+    """``none``, ``ready``, or ``broken``: it looks ready, and fails to quiesce."""
+    was: dict[str, tuple[str, str, Configuration]] = dataclasses.field(default_factory=dict)
+    """By the id of the snapshot: data, memory and configuration of then."""
     snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
     powers: dict[str, str] = dataclasses.field(default_factory=dict)
     current: str | None = None
@@ -59,6 +74,8 @@ class Hypervisor:
         self.lock = threading.RLock()
         self.latency = 0.0
         """Seconds that each request takes."""
+        self.ways_read = 0
+        """How many requests asked for the ways to take a snapshot."""
         self.requests: list[str] = []
         """Every request in its order: its name, and behind a blank the VM where it is about one."""
         self.failures: dict[int, SafepointError] = {}
@@ -106,18 +123,38 @@ class FakeDriver(SnapshotDriver):
             return VmAmbiguous(f"{len(found)} VMs match {ref!r}: {', '.join(f'{vm.name} (id:{vm.id})' for vm in found)}")
         return VmNotFound(f"There is no VM {ref!r}; there are {', '.join(vm.name for vm in vms)}")
 
-    def inspect(self, vms: Sequence[Vm]) -> Mapping[str, VmState | SafepointError]:
-        self.hypervisor.request("inspect")
+    def vms(self) -> Sequence[Vm]:
+        self.hypervisor.request("vms")
         with self.hypervisor.lock:
-            return {vm.id: self._state(self.hypervisor.machines[vm.id]) for vm in vms}
+            return sorted((machine.vm for machine in self.hypervisor.machines.values()), key=lambda vm: vm.name)
 
-    def _state(self, machine: Machine) -> VmState:
-        refusals = {"quiesce": f"{machine.vm} has no agent; set quiesce=never"}
+    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+        self.hypervisor.request("inspect")
+        self.hypervisor.ways_read += ways
+        with self.hypervisor.lock:
+            return {vm.id: self._state(self.hypervisor.machines[vm.id], ways=ways) for vm in vms}
+
+    def _state(self, machine: Machine, *, ways: bool) -> VmState:
+        refusals = {"memory_and_quiesce": f"{machine.vm} keeps its memory or is quiesced, not both; leave one of them out"}
         if machine.power == "off":
             refusals["memory"] = f"{machine.vm} is off; start it first"
-        return VmState(machine.power, refusals, busy=machine.busy)
+        elif machine.agent == "none":
+            refusals["quiesce"] = f"{machine.vm} has no agent; set quiesce=never"
+        return VmState(machine.power, (Way(refusals=refusals, unrecorded=("filesystem",)),) if ways else (), busy=machine.busy)
 
-    def snapshots(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        self.hypervisor.request("configurations")
+        with self.hypervisor.lock:
+            return {
+                (vm.id, one.id if one else None): (
+                    self.hypervisor.machines[vm.id].was[one.id][2] if one else self.hypervisor.machines[vm.id].configuration
+                )
+                for vm, one in wanted
+            }
+
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         self.hypervisor.request("snapshots")
         with self.hypervisor.lock:
             return {vm.id: self._list(self.hypervisor.machines[vm.id]) for vm in vms}
@@ -159,7 +196,7 @@ class FakeDriver(SnapshotDriver):
                 return Finished(job, snapshot_id="snap-0" if isinstance(action, Create) else None)
             machine = self.hypervisor.machines[action.vm.id]
             if isinstance(action, Create):
-                return Finished(job, snapshot_id=self._create(machine, action))
+                return self._take(job, machine, action)
             if action.snapshot.id not in machine.snapshots:
                 raise SnapshotNotFound(f"{action.vm} has no snapshot {action.snapshot.id}")
             found = machine.snapshots[action.snapshot.id]
@@ -171,26 +208,46 @@ class FakeDriver(SnapshotDriver):
                 machine.current = found.id
                 as_taken = machine.powers[found.id]
                 machine.power = {"on": "running", "off": "off", "as_snapshot": as_taken}[action.power]
+                machine.data, machine.memory, machine.configuration = machine.was[found.id]
         return Finished(job)
+
+    def _take(self, job: Job, machine: Machine, action: Create) -> Finished:
+        if action.quiesce != "never" and machine.agent != "ready":
+            said = f"The agent of {machine.vm} failed to quiesce"
+            if action.quiesce == "require" or action.unquiesced_description is None:
+                raise Unsupported(said)
+            plain = dataclasses.replace(action, quiesce="never", description=action.unquiesced_description)
+            return Finished(job, snapshot_id=self._create(machine, plain), warnings=(said,))
+        return Finished(job, snapshot_id=self._create(machine, action))
 
     def _create(self, machine: Machine, action: Create) -> str:
         if self.hypervisor.unique_names and action.name in [one.name for one in machine.snapshots.values()]:
             raise SnapshotExists(f"{machine.vm} has a snapshot named {action.name!r} already")
         made = Snapshot(
-            id=f"snap-{uuid.uuid4().hex[:8]}",
+            id=f"snap-{next(_numbers)}",
             name=action.name,
             created=datetime.now(timezone.utc).replace(microsecond=0),
             parent=machine.current,
             description=action.description,
             memory=action.memory,
-            consistency="memory" if action.memory else "offline" if machine.power == "off" else "crash",
+            consistency=self._consistency(machine, action),
             current=True,
+            size_unknown="nothing in memory has a size",
         )
         machine.snapshots[made.id] = made
         # Without its memory a VM comes back switched off.
         machine.powers[made.id] = machine.power if action.memory else "off"
+        machine.was[made.id] = (machine.data, machine.memory if action.memory else "", machine.configuration)
         machine.current = made.id
         return made.id
+
+    def _consistency(self, machine: Machine, action: Create) -> str:
+        if machine.power == "off":
+            return "offline"
+        if action.memory:
+            return "memory"
+        label = parse(action.description).label
+        return "filesystem" if label and label.consistency == "filesystem" else "crash"
 
     def _delete(self, machine: Machine, gone: Snapshot) -> None:
         del machine.snapshots[gone.id]

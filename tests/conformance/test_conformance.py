@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import typing as t
 from collections.abc import Iterator
-from xml.sax.saxutils import escape
 
 import libvirt
 import pytest
-from fake import FakeDriver, Hypervisor
-from suite import Backend, Conformance, code, only
+from fake import FakeDriver, Hypervisor, Machine
+from kit import Backend, code, only
+from libvirt_backends import LibvirtTestBackend, QemuBackend
+from suite import Conformance
+from suite_data import MemoryBackend, WithMemory
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Request, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Reverted
 
 
-class FakeBackend(Backend):
+class FakeBackend(MemoryBackend):
     def __init__(self) -> None:
         self.hypervisor = Hypervisor()
 
@@ -41,8 +44,29 @@ class FakeBackend(Backend):
         driver = FakeDriver(self.hypervisor)
         driver._create(self.hypervisor.machines[self.machine(vm).id], Create(self.machine(vm), name, description, memory=False))
 
+    def _machine(self, name: str) -> Machine:
+        return self.hypervisor.machines[self.machine(name).id]
 
-class TestInMemory(Conformance):
+    def grow(self, vm: str) -> None:
+        machine = self._machine(vm)
+        machine.configuration = dataclasses.replace(
+            machine.configuration, memory_bytes=2 * (machine.configuration.memory_bytes or 0)
+        )
+
+    def write(self, vm: str, text: str) -> None:
+        self._machine(vm).data = text
+
+    def read(self, vm: str) -> str:
+        return self._machine(vm).data
+
+    def memory(self, vm: str) -> str:
+        return self._machine(vm).memory
+
+    def stir(self, vm: str) -> None:
+        self._machine(vm).memory += "."
+
+
+class TestInMemory(Conformance, WithMemory):
     @pytest.fixture
     def backend(self) -> Backend:
         return FakeBackend()
@@ -61,37 +85,6 @@ class TestInMemory(Conformance):
         assert [one.id for one in backend.list(vm)] == ids[1:]
 
 
-class LibvirtBackend(Backend):
-    """What both libvirt drivers share: a daemon of the lab, asked without the collection where a person would."""
-
-    memory_implied = True
-    uri: str
-
-    def __init__(self, uri: str, person: libvirt.virConnect) -> None:
-        self.uri = uri
-        self.person = person
-
-    def open(self) -> SnapshotDriver:
-        return LibvirtDriver(self.uri)
-
-    def uuid(self, name: str) -> str:
-        return t.cast("str", self.person.lookupByName(name).UUIDString())
-
-    def by_hand(self, vm: str, name: str, description: str) -> None:
-        xml = f"<domainsnapshot><name>{name}</name><description>{escape(description)}</description></domainsnapshot>"
-        self.person.lookupByName(vm).snapshotCreateXML(xml)
-
-
-class LibvirtTestBackend(LibvirtBackend):
-    def add(self, name: str, *, power: str) -> None:
-        xml = f"<domain type='test'><name>{name}</name><memory>8192</memory><os><type>hvm</type></os></domain>"
-        domain = self.person.defineXML(xml)
-        if power != "off":
-            domain.create()
-        if power == "paused":
-            domain.suspend()
-
-
 class TestLibvirtTestDriver(Conformance):
     @pytest.fixture
     def backend(self, lab: t.Any) -> Iterator[Backend]:
@@ -99,24 +92,29 @@ class TestLibvirtTestDriver(Conformance):
             yield LibvirtTestBackend(lab.test_uri, person)
 
 
-class QemuBackend(LibvirtBackend):
-    def __init__(self, lab: t.Any) -> None:
-        super().__init__(lab.uri, libvirt.open(lab.uri))
-        self.lab = lab
-        self.made: list[str] = []
-
-    def add(self, name: str, *, power: str) -> None:
-        self.made.append(name)
-        self.lab.define_tiny(name, running=power == "running", paused=power == "paused")
+@contextlib.contextmanager
+def qemu(lab: t.Any) -> Iterator[Backend]:
+    """A daemon of the lab, and what was made there is removed in the end."""
+    backend = QemuBackend(lab)
+    yield backend
+    for name in backend.made:
+        with contextlib.suppress(libvirt.libvirtError):
+            lab.remove(name)
+    backend.person.close()
 
 
 @pytest.mark.qemu
-class TestLibvirtQemu(Conformance):
+class TestLibvirtQemu(Conformance, WithMemory):
     @pytest.fixture
     def backend(self, lab: t.Any) -> Iterator[Backend]:
-        backend = QemuBackend(lab)
-        yield backend
-        for name in backend.made:
-            with contextlib.suppress(libvirt.libvirtError):
-                lab.remove(name)
-        backend.person.close()
+        with qemu(lab) as backend:
+            yield backend
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+class TestNewerLibvirtQemu(Conformance, WithMemory):
+    @pytest.fixture
+    def backend(self, new_lab: t.Any) -> Iterator[Backend]:
+        with qemu(new_lab) as backend:
+            yield backend

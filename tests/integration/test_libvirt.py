@@ -8,48 +8,34 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
 import typing as t
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from pathlib import Path
 
 import libvirt
 import pytest
+from libvirt_kit import Make, apply, domain, files, listed, power, revert, take, tiny_vms
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 pytestmark = pytest.mark.qemu
 
 
 @pytest.fixture
-def tiny(lab: t.Any) -> Iterator[t.Callable[..., str]]:
-    """Makes tiny VMs, and removes them."""
-    made: list[str] = []
-
-    def make(name: str, **options: t.Any) -> str:
-        made.append(name)
-        lab.define_tiny(name, **options)
-        return name
-
-    yield make
-    for name in made:
-        with contextlib.suppress(libvirt.libvirtError):
-            lab.remove(name)
-
-
-def apply(uri: str, plan: Plan, vm: str | Target, **bounds: t.Any) -> Outcome:
-    driver = LibvirtDriver(uri)
-    try:
-        (done,) = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc)).apply(
-            [vm if isinstance(vm, Target) else Target(vm)], plan, dry_run=False
-        )
-        return done
-    finally:
-        driver.close()
+def tiny(lab: t.Any) -> Iterator[Make]:
+    with tiny_vms(lab) as make:
+        yield make
 
 
 @pytest.mark.parametrize(
@@ -62,7 +48,7 @@ def apply(uri: str, plan: Plan, vm: str | Target, **bounds: t.Any) -> Outcome:
     ],
 )
 def test_a_vm_that_cannot_be_snapshotted_is_refused_with_reason_and_remedy(
-    lab: t.Any, tiny: t.Callable[..., str], options: dict[str, t.Any], reason: str, remedy: str
+    lab: t.Any, tiny: Make, options: dict[str, t.Any], reason: str, remedy: str
 ) -> None:
     vm = tiny("refused", **options)
     done = apply(lab.uri, Present(Request(name="x")), vm)
@@ -75,11 +61,11 @@ def test_a_vm_that_cannot_be_snapshotted_is_refused_with_reason_and_remedy(
         libvirt.open(lab.uri).lookupByName(vm).snapshotCreateXML("<domainsnapshot><name>x</name></domainsnapshot>")
 
 
-def test_a_running_block_job_is_told_in_libvirts_words(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_running_block_job_is_told_in_libvirts_words(lab: t.Any, tiny: Make) -> None:
     vm = tiny("busy", paused=True)
-    domain = libvirt.open(lab.uri).lookupByName(vm)
+    person = libvirt.open(lab.uri).lookupByName(vm)
     target = lab.disk_folder(vm) / "copy.qcow2"
-    domain.blockCopy(
+    person.blockCopy(
         "vda",
         f"<disk type='file'><source file='{target}'/><driver type='qcow2'/></disk>",
         {},
@@ -88,26 +74,26 @@ def test_a_running_block_job_is_told_in_libvirts_words(lab: t.Any, tiny: t.Calla
     try:
         done = apply(lab.uri, Present(Request(name="x")), vm)
     finally:
-        domain.blockJobAbort("vda")
+        person.blockJobAbort("vda")
     assert done.error and done.error.code == "locked"
     assert "active block job" in str(done.error) and "virsh blockjob" in str(done.error)
     assert not done.changed
 
 
-def test_a_snapshot_brings_back_memory_settings_and_labels_stay(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_snapshot_brings_back_memory_settings_and_labels_stay(lab: t.Any, tiny: Make) -> None:
     vm = tiny("whole", paused=True)
     assert apply(lab.uri, Present(Request(name="x", labels={"state": "guarding"})), vm).error is None
-    domain = libvirt.open(lab.uri).lookupByName(vm)
-    domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, "changed since", None, None, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    person = libvirt.open(lab.uri).lookupByName(vm)
+    person.setMetadata(libvirt.VIR_DOMAIN_METADATA_DESCRIPTION, "changed since", None, None, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     assert apply(lab.uri, Present(Request(name="x", labels={"state": "rolled_back"})), vm).word == "updated"
     done = apply(lab.uri, Reverted(Request(name="x")), vm)
     assert done.error is None
-    assert "changed since" not in domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    assert "changed since" not in person.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     # the label is the collection's journal: it must not travel back in time with the VM
     assert done.snapshot and done.snapshot.label and done.snapshot.label.fields["state"] == "rolled_back"
 
 
-def test_describing_a_snapshot_keeps_its_secrets_and_its_whole_definition(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_describing_a_snapshot_keeps_its_secrets_and_its_whole_definition(lab: t.Any, tiny: Make) -> None:
     graphics = "<graphics type='vnc' autoport='yes' listen='127.0.0.1' passwd='hunter2'/>"
     vm = tiny("secret", extra_devices=graphics)
     assert apply(lab.uri, Present(Request(name="x", description="one & two")), vm).error is None
@@ -119,9 +105,7 @@ def test_describing_a_snapshot_keeps_its_secrets_and_its_whole_definition(lab: t
     assert after == before.replace("one &amp; two", "three")
 
 
-def test_a_read_only_connection_is_refused_in_libvirts_words(
-    lab: t.Any, tiny: t.Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_connection_is_refused_in_libvirts_words(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("readonly", paused=True)
     monkeypatch.setattr(libvirt, "open", libvirt.openReadOnly)
     done = apply(lab.uri, Present(Request(name="x")), vm)
@@ -129,9 +113,7 @@ def test_a_read_only_connection_is_refused_in_libvirts_words(
     assert "read only" in str(done.error) and not done.changed
 
 
-def test_a_daemon_killed_in_the_middle_is_a_broken_connection_not_a_missing_snapshot(
-    lab: t.Any, tiny: t.Callable[..., str]
-) -> None:
+def test_a_daemon_killed_in_the_middle_is_a_broken_connection_not_a_missing_snapshot(lab: t.Any, tiny: Make) -> None:
     vm = tiny("killed", paused=True)
     driver = LibvirtDriver(lab.uri)
     lab.kill_daemon()
@@ -143,7 +125,7 @@ def test_a_daemon_killed_in_the_middle_is_a_broken_connection_not_a_missing_snap
     assert apply(lab.uri, Present(Request(name="x")), vm).word == "created"
 
 
-def test_a_daemon_that_hangs_in_the_middle_is_given_up_when_the_time_is_up(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_daemon_that_hangs_in_the_middle_is_given_up_when_the_time_is_up(lab: t.Any, tiny: Make) -> None:
     vm = tiny("hangs", paused=True)
     driver = LibvirtDriver(lab.uri)
     fleet = Fleet(driver, Bounds(timeout=2), now=lambda: datetime.now(timezone.utc))
@@ -157,45 +139,28 @@ def test_a_daemon_that_hangs_in_the_middle_is_given_up_when_the_time_is_up(lab: 
     driver.close()
 
 
-def test_a_transient_vm_can_be_snapshotted_and_reverted(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_transient_vm_can_be_snapshotted_and_reverted(lab: t.Any, tiny: Make) -> None:
     vm = tiny("transient", transient=True)
     assert apply(lab.uri, Present(Request(name="x")), vm).word == "created"
     assert apply(lab.uri, Reverted(Request(name="x")), vm).word == "reverted"
     assert apply(lab.uri, Absent(Request(name="x")), vm).word == "removed"
 
 
-def test_internal_and_external_snapshots_are_never_mixed(lab: t.Any, tiny: t.Callable[..., str]) -> None:
-    vm = tiny("mixed", paused=True)
-    domain = libvirt.open(lab.uri).lookupByName(vm)
-    domain.snapshotCreateXML("<domainsnapshot><name>ext</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
-    for plan, target in (
-        (Present(Request(name="x")), Target(vm)),
-        (Absent(Request()), Target(vm, "ext")),
-        (Reverted(Request()), Target(vm, "ext")),
-    ):
-        done = apply(lab.uri, plan, target)
-        assert done.error
-        assert (done.error.code, done.changed) == ("unsupported", False)
-        assert "ext" in str(done.error) and "external" in str(done.error) and "virsh" in str(done.error)
-    assert domain.snapshotListNames() == ["ext"]
-    assert domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
-
-
-def test_a_revert_drops_the_saved_memory_of_later(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_revert_drops_the_saved_memory_of_later(lab: t.Any, tiny: Make) -> None:
     vm = tiny("saved", paused=True)
     assert apply(lab.uri, Present(Request(name="x")), vm).error is None
-    domain = libvirt.open(lab.uri).lookupByName(vm)
-    domain.managedSave()
+    person = libvirt.open(lab.uri).lookupByName(vm)
+    person.managedSave()
     refused = apply(lab.uri, Present(Request(name="y")), vm)
     assert refused.error and refused.error.code == "unsupported"
     assert "managedsave-remove" in str(refused.error)
     done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
     assert done.error is None
-    assert not domain.hasManagedSaveImage()
+    assert not person.hasManagedSaveImage()
     assert any("managed save" in warning for warning in done.warnings)
 
 
-def test_a_transient_vm_is_not_switched_off_out_of_existence(lab: t.Any, tiny: t.Callable[..., str]) -> None:
+def test_a_transient_vm_is_not_switched_off_out_of_existence(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", transient=True)
     assert apply(lab.uri, Present(Request(name="x")), vm).error is None
     refused = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
@@ -204,26 +169,22 @@ def test_a_transient_vm_is_not_switched_off_out_of_existence(lab: t.Any, tiny: t
     assert libvirt.open(lab.uri).lookupByName(vm).snapshotListNames() == ["x"]
 
 
-def test_what_the_change_did_to_the_configuration_does_not_keep_it_from_being_rolled_back(
-    lab: t.Any, tiny: t.Callable[..., str]
-) -> None:
+def test_what_the_change_did_to_the_configuration_does_not_keep_it_from_being_rolled_back(lab: t.Any, tiny: Make) -> None:
     vm = tiny("changed", paused=True)
     assert apply(lab.uri, Present(Request(name="x")), vm).error is None
     image = lab.disk_folder(vm) / "added.raw"
     lab.run_as_user("qemu-img", "create", "-q", "-f", "raw", str(image), "1M")
-    domain = libvirt.open(lab.uri).lookupByName(vm)
-    domain.attachDevice(
+    person = libvirt.open(lab.uri).lookupByName(vm)
+    person.attachDevice(
         f"<disk type='file'><driver name='qemu' type='raw'/><source file='{image}'/><target dev='vdb' bus='virtio'/></disk>"
     )
     refused = apply(lab.uri, Present(Request(name="y")), vm)
     assert refused.error and "vdb is raw" in str(refused.error)
     assert apply(lab.uri, Reverted(Request(name="x")), vm).error is None
-    assert "vdb" not in domain.XMLDesc()
+    assert "vdb" not in person.XMLDesc()
 
 
-def test_a_guest_agent_that_does_not_answer_costs_little_and_leaves_no_setting_behind(
-    lab: t.Any, tiny: t.Callable[..., str]
-) -> None:
+def test_a_guest_agent_that_does_not_answer_costs_little_and_leaves_no_setting_behind(lab: t.Any, tiny: Make) -> None:
     vm = tiny("silent", running=True, agent=True)
     assert apply(lab.uri, Present(Request(name="x")), vm).error is None
     done = apply(lab.uri, Reverted(Request(name="x")), vm)
@@ -231,3 +192,85 @@ def test_a_guest_agent_that_does_not_answer_costs_little_and_leaves_no_setting_b
     assert any("clock" in warning and "agent" in warning for warning in done.warnings)
     status = (lab.folder / "run" / "libvirt" / "qemu" / "run" / f"{vm}.xml").read_text()
     assert "<agentTimeout>-2</agentTimeout>" in status
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "off"])
+def test_every_disk_takes_part_and_what_is_only_read_does_not(lab: t.Any, tiny: Make, state: str) -> None:
+    vm = f"several{state}"
+    folder = lab.disk_folder(vm)
+    lab.run_as_user("mkdir", "-p", str(folder))
+    for name in ("media.iso", "data.raw"):
+        lab.run_as_user("qemu-img", "create", "-q", "-f", "raw", str(folder / name), "1M")
+    tiny(
+        vm,
+        disks=2,
+        running=state == "running",
+        paused=state == "paused",
+        extra_devices=f"""
+          <disk type='file' device='cdrom'><source file='{folder}/media.iso'/><target dev='hda' bus='ide'/><readonly/></disk>
+          <disk type='file' device='cdrom'><target dev='hdb' bus='ide'/></disk>
+          <disk type='file' device='disk'><source file='{folder}/data.raw'/><target dev='vdz' bus='virtio'/><readonly/></disk>""",
+    )
+    snapshot = take(lab.uri, vm, "x")
+    assert (snapshot.kind, snapshot.memory) == ("internal", state != "off")
+    assert snapshot.size_bytes is None and snapshot.size_unknown and "libvirt does not tell" in snapshot.size_unknown
+    revert(lab.uri, vm, "x")
+    assert power(lab, vm) == state
+    assert apply(lab.uri, Absent(Request(name="x")), vm).word == "removed"
+    assert files(lab, vm) == ["data.raw", "media.iso", f"{vm}-0.qcow2", f"{vm}-1.qcow2"]
+
+
+def test_a_guest_is_quiesced_for_no_internal_snapshot(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("noisy", running=True, agent=True)
+    refused = apply(lab.uri, Present(Request(name="x", quiesce="require")), vm)
+    assert refused.error and (refused.error.code, refused.changed) == ("unsupported", False)
+    assert "internal" in str(refused.error) and "9.9" in str(refused.error)
+    preferred = apply(lab.uri, Present(Request(name="x", quiesce="prefer")), vm)
+    assert preferred.word == "created" and any("cannot be quiesced" in warning for warning in preferred.warnings)
+    assert listed(lab.uri, vm)["x"].consistency == "memory"
+    off = tiny("quiet")
+    assert apply(lab.uri, Present(Request(name="x", quiesce="require")), off).word == "created"
+
+
+def test_memory_cannot_be_asked_of_a_vm_that_is_off(lab: t.Any, tiny: Make) -> None:
+    done = apply(lab.uri, Present(Request(name="x", memory=True)), tiny("cold"))
+    assert done.error and done.error.code == "unsupported" and "start it first" in str(done.error)
+
+
+def test_a_block_job_in_the_way_of_a_revert_is_told_for_what_it_is(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("copying", paused=True)
+    take(lab.uri, vm, "x")
+    target = lab.disk_folder(vm) / "copy.qcow2"
+    copy = f"<disk type='file'><source file='{target}'/><driver type='qcow2'/></disk>"
+    person = domain(lab, vm)
+    person.blockCopy("vda", copy, {}, libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB)
+    began = time.monotonic()
+    threading.Timer(3, lambda: person.blockJobAbort("vda")).start()
+    refused = apply(lab.uri, Reverted(Request(name="x")), vm, lock_timeout=0)
+    assert refused.error and (refused.error.code, refused.changed) == ("locked", False)
+    assert "virsh blockjob" in str(refused.error)
+    # with time to wait, it is waited for
+    assert apply(lab.uri, Reverted(Request(name="x")), vm, lock_timeout=60).word == "reverted"
+    assert time.monotonic() - began >= 3
+
+
+@pytest.mark.slow
+def test_a_lock_that_is_not_let_go_is_waited_for_and_told(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("stuck", running=True)
+    pid = next(pid for pid in lab.qemu_pids() if b"guest=stuck" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        threads = [threading.Thread(target=lambda: apply(lab.uri, Present(Request(name="first")), vm))]
+        threads[0].start()
+        time.sleep(1)
+        with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+            (mine,) = [one for one in driver.vms() if one.name == vm]
+            assert (driver.inspect([mine], ways=False)[mine.id].busy or "").startswith("another operation")  # type: ignore[union-attr]
+            # libvirt itself waits for 30 s
+            job = driver.start(Create(mine, "second", "", memory=False, kind="internal"))
+            (end,) = driver.wait([job], Deadline(60))
+        assert end.error and end.error.code == "locked" and "state change lock" in str(end.error)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    threads[0].join()
+    assert list(listed(lab.uri, vm)) == ["first"]

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 import typing as t
@@ -20,47 +19,7 @@ from pathlib import Path
 
 import libvirt
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-ANSIBLE = Path(sys.executable).parent / "ansible"
-
-Module = t.Callable[..., "dict[str, t.Any]"]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "HOME": str(ROOT / ".cache" / "home"),
-        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-        "ANSIBLE_PYTHON_INTERPRETER": sys.executable,
-        "ANSIBLE_DEPRECATION_WARNINGS": "false",
-        **extra,
-    }
-
-
-def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) -> tuple[dict[str, t.Any], str]:
-    """What the module returned, and all that was on the terminal."""
-    command = [str(ANSIBLE), "localhost", "-m", f"safepoint.vm.{name}", "-a", json.dumps(options), *flags]
-    done = subprocess.run(command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120, check=False)
-    shown = done.stdout + done.stderr
-    assert "Traceback" not in shown
-    start = done.stdout.index("{", done.stdout.index("=> {"))
-    return json.JSONDecoder().raw_decode(done.stdout[start:])[0], shown
-
-
-@pytest.fixture
-def state(lab: t.Any) -> Iterator[libvirt.virConnect]:
-    """A new state of libvirt's test driver, shared with the modules."""
-    with lab.keep_test_state() as connection:
-        yield connection
-
-
-@pytest.fixture
-def module(lab: t.Any, state: libvirt.virConnect) -> Module:
-    def run(module_name: str, /, *flags: str, **options: t.Any) -> dict[str, t.Any]:
-        return run_module(module_name, {"backend": "libvirt", "uri": lab.test_uri, **options}, *flags)[0]
-
-    return run
+from running import ANSIBLE, ROOT, Module, environment, run_module
 
 
 def test_would_does_and_again_agree(module: Module) -> None:
@@ -72,7 +31,7 @@ def test_would_does_and_again_agree(module: Module) -> None:
     assert would["changed"] and does["changed"] and not again["changed"]
     assert [one["vms"][0]["action"] for one in (would, does, again)] == ["created", "created", "exists"]
     assert again["vms"][0]["snapshot"] == does["vms"][0]["snapshot"]
-    unknown = {"id": None, "created": None}
+    unknown = {"id": None, "created": None, "size_unknown": None}
     predicted, seen = would["vms"][0]["snapshot"], does["vms"][0]["snapshot"]
     for one in (predicted, seen):
         del one["label"]["expires"]

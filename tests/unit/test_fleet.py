@@ -11,13 +11,15 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _fleet
+from ansible_collections.safepoint.vm.plugins.module_utils import _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed, Unsupported
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed, Locked, Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 VMS = ["web01", "web02", "web03", "web04"]
 
@@ -127,6 +129,70 @@ def test_a_vm_held_for_too_long_is_reported_with_its_holder_before_any_write(hyp
     assert hypervisor.actions == []
 
 
+def test_a_vm_that_somebody_takes_between_look_and_write_is_tried_again(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    hypervisor.failures.update({2: Locked("a backup has it"), 5: Locked("a backup has it")})
+    done = run(hypervisor, Present(Request(name="x")), lock_timeout=5.0)
+    assert codes(done) == [None] * 4
+    assert names(hypervisor) == {name: ["x"] for name in VMS}
+    # the others did not wait for it
+    assert [str(action).split()[-1] for action in hypervisor.actions] == ["web01", "web02", "web03", "web04", "web02", "web02"]
+
+
+def test_a_vm_that_stays_taken_is_reported_when_lock_timeout_is_over(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    hypervisor.failures.update({number: Locked("a backup has it") for number in range(2, 100)})
+    done = run(hypervisor, Present(Request(name="x")), lock_timeout=0.3, on_error="stop")
+    assert codes(done)[:2] == [None, "locked"]
+    assert "a backup has it" in str(done[1].error)
+    assert done[1].changed is False
+
+
+def test_a_configuration_that_cannot_be_read_is_a_warning_and_the_revert_goes_on(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_self: FakeDriver, _wanted: object) -> object:
+        raise BackendFailed("no such privilege")
+
+    run(hypervisor, Present(Request(name="x")))
+    monkeypatch.setattr(FakeDriver, "configurations", broken)
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(timeout=5), now=lambda: datetime.now(timezone.utc))
+    (done,) = fleet.apply([Target("web01")], Reverted(Request(name="x")), dry_run=False, drift=True)
+    assert (done.word, done.error) == ("reverted", None)
+    assert any("no such privilege" in warning for warning in done.warnings)
+
+
+def test_the_ways_to_take_a_snapshot_are_read_once_and_only_to_take_one(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")))
+    assert hypervisor.ways_read == 1
+    run(hypervisor, Reverted(Request(name="x")))
+    run(hypervisor, Absent(Request(name="x")))
+    assert hypervisor.ways_read == 1
+    assert "configurations" not in hypervisor.requests
+
+
+def test_of_two_runs_that_created_the_same_name_the_later_takes_its_own_back(hypervisor: Hypervisor) -> None:
+    hypervisor.unique_names = False
+    machine = next(iter(hypervisor.machines.values()))
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        original(name)
+        if name == "Create web01" and not machine.snapshots:  # the other run is faster by a moment
+            FakeDriver(hypervisor)._create(machine, Create(machine.vm, "x", "[safepoint v=1 owner=safepoint]", memory=False))
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    done = run(hypervisor, Present(Request(name="x")))
+    assert codes(done) == [None] * 4
+    assert [(one.word, one.changed) for one in done] == [("lost_race", False)] + [("created", True)] * 3
+    assert names(hypervisor) == {name: ["x"] for name in VMS}
+    assert done[0].snapshot and done[0].snapshot.id == next(iter(machine.snapshots))
+
+
 def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_of_vms(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), max_parallel=16)
     looks = [one for one in hypervisor.requests if " " not in one]
@@ -139,7 +205,7 @@ def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_
 def test_one_vm_that_hangs_does_not_keep_the_others_from_being_undone(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_fleet, "_UNDO_SECONDS", 1.0)
+    monkeypatch.setattr(_work, "_UNDO_SECONDS", 1.0)
     hypervisor.hangs.add(2)
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=2, on_error="undo")
     assert codes(done) == ["undone", "timed_out", "undone", "undone"]

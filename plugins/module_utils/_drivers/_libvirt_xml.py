@@ -8,86 +8,132 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from xml.etree import ElementTree
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, quoteattr
 
+from ansible_collections.safepoint.vm.plugins.module_utils import _label
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot
 
-# Deleting an external one below an internal one takes the internal one's data with it and leaves a VM that cannot start (9.0).
-_EXTERNAL = (
-    "is external, which this collection does not handle yet, and external and internal snapshots of one VM destroy each other; "
-    "merge it first (virsh snapshot-delete)"
-)
+INTERNAL, EXTERNAL = "internal", "external"
+
+_SIZE_UNKNOWN = {
+    INTERNAL: "it is kept inside the VM's disk images, and libvirt does not tell its part of them",
+    EXTERNAL: "what it holds is shared with the later files of the disks, and libvirt does not tell its part of them",
+}
 
 
-def why_no_snapshot(domain_xml: str, *, daemon_version: int) -> str | None:
-    """Why QEMU cannot take an internal snapshot of the VM, with the remedy; known before libvirt is asked to write.
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A disk of a VM that has a medium."""
 
-    It says nothing about going back: a revert brings the configuration of then, whatever the present one is.
+    target: str
+    """Its name in the VM, for example vda."""
+    type: str
+    """What its data are on: file, block, network and others."""
+    path: str | None
+    """The image, where ``type`` is file."""
+    format: str
+    writable: bool
+    mode: str | None
+    """The ``snapshot`` attribute that somebody gave it."""
+
+
+def read_disks(domain: ElementTree.Element) -> list[Disk]:
+    """The disks of a ``<domain>``, without empty drives."""
+    found = []
+    for disk in domain.iterfind("devices/disk"):
+        source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
+        if source is None or target is None:
+            continue
+        found.append(
+            Disk(
+                target=target.get("dev", "?"),
+                type=disk.get("type", "file"),
+                path=source.get("file"),
+                format=driver.get("type", "raw") if driver is not None else "raw",
+                writable=disk.find("readonly") is None and disk.get("device") != "cdrom",
+                mode=disk.get("snapshot"),
+            )
+        )
+    return found
+
+
+def colliding_disks(disks: Iterable[Disk]) -> tuple[str, str] | None:
+    """Two disks that libvirt would give the same new file at a revert to an external snapshot.
+
+    It names the file after the image without its suffix, for media that are only read as well, and has stopped the VM by the time it
+    finds that out (11.3).
     """
-    config = ElementTree.fromstring(domain_xml)
-    reason = None
-    disks = [
-        disk
-        for disk in config.iterfind("devices/disk")
-        if disk.get("device", "disk") in ("disk", "lun") and disk.find("readonly") is None
-    ]
+    seen: dict[str, str] = {}
     for disk in disks:
-        target = disk.find("target")
-        driver = disk.find("driver")
-        shown = target.get("dev") if target is not None else "?"
-        kind = driver.get("type", "raw") if driver is not None else "raw"
-        if kind != "qcow2":
-            reason = (
-                f"disk {shown} is {kind}, and an internal snapshot needs qcow2 on every writable disk; "
-                "convert it (qemu-img convert -O qcow2), or make it readonly"
-            )
-        elif disk.get("snapshot", "internal") != "internal":
-            reason = (
-                f"disk {shown} has snapshot={disk.get('snapshot')!r} in its configuration, and an internal snapshot takes every "
-                "writable disk; remove that attribute"
-            )
-    if not disks:
-        reason = "it has no writable disk, and an internal snapshot is kept in one; add a qcow2 disk"
-    loader = config.find("os/loader")
-    nvram = config.find("os/nvram")
-    if loader is not None and loader.get("type") == "pflash":
-        # libvirt 9.0.0: 'internal snapshots of a VM with pflash based firmware are not supported'; NEWS of 10.9.0: allowed with a qcow2 nvram.
-        if daemon_version < 10_009_000:
-            reason = "it boots by UEFI (pflash), and libvirt takes internal snapshots of such VMs from 10.9 on; boot it by BIOS, or upgrade libvirt"
-        elif nvram is None or nvram.get("format") != "qcow2":
-            reason = "it boots by UEFI (pflash) with a raw nvram; give it an nvram of format qcow2"
-    return reason
+        if disk.path is not None:
+            folder, name = os.path.split(disk.path)
+            stem = os.path.join(folder, name.rpartition(".")[0] or name)
+            if stem in seen:
+                return seen[stem], disk.target
+            seen[stem] = disk.target
+    return None
 
 
 def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
     """One snapshot from its definition; ``current`` is the name of the VM's current one."""
     root = ElementTree.fromstring(xml)
     name = root.findtext("name") or ""
-    state = root.findtext("state")
     kept = root.find("memory")
     memory = kept is not None and kept.get("snapshot") != "no"
     parts = [*root.iterfind("disks/disk"), *([kept] if kept is not None else [])]
+    kind = EXTERNAL if EXTERNAL in [part.get("snapshot") for part in parts] else INTERNAL
     created = root.findtext("creationTime")
+    description = root.findtext("description") or ""
+    label = _label.parse(description).label
+    obstacles = {}
+    domain = root.find("domain")
+    clash = colliding_disks(read_disks(domain)) if kind == EXTERNAL and domain is not None else None
+    if clash:
+        obstacles["revert"] = (
+            f"is external, and libvirt would give the disks {clash[0]} and {clash[1]} the same new file, since their images differ in the "
+            "suffix only; merge it (virsh snapshot-delete), power the VM off and rename one of the images"
+        )
+    if memory:
+        consistency = "memory"
+    elif root.findtext("state") == "shutoff":
+        consistency = "offline"
+    else:
+        # libvirt keeps no record of it.
+        consistency = "filesystem" if label is not None and label.consistency == "filesystem" else "crash"
     return Snapshot(
         id=name,
         name=name,
         created=datetime.fromtimestamp(int(created), timezone.utc) if created else None,
         parent=root.findtext("parent/name"),
-        description=root.findtext("description") or "",
+        description=description,
         memory=memory,
-        consistency="memory" if memory else "offline" if state == "shutoff" else "crash",
+        consistency=consistency,
         current=name == current,
-        obstacle=_EXTERNAL if "external" in [part.get("snapshot") for part in parts] else None,
+        kind=kind,
+        size_unknown=_SIZE_UNKNOWN[kind],
+        obstacles=obstacles,
     )
 
 
-def new_snapshot(name: str, description: str) -> str:
-    """The definition of a snapshot that is to be taken."""
-    return f"<domainsnapshot><name>{escape(name)}</name><description>{escape(description)}</description></domainsnapshot>"
+def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None = None, memory_file: str | None = None) -> str:
+    """The definition of a snapshot that is to be taken: an external one with ``files`` (the new file of each disk), else an internal one."""
+    parts = f"<name>{escape(name)}</name><description>{escape(description)}</description>"
+    if files is not None:
+        if memory_file is not None:
+            parts += f"<memory snapshot='external' file={quoteattr(memory_file)}/>"
+        disks = [
+            f"<disk name={quoteattr(target)} snapshot='external'><source file={quoteattr(path)}/></disk>"
+            for target, path in files.items()
+        ]
+        parts += f"<disks>{''.join(disks)}</disks>"
+    return f"<domainsnapshot>{parts}</domainsnapshot>"
 
 
 def with_description(snapshot_xml: str, description: str) -> str:
@@ -103,7 +149,99 @@ def with_description(snapshot_xml: str, description: str) -> str:
     return f"{head.group()}<description>{escape(description)}</description>{rest}"
 
 
-def has_agent(domain_xml: str) -> bool:
-    """Whether the VM has a channel to a guest agent, which is no sign that one listens."""
-    targets = ElementTree.fromstring(domain_xml).iterfind("devices/channel/target")
-    return "org.qemu.guest_agent.0" in [target.get("name") for target in targets]
+def agent_channel(domain_xml: str) -> str | None:
+    """The state of the VM's channel to a guest agent (``connected`` or ``disconnected``, empty when it is off), or None without a channel."""
+    for target in ElementTree.fromstring(domain_xml).iterfind("devices/channel/target"):
+        if target.get("name") == "org.qemu.guest_agent.0":
+            return target.get("state", "")
+    return None
+
+
+def snapshot_configuration(snapshot_xml: str, *, moving_files: bool) -> Configuration:
+    """What the VM was made of when the snapshot was taken; about ``moving_files`` see read_configuration()."""
+    root = ElementTree.fromstring(snapshot_xml)
+    domain, inactive = root.find("domain"), root.find("inactiveDomain")
+    if domain is None:
+        raise BackendFailed(f"libvirt keeps no configuration with the snapshot {root.findtext('name')}")
+    return _configuration(domain, inactive, moving_files=moving_files)
+
+
+def read_configuration(domain_xml: str, inactive_xml: str | None, *, moving_files: bool) -> Configuration:
+    """What a VM is made of, from its definition, and for one that is up and persistent also from the one of its next start.
+
+    With ``moving_files``, as external snapshots make them, the name of an image says nothing, only the folder that it is in.
+    """
+    inactive = ElementTree.fromstring(inactive_xml) if inactive_xml is not None else None
+    return _configuration(ElementTree.fromstring(domain_xml), inactive, moving_files=moving_files)
+
+
+def _configuration(domain: ElementTree.Element, inactive: ElementTree.Element | None, *, moving_files: bool) -> Configuration:
+    kept = domain if inactive is None else inactive
+    now, next_start = _size(domain), _size(kept)
+    return Configuration(
+        cpus=now["cpus"],
+        memory_bytes=now["memory_bytes"],
+        disks=_both(_disks(domain, moving_files), _disks(kept, moving_files)),
+        networks=_both(_networks(domain), _networks(kept)),
+        next_start={what: size for what, size in next_start.items() if size is not None and size != now[what]},
+    )
+
+
+def _size(domain: ElementTree.Element) -> dict[str, int | None]:
+    vcpu, memory = domain.find("vcpu"), domain.findtext("memory")
+    return {
+        "cpus": int(vcpu.get("current") or vcpu.text or 1) if vcpu is not None else None,
+        "memory_bytes": int(memory) * 1024 if memory else None,  # libvirt always writes KiB
+    }
+
+
+def _both(now: Mapping[str, str], next_start: Mapping[str, str]) -> dict[str, str]:
+    """What is the same now and from the next start on is said once."""
+    said = {}
+    for name in sorted({*now, *next_start}):
+        if name not in next_start:
+            said[name] = f"{now[name]}, until the VM is powered off"
+        elif name not in now:
+            said[name] = f"{next_start[name]}, from the next start on"
+        elif now[name] != next_start[name]:
+            said[name] = f"{now[name]}, from the next start on {next_start[name]}"
+        else:
+            said[name] = now[name]
+    return said
+
+
+def _disks(domain: ElementTree.Element, moving_files: bool) -> dict[str, str]:
+    found = {}
+    for disk in domain.iterfind("devices/disk"):
+        target, source = disk.find("target"), disk.find("source")
+        if target is None:
+            continue
+        if source is None:
+            words = "empty"
+        elif source.get("file") and moving_files:
+            words = f"a file in {os.path.dirname(source.get('file', ''))}"
+        else:
+            # After its kind libvirt names the attribute that says where the data are; of a network disk the protocol and the name do.
+            words = source.get("file") or source.get("dev") or source.get("dir") or ""
+            words = words or ":".join(
+                filter(None, [source.get("protocol"), source.get("pool"), source.get("name"), source.get("volume")])
+            )
+        found[target.get("dev", "?")] = f"{words} ({disk.get('device', 'disk')} on {target.get('bus', '?')})"
+    return found
+
+
+def _networks(domain: ElementTree.Element) -> dict[str, str]:
+    found = {}
+    for number, interface in enumerate(domain.iterfind("devices/interface")):
+        mac, source, model = interface.find("mac"), interface.find("source"), interface.find("model")
+        kind = interface.get("type", "?")
+        to = (
+            (source.get(kind) or source.get("dev") or source.get("name") or source.get("path") or "")
+            if source is not None
+            else ""
+        )
+        address = mac.get("address") if mac is not None else None
+        found[address or f"interface {number}"] = f"{kind} {to}".strip() + (
+            f" ({model.get('type')})" if model is not None else ""
+        )
+    return found

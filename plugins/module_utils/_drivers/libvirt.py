@@ -1,9 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt and QEMU: internal snapshots.
+"""libvirt and QEMU: internal snapshots, and external ones where the daemon can go back to them.
 
-What the API does was seen on libvirt 9.0.0 with QEMU 7.2 (Debian 12) unless a comment says otherwise.
+What the API does was seen on libvirt 9.0.0 with QEMU 7.2 (Debian 12) and 11.3.0 with QEMU 10.0 (Debian 13), which comments call by
+libvirt's number.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -11,73 +12,57 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import difflib
-import re
-import threading
-import time
-import traceback
+import functools
+import shlex
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
-    Action,
-    Create,
-    Delete,
-    Finished,
-    Job,
-    Revert,
-    SnapshotDriver,
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
+    CHECK,
+    LIBVIRT_IMPORT_ERROR,
+    clean,
+    connect,
+    is_local,
+    libvirt,
+    public_uri,
+    typed,
+    uri_password,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    Daemon,
+    test_driver_ways,
+    ways,
+    with_obstacles,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
-    has_agent,
-    new_snapshot,
+    EXTERNAL,
+    read_configuration,
     read_snapshot,
-    why_no_snapshot,
-    with_description,
+    snapshot_configuration,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm, VmState, parents_first
+from ansible_collections.safepoint.vm.plugins.module_utils._model import (
+    Configuration,
+    Finding,
+    Snapshot,
+    Vm,
+    VmState,
+    Way,
+    parents_first,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
-try:
-    import libvirt
-
-    LIBVIRT_IMPORT_ERROR = None
-except ImportError:
-    LIBVIRT_IMPORT_ERROR = traceback.format_exc()
-
-CHECK = "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
-
-# A peer that says nothing to this many questions, so many seconds apart, is gone.
-_KEEPALIVE_SECONDS = 5
-_KEEPALIVE_COUNT = 3
-# The agent of a guest that hangs never answers; setting the clock is worth no longer wait than this.
-_AGENT_SECONDS = 5
-
-# By number, since the library may be missing: virErrorNumber in libvirt's virterror.h.
-_KINDS = {
-    3: "Unsupported",  # NO_SUPPORT
-    29: "PermissionDenied",  # OPERATION_DENIED
-    42: "VmNotFound",  # NO_DOMAIN
-    45: "PermissionDenied",  # AUTH_FAILED
-    67: "Unsupported",  # CONFIG_UNSUPPORTED
-    68: "Locked",  # OPERATION_TIMEOUT
-    72: "SnapshotNotFound",  # NO_DOMAIN_SNAPSHOT
-    74: "Unsupported",  # ARGUMENT_UNSUPPORTED
-    83: "Locked",  # BLOCK_COPY_ACTIVE
-    84: "Unsupported",  # OPERATION_UNSUPPORTED
-    88: "PermissionDenied",  # ACCESS_DENIED
-}
-_ADVICE = {
-    29: "; connect with a user that may write, for example qemu+ssh://root@HOST/system",
-    68: "; another operation holds the VM: try again when it has ended",
-    83: "; a block job works on a disk of the VM: virsh blockjob shows it, try again when it has ended",
-}
+__all__ = ["CHECK", "LibvirtDriver", "public_uri", "uri_password"]
 
 # virDomainState in libvirt-domain.h; what is not here (crashed, shutting down, suspended, blocked) still has a process.
 _POWERS = {3: "paused", 5: "off"}
+# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE: QEMU is stopped for a snapshot with memory.
+_PAUSED_FOR_SNAPSHOT = (3, 3)
 
 _T = t.TypeVar("_T")
 
@@ -94,51 +79,88 @@ class LibvirtDriver(SnapshotDriver):
 
         :raises LibraryMissing: libvirt-python is not installed.
         :raises ConnectionFailed: with libvirt's own words.
+        :raises Unsupported: the daemon runs something other than QEMU.
         """
         if LIBVIRT_IMPORT_ERROR:
             raise _errors.LibraryMissing("libvirt-python", LIBVIRT_IMPORT_ERROR)
-        # Without a handler the library prints every error to stderr, where Ansible takes it for a module's output.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        _run_event_loop()
+        self._uri = uri
         self._where = public_uri(uri)
         self._domains: dict[str, t.Any] = {}
         self._saved: set[str] = set()
         self._transient: set[str] = set()
         self._endings = Endings()
         try:
-            self._connection = libvirt.open(_without_prompts(uri))
+            self._connection = connect(uri)
         except libvirt.libvirtError as exc:
-            raise _errors.ConnectionFailed(f"No connection to libvirt at {self._where}: {_clean(exc)}; {CHECK}") from exc
-        try:
-            self._connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
-        except libvirt.libvirtError:
-            pass  # libvirt's test driver has no peer to keep alive
+            raise _errors.ConnectionFailed(f"No connection to libvirt at {self._where}: {clean(exc)}; {CHECK}") from exc
         kind = self._ask("read the version", self._connection.getType)
         if kind not in ("QEMU", "TEST"):
             raise _errors.Unsupported(
                 f"libvirt at {self._where} runs {kind}, whose snapshots this collection does not know; use a QEMU URI"
             )
         self._is_qemu = kind == "QEMU"
-        self._daemon_version = self._ask("read the version", self._connection.getLibVersion)
+
+    @functools.cached_property
+    def _daemon(self) -> Daemon:
+        version = self._ask("read the version", self._connection.getLibVersion)
+        # libvirt writes this among the features of a guest since it can go back to external snapshots, a backport included.
+        known = version >= 9_009_000 or "<externalSnapshot/>" in self._ask(
+            "read the capabilities", self._connection.getCapabilities
+        )
+        return Daemon(version, self._is_qemu and known)
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
-        domains = self._ask("list the VMs", self._connection.listAllDomains)
-        self._domains = {domain.UUIDString(): domain for domain in domains}
-        # Two more for all VMs together, instead of two for each.
-        saved, transient = libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE, libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT
-        self._saved = {one.UUIDString() for one in self._ask("list the VMs", lambda: self._connection.listAllDomains(saved))}
-        self._transient = {
-            one.UUIDString() for one in self._ask("list the VMs", lambda: self._connection.listAllDomains(transient))
-        }
-        vms = [Vm(domain.name(), uuid, uuid) for uuid, domain in self._domains.items()]
+        vms = self.vms()
         return {ref: self._pick(ref, vms) for ref in refs}
 
-    def inspect(self, vms: Sequence[Vm]) -> Mapping[str, VmState | SafepointError]:
-        # Three requests a VM: the state, the lock and the configuration are told by no bulk call that every driver has.
-        return {vm.id: self._each(vm, "look at", self._state) for vm in vms}
+    def vms(self) -> Sequence[Vm]:
+        # Two more for all VMs together, instead of two for each.
+        self._domains = {one.UUIDString(): one for one in self._listed(0)}
+        self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
+        self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
+        return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
 
-    def snapshots(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+        if not vms:
+            return {}
+        # One request for the state of all, and one for the lock of each that is up: no bulk call tells that.
+        handles = [domain for domain in (self._domains.get(vm.id) for vm in vms) if domain is not None]
+        stats = self._ask(
+            "read the state of the VMs",
+            lambda: self._connection.domainListGetStats(handles, libvirt.VIR_DOMAIN_STATS_STATE) if handles else [],
+        )
+        states = {domain.UUIDString(): (row["state.state"], row["state.reason"]) for domain, row in stats}
+        return {
+            vm.id: self._each(vm, "look at", lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways))  # type: ignore[misc]
+            for vm in vms
+        }
+
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         return {vm.id: self._each(vm, "list the snapshots of", self._list) for vm in vms}
+
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        moving = {vm.id for vm, snapshot in wanted if snapshot is not None and snapshot.kind == EXTERNAL}
+        return {
+            (vm.id, snapshot.id if snapshot else None): self._each(
+                vm,
+                f"read the configuration of the snapshot {snapshot} of" if snapshot else "read the configuration of",
+                functools.partial(_configuration, snapshot=snapshot, moving_files=vm.id in moving),
+            )
+            for vm, snapshot in wanted
+        }
+
+    def look_into_images(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Finding, ...] | SafepointError]:
+        if not self._is_qemu:
+            return {vm.id: () for vm in vms}
+        local = is_local(self._uri)
+        return {
+            vm.id: self._each(
+                vm, "look into the images of", functools.partial(_libvirt_images.look, vm, where=self._where, local=local)
+            )
+            for vm in vms
+        }
 
     def start(self, action: Action) -> Job:
         job = Job(action)
@@ -146,7 +168,17 @@ class LibvirtDriver(SnapshotDriver):
         def done(end: Finished | None, error: BaseException | None) -> None:
             self._endings.put(end or Finished(job, error=self._typed(error, f"{action}")))
 
-        begin(lambda: self._run(job, action), done)
+        def work() -> Finished:
+            return _libvirt_actions.run(
+                job,
+                self._domain(action.vm),
+                uri=self._uri,
+                daemon=self._daemon,
+                transient=action.vm.id in self._transient,
+                saved=action.vm.id in self._saved,
+            )
+
+        begin(work, done)
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
@@ -156,6 +188,10 @@ class LibvirtDriver(SnapshotDriver):
         self._connection.close()
 
     # one VM
+
+    def _listed(self, flag: int) -> list[t.Any]:
+        listed: list[t.Any] = self._ask("list the VMs", lambda: self._connection.listAllDomains(flag))
+        return listed
 
     def _pick(self, ref: str, vms: Sequence[Vm]) -> Vm | SafepointError:
         kind, colon, rest = ref.partition(":")
@@ -182,101 +218,66 @@ class LibvirtDriver(SnapshotDriver):
             return call(self._domain(vm))
         except libvirt.libvirtError as exc:
             error = self._typed(exc, f"{what} {vm}")
-            if isinstance(error, _errors.ConnectionFailed):
-                raise error from exc
-            return error
+        except SafepointError as exc:
+            error = exc
+        if isinstance(error, _errors.ConnectionFailed):
+            raise error
+        return error
 
-    def _state(self, domain: t.Any) -> VmState:
-        state, _reason = domain.state()
+    def _state(self, vm: Vm, domain: t.Any, seen: tuple[int, int] | None, *, look_for_ways: bool) -> VmState:
+        # A VM that is not among the states ceased to exist since it was found, and says so itself.
+        state, reason = seen or domain.state()
         power = _POWERS.get(state, "running")
         busy = _holder(domain) if power != "off" else None
-        reason = why_no_snapshot(domain.XMLDesc(), daemon_version=self._daemon_version) if self._is_qemu else None
-        if power == "off" and domain.UUIDString() in self._saved:
-            reason = (
-                "its memory is saved to disk (managed save), and a snapshot would not hold that; "
-                "start it first, or drop it with virsh managedsave-remove"
-            )
-        refusals = {"create": f"No snapshot of {domain.name()} can be taken: {reason}"} if reason else {}
-        if domain.UUIDString() in self._transient:
+        refusals = {}
+        if vm.id in self._transient:
             refusals["power_off"] = (
-                f"{domain.name()} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
+                f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
-        if power == "off":
-            refusals["memory"] = f"{domain.name()} is off and has no memory to keep; start it first, or leave memory out"
-        refusals["quiesce"] = (
-            f"{domain.name()} cannot be quiesced: libvirt quiesces external snapshots only, and this collection takes internal ones; "
-            "set quiesce=never (the snapshot of a running VM holds its memory, so that nothing in flight is lost)"
+        found = []
+        # Asked again, since a snapshot may have been finished between the state and the lock.
+        if (state, reason) == _PAUSED_FOR_SNAPSHOT and not busy and tuple(domain.state()) == _PAUSED_FOR_SNAPSHOT:
+            found.append(self._left_paused(vm))
+        how = self._ways(vm, domain, power) if look_for_ways else ()
+        return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
+
+    def _ways(self, vm: Vm, domain: t.Any, power: str) -> tuple[Way, ...]:
+        saved = power == "off" and vm.id in self._saved
+        if not self._is_qemu:
+            return test_driver_ways(vm.name, power=power, saved=saved)
+        current = _current(domain) if self._daemon.external_revert else None
+        fork = current.getName() if current is not None and current.numChildren() else None
+        return ways(vm.name, domain.XMLDesc(), power=power, saved=saved, fork=fork, daemon=self._daemon)
+
+    def _left_paused(self, vm: Vm) -> Finding:
+        return Finding(
+            "left_paused",
+            f"{vm} is paused since a snapshot that libvirtd did not live to finish",
+            f"let it run again: virsh -c {shlex.quote(self._where)} resume {shlex.quote(vm.name)}",
         )
-        return VmState(power=power, refusals=refusals, memory_implied=True, busy=busy)
 
     def _list(self, domain: t.Any) -> tuple[Snapshot, ...]:
         handles = domain.listAllSnapshots()
         if not handles:
             return ()
-        try:
-            current = domain.snapshotCurrent().getName()
-        except libvirt.libvirtError as exc:
-            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-                raise
-            current = None
+        latest = _current(domain)
+        current = latest.getName() if latest is not None else None
         found = []
+        current_xml = ""
         for handle in handles:
             try:
-                found.append(read_snapshot(handle.getXMLDesc(), current=current))
+                xml = handle.getXMLDesc()
+                found.append(read_snapshot(xml, current=current))
+                current_xml = xml if found[-1].current else current_xml
             except libvirt.libvirtError as exc:
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     raise
-        return parents_first(found)
-
-    # actions, each in a thread of its own
-
-    def _run(self, job: Job, action: Action) -> Finished:
-        domain = self._domain(action.vm)
-        if isinstance(action, Create):
-            return self._create(job, action, domain)
-        snapshot = domain.snapshotLookupByName(action.snapshot.id)
-        if isinstance(action, Revert):
-            return self._revert(job, action, domain, snapshot)
-        if isinstance(action, Delete):
-            snapshot.delete()
-        else:
-            xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
-            domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-        return Finished(job)
-
-    def _create(self, job: Job, action: Create, domain: t.Any) -> Finished:
-        try:
-            made = domain.snapshotCreateXML(new_snapshot(action.name, action.description))
-        except libvirt.libvirtError as exc:
-            # A name that is taken has the generic code of any failed operation, and a text in the daemon's language.
-            if exc.get_error_code() == libvirt.VIR_ERR_OPERATION_FAILED and action.name in domain.snapshotListNames():
-                raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
-            raise
-        return Finished(job, snapshot_id=made.getName())
-
-    def _revert(self, job: Job, action: Revert, domain: t.Any, snapshot: t.Any) -> Finished:
-        flags = 0
-        if action.power == "on":
-            flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
-        elif action.power == "off" and action.snapshot.memory:
-            # There is no flag for off. Paused, the guest runs no instruction before it is switched off.
-            flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED
-        domain.revertToSnapshot(snapshot, flags)
-        if action.power == "off" and domain.isActive():
-            domain.destroy()
-        warnings = []
-        if action.vm.id in self._saved and domain.hasManagedSaveImage():
-            # libvirt keeps it, and the next start would run memory of later on the disks of now.
-            domain.managedSaveRemove()
-            warnings.append(f"The saved memory of {action.vm} (managed save) was dropped, since it was later than the snapshot")
-        if action.snapshot.memory and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
-            problem = _set_clock(domain)
-            if problem:
-                warnings.append(
-                    f"The clock of {action.vm} still shows the time of the snapshot ({problem}); let its time service step it"
-                )
-        return Finished(job, warnings=tuple(warnings))
+        if all(one.kind != EXTERNAL for one in found):
+            return parents_first(found)
+        # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
+        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in current_xml
+        return tuple(with_obstacles(domain.name(), parents_first(found), self._daemon, branch_lost=branch_lost))
 
     # errors
 
@@ -287,63 +288,12 @@ class LibvirtDriver(SnapshotDriver):
             raise self._typed(exc, what) from exc
 
     def _typed(self, error: BaseException | None, what: str) -> SafepointError:
-        """The library's error as one of ours, with libvirt's own words."""
+        """The error as one of ours."""
         if isinstance(error, SafepointError):
             return error
         if not isinstance(error, libvirt.libvirtError):
             return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
-        kind = _KINDS.get(error.get_error_code(), "BackendFailed")
-        if error.get_error_domain() == libvirt.VIR_FROM_RPC or not self._connection.isAlive():
-            # Seen with 9.0: a daemon that dies while it takes a snapshot leaves the VM paused for good.
-            return _errors.ConnectionFailed(
-                f"The connection to libvirt at {self._where} broke on the way to {what}: {_clean(error)}; "
-                "look at the VM before the next try, it may be left paused (virsh resume)"
-            )
-        advice = _ADVICE.get(error.get_error_code(), "")
-        made: type[SafepointError] = getattr(_errors, kind)
-        return made(f"libvirt failed to {what}: {_clean(error)}{advice}")
-
-
-_USERINFO = re.compile(r"\A([^:/?#]+://[^@?#]*?):([^@?#]*)@")
-
-
-def public_uri(uri: str) -> str:
-    """``uri`` as it may be shown: without a password that somebody put into it."""
-    return _USERINFO.sub(r"\1:***@", uri)
-
-
-def uri_password(uri: str) -> str | None:
-    """The password in ``uri``, which libvirt does not use there."""
-    found = _USERINFO.match(uri)
-    return found.group(2) if found else None
-
-
-def _without_prompts(uri: str) -> str:
-    """The ``uri`` with which ssh asks nothing: a module has no terminal, and a prompt would wait for ever."""
-    if not re.match(r"[^:]*\+ssh://", uri) or "no_tty=" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}no_tty=1"
-
-
-_loop_started = threading.Lock()
-
-
-def _run_event_loop() -> None:
-    """Once a process: the loop that answers and sends keepalives, in a daemon thread."""
-    if not _loop_started.acquire(blocking=False):
-        return
-    libvirt.virEventRegisterDefaultImpl()
-
-    def loop() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    threading.Thread(target=loop, name="libvirt events", daemon=True).start()
-
-
-def _clean(error: t.Any) -> str:
-    """libvirt's own text, in one line."""
-    return " ".join(str(error).split())
+        return typed(error, what, where=self._where, broken=not self._connection.isAlive())
 
 
 def _holder(domain: t.Any) -> str | None:
@@ -356,28 +306,21 @@ def _holder(domain: t.Any) -> str | None:
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
 
 
-def _set_clock(domain: t.Any) -> str | None:
-    """Give the guest the time of today through its agent, or say why that did not work."""
+def _current(domain: t.Any) -> t.Any:
+    """The snapshot that the VM's present state descends from, or None."""
     try:
-        if not has_agent(domain.XMLDesc()):
-            return "it has no guest agent channel"
-        # This is a setting of the VM that outlives our connection, hence the way back to libvirt's own.
-        domain.agentSetResponseTimeout(_AGENT_SECONDS)
-        try:
-            return _try_clock(domain, Deadline(_AGENT_SECONDS))
-        finally:
-            domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
+        return domain.snapshotCurrent()
     except libvirt.libvirtError as exc:
-        return _clean(exc)
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            raise
+        return None
 
 
-def _try_clock(domain: t.Any, deadline: Deadline) -> str | None:
-    while True:
-        try:
-            domain.setTime({"seconds": int(time.time()), "nseconds": 0})
-            return None
-        except libvirt.libvirtError as exc:
-            # The agent of a guest that was just started again needs a moment to connect.
-            if exc.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE or deadline.left() <= 0:
-                return _clean(exc)
-        time.sleep(0.2)
+def _configuration(domain: t.Any, *, snapshot: Snapshot | None, moving_files: bool) -> Configuration:
+    """What the VM is made of, or was. Without the flag SECURE, so without the secrets in it."""
+    if snapshot is not None:
+        return snapshot_configuration(domain.snapshotLookupByName(snapshot.id).getXMLDesc(), moving_files=moving_files)
+    next_start = None
+    if domain.isActive() and domain.isPersistent():
+        next_start = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    return read_configuration(domain.XMLDesc(), next_start, moving_files=moving_files)

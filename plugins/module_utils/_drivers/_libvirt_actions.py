@@ -1,0 +1,210 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is written: snapshots taken, reverted to, deleted and described. Each call blocks until it is done.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import typing as t
+from xml.etree import ElementTree
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
+    block_job_runs,
+    clean,
+    libvirt,
+    public_uri,
+    typed,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
+    EXTERNAL,
+    new_snapshot,
+    read_disks,
+    with_description,
+)
+
+# What libvirt makes at a revert has the second in its name, so that two reverts within one collide (11.3).
+_NEXT_SECOND = 1.1
+
+
+def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool, saved: bool) -> Finished:
+    """Do what the job is about. ``saved`` says that the VM's memory was on disk (managed save) when it was last looked at.
+
+    :raises SafepointError: it was refused, or failed.
+    :raises libvirtError: as well.
+    """
+    action: Action = job.action
+    try:
+        if isinstance(action, Create):
+            return _create(job, action, domain, uri)
+        snapshot = domain.snapshotLookupByName(action.snapshot.id)
+        if isinstance(action, Revert):
+            return _revert(job, action, domain, snapshot, transient=transient, saved=saved)
+        if isinstance(action, Delete):
+            return _delete(job, action, snapshot, daemon)
+        return _describe(job, action, domain, snapshot)
+    except libvirt.libvirtError as exc:
+        # libvirt has no code of its own for this where it is about a revert (55) or an external deletion (84).
+        if exc.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED) and _has_block_job(
+            domain
+        ):
+            raise block_job_runs(exc, f"{action}") from exc
+        # 'Can't migrate the vm that was paused due to previous migration', 'Inactive ... can't be a backing child of active ...' (QEMU 7.2, 10.0).
+        if exc.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and _is_external(action) and _is_paused(domain):
+            raise _errors.BackendFailed(
+                f"libvirt failed to {action}: {clean(exc)}; a VM that is paused since its memory was saved to a file, or restored from one, has "
+                "to run once before this: resume it (virsh resume), and pause it again if it is to stay paused"
+            ) from exc
+        raise
+
+
+def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+    try:
+        if action.kind == EXTERNAL:
+            return _create_external(job, action, domain, uri)
+        made = domain.snapshotCreateXML(new_snapshot(action.name, action.description))
+    except libvirt.libvirtError as exc:
+        # A name that is taken has the generic code of any failed operation, and a text in the daemon's language.
+        if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
+            raise
+        if action.name in domain.snapshotListNames():
+            raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
+        # 9.0 replaces what lies in the image under that name without a word, 11.3 fails.
+        raise _errors.BackendFailed(
+            f"libvirt failed to {action}: {clean(exc)}; snapshot_info with check_images=true tells whether a disk holds an unknown snapshot of "
+            "that name, and how to remove it"
+        ) from exc
+    return Finished(job, snapshot_id=made.getName())
+
+
+def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+    files, memory_file = _new_files(action, domain)
+    flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    if memory_file is None:
+        flags |= libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+
+    def take(description: str, more: int = 0) -> t.Any:
+        return domain.snapshotCreateXML(
+            new_snapshot(action.name, description, files=files, memory_file=memory_file), flags | more
+        )
+
+    warnings = []
+    try:
+        if action.quiesce == "never":
+            made = take(action.description)
+        else:
+            quiesce = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_QUIESCE
+            try:
+                made = quiesced(action.vm, domain, uri, lambda: take(action.description, quiesce))
+            except NotQuiesced as exc:
+                if action.quiesce == "require":
+                    raise exc.error from exc
+                warnings.append(f"The snapshot {action.name} of {action.vm} is not quiesced: {exc.error}")
+                made = take(action.unquiesced_description or action.description)
+    except (libvirt.libvirtError, _errors.ConnectionFailed) as exc:
+        if domain.connect().isAlive():
+            raise  # libvirt removes the new files of a snapshot that fails, but not when it dies
+        error = exc if isinstance(exc, _errors.ConnectionFailed) else typed(exc, f"{action}", where=public_uri(uri), broken=True)
+        left = ", ".join([*files.values(), *([memory_file] if memory_file else [])])
+        raise _errors.ConnectionFailed(
+            f"{error}; where there is no such snapshot then, remove what is left of it: {left}"
+        ) from exc
+    return Finished(job, snapshot_id=made.getName(), warnings=tuple(warnings))
+
+
+def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | None]:
+    """The new file of each disk that takes part, and the one for the memory where that is kept; beside the disks' own.
+
+    libvirt's own choice is the image's name without its suffix and the snapshot's instead, so that vm.raw and vm.qcow2 collide, and a
+    snapshot with what an earlier one of its name has left.
+    """
+    disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.writable and disk.path]
+    # A file's name has 255 bytes at most, of which the snapshot's may be 80.
+    vm = action.vm.name.encode()[:100].decode(errors="ignore")
+    end = f"{action.name}.{int(time.time())}"
+    files = {disk.target: os.path.join(os.path.dirname(disk.path or ""), f"{vm}-{disk.target}.{end}") for disk in disks}
+    memory_file = None
+    if action.memory and files:
+        memory_file = os.path.join(os.path.dirname(next(iter(files.values()))), f"{vm}.{end}.mem")
+    return files, memory_file
+
+
+def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool, saved: bool) -> Finished:
+    flags = 0
+    if action.power == "on":
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
+    elif action.snapshot.memory:
+        if action.power == "off":
+            # There is no flag for off. Paused, the guest runs no instruction before it is switched off.
+            flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED
+    elif transient:
+        raise _errors.Unsupported(
+            f"{action.vm} would be off after a revert to {action.snapshot}, which holds no memory, and is transient, so that it would cease to "
+            "exist; set power=on, or make it persistent first (virsh define)"
+        )
+    try:
+        domain.revertToSnapshot(snapshot, flags)
+    except libvirt.libvirtError as exc:
+        if action.snapshot.kind != EXTERNAL or exc.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
+            raise
+        time.sleep(_NEXT_SECOND)
+        domain.revertToSnapshot(snapshot, flags)
+    if action.power == "off" and domain.isActive():
+        domain.destroy()
+    warnings = []
+    if saved and domain.hasManagedSaveImage():
+        # libvirt keeps it, and the next start would run memory of later on the disks of now.
+        domain.managedSaveRemove()
+        warnings.append(f"The saved memory of {action.vm} (managed save) was dropped, since it was later than the snapshot")
+    if action.snapshot.memory and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
+        problem = set_clock(domain)
+        if problem:
+            warnings.append(
+                f"The clock of {action.vm} still shows the time of the snapshot ({problem}); let its time service step it"
+            )
+    return Finished(job, warnings=tuple(warnings))
+
+
+def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finished:
+    left = None
+    if action.snapshot.kind == EXTERNAL and action.snapshot.memory and daemon.version < 9_001_000:
+        memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
+        left = memory.get("file") if memory is not None else None
+    snapshot.delete()
+    # NEWS of 9.1.0: it is removed from then on.
+    warnings = (
+        (f"{daemon} leaves the memory file of the snapshot {action.snapshot} of {action.vm} behind: remove {left}",)
+        if left
+        else ()
+    )
+    return Finished(job, warnings=warnings)
+
+
+def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
+    xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    return Finished(job)
+
+
+def _is_external(action: Action) -> bool:
+    return (action.kind if isinstance(action, Create) else action.snapshot.kind) == EXTERNAL
+
+
+def _is_paused(domain: t.Any) -> bool:
+    return bool(domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED)
+
+
+def _has_block_job(domain: t.Any) -> bool:
+    try:
+        targets = [disk.target for disk in read_disks(ElementTree.fromstring(domain.XMLDesc()))]
+        return any(domain.blockJobInfo(target) for target in targets)
+    except libvirt.libvirtError:
+        return False  # it is off

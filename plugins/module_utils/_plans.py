@@ -1,0 +1,326 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The things that can be wanted of a VM's snapshots: that one is there, that it is not, that the VM is back at it.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _label
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Revert, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    ExistsDiffers,
+    Foreign,
+    InvalidOption,
+    LostRace,
+    NewerSnapshots,
+    SnapshotExists,
+    Unsupported,
+    Unverified,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Way, parents_first
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import check_name
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
+    Decision,
+    Plan,
+    names,
+    refuse_held,
+    refuse_obstacle,
+    without,
+)
+
+# A relative expiry is written before the hypervisor says when the snapshot was made. What lies this near is the same moment.
+_EXPIRY_SLACK = timedelta(seconds=60)
+_LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
+# With these the guest's file systems were at rest.
+_QUIET = ("filesystem", "application", "offline")
+
+
+class Present(Plan):
+    """The snapshot is there, with the label and description asked for."""
+
+    creates = True
+
+    def check(self, driver: SnapshotDriver) -> None:
+        if self.request.name is not None:
+            check_name(self.request.name, driver.name_rule)
+
+    def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
+        found = self.find(view, snapshot_id, now)
+        if found is None:
+            if snapshot_id is not None:
+                raise self.missing(view, snapshot_id)
+            return self._create(view, now)
+        if snapshot_id is None:
+            self._may_stand_for_ours(view, found)
+        self._compare(view, found)
+        return self._describe(view, found)
+
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
+        if done.snapshot is None or view.by_id(done.snapshot.id) is None:
+            raise Unverified(f"The hypervisor reported {done.word}, but {view.vm} does not list the snapshot {done.snapshot}")
+        seen = view.by_id(done.snapshot.id) or done.snapshot
+        if done.word == "created":
+            self._give_way(view, seen)
+        return self._describe(view, seen).actions
+
+    def _create(self, view: View, now: datetime) -> Decision:
+        request = self.request
+        up = view.state.power != "off"
+        way = self._way(view, up)
+        memory = up and (request.memory or way.memory_implied)
+        quiesce = request.quiesce if up else "never"
+        warnings = [*way.warnings]
+        if quiesce == "prefer" and ("quiesce" in way.refusals or (memory and "memory_and_quiesce" in way.refusals)):
+            warnings.append(way.refusals.get("quiesce") or way.refusals["memory_and_quiesce"])
+            quiesce = "never"
+        expires = now + request.expires if isinstance(request.expires, timedelta) else request.expires
+        consistency = "offline" if not up else "memory" if memory else "crash" if quiesce == "never" else "filesystem"
+        plain = self._new_description(view, expires, {})
+        description = plain
+        if consistency in way.unrecorded:
+            description = self._new_description(view, expires, {"consistency": consistency})
+        parent = view.current()
+        made = Snapshot(
+            id="",
+            name=request.name or "",
+            created=None,
+            parent=parent.id if parent else None,
+            description=description,
+            memory=memory,
+            consistency=consistency,
+            current=True,
+            kind=way.kind,
+        )
+        others = [dataclasses.replace(one, current=False) for one in view.snapshots]
+        action = Create(view.vm, made.name, description, memory, way.kind, quiesce, plain if quiesce == "prefer" else None)
+        return Decision("created", made, parents_first([*others, made]), (action,), tuple(warnings))
+
+    def _way(self, view: View, up: bool) -> Way:
+        """The first way that can do all that is required, and that the snapshots there are do not rule out."""
+        request = self.request
+        needs = ["create"]
+        if request.memory:
+            needs.append("memory")
+        if request.quiesce == "require" and up:
+            needs.append("quiesce")
+            if request.memory:
+                needs.append("memory_and_quiesce")
+        ways = [way for way in view.state.ways if request.kind in (None, way.kind)]
+        if not ways:
+            raise Unsupported(f"{view.vm} has no snapshots of the kind {request.kind!r}; leave kind out")
+        refusals = []
+        for way in ways:
+            other = next((one for one in view.snapshots if one.kind != way.kind), None)
+            refusal = next((way.refusals[need] for need in needs if need in way.refusals), None)
+            if refusal is None and way.deepest is not None and len(view.chain()) >= way.deepest:
+                refusal = f"{view.vm} has a chain of {len(view.chain())} snapshots, and no more than {way.deepest} can be; remove some of them first"
+            if refusal is None and other is not None:
+                refusal = (
+                    f"{view.vm} has the {other.kind} snapshot {other}, and beside it no {way.kind} one can be taken, since the two kinds "
+                    f"destroy each other; remove the {other.kind} ones first"
+                )
+            if refusal is None:
+                return way
+            refusals.append(refusal)
+        raise Unsupported("; and ".join(refusals))
+
+    def _new_description(self, view: View, expires: datetime | None, more: Mapping[str, str]) -> str:
+        request = self.request
+        label = _label.Label(request.owner, {**self._fields({}, expires), **more})
+        return _label.render(request.ours.sign(view.vm, request.name or "", label), text=request.description or "")
+
+    def _give_way(self, view: View, made: Snapshot) -> None:
+        """Of several runs that created the same at the same time, where names may repeat, the one with the smallest id has it."""
+        rivals = [one for one in view.named(made.name) if self.request.ours.owns(view.vm, one)]
+        # Backends count their ids up, so that the shorter one is the smaller.
+        first = min(rivals, key=lambda one: (len(one.id), one.id), default=made)
+        if first.id != made.id:
+            raise LostRace(f"Another run has taken the snapshot {made} of {view.vm} at the same time")
+
+    def _may_stand_for_ours(self, view: View, found: Snapshot) -> None:
+        request = self.request
+        if request.fail_if_exists:
+            raise SnapshotExists(
+                f"{view.vm} has a snapshot named {found.name!r} already; choose another name, or set if_exists=keep"
+            )
+        why = request.ours.why_not(view.vm, found)
+        if why is not None:
+            raise Foreign(
+                f"The snapshot {found} of {view.vm} is not one of owner {request.owner!r}: {why}; it is never taken over by its name, "
+                "choose another name"
+            )
+
+    def _compare(self, view: View, found: Snapshot) -> None:
+        request = self.request
+        differs = None
+        if request.memory and not found.memory:
+            differs = "was taken without memory, and memory=true is asked for"
+        if request.quiesce == "require" and found.consistency not in _QUIET:
+            differs = f"is {found.consistency}-consistent, and quiesce=require is asked for"
+        if request.kind is not None and found.kind != request.kind:
+            differs = f"is {found.kind}, and kind={request.kind} is asked for"
+        if differs:
+            raise ExistsDiffers(f"The snapshot {found} of {view.vm} {differs}; choose another name, or remove it first")
+
+    def _describe(self, view: View, found: Snapshot) -> Decision:
+        request = self.request
+        before = found.label or _label.Label(request.owner)
+        expires = request.expires
+        if isinstance(expires, timedelta):
+            expires = found.created + expires if found.created else None
+            if expires and before.expires and abs(expires - before.expires) <= _EXPIRY_SLACK:
+                expires = before.expires
+        fields = self._fields(before.fields, expires)
+        label = self._signed(view, found, _label.Label(before.owner, fields))
+        description = found.description
+        if request.description is not None and request.description != found.text:
+            description = _label.render(label, text=request.description) if found.label else request.description
+        if label.as_dict() != before.as_dict():
+            problem = _label.parse(description).problem
+            if problem:
+                raise Foreign(
+                    f"The snapshot {found} of {view.vm} cannot be labelled: {problem}. Set description to replace what it says"
+                )
+            description = _label.replace(description, label)
+        if description == found.description:
+            return Decision("exists", found, view.snapshots)
+        after = dataclasses.replace(found, description=description)
+        predicted = tuple(after if one.id == found.id else one for one in view.snapshots)
+        return Decision("updated", after, predicted, (Describe(view.vm, found, description),))
+
+    def _signed(self, view: View, found: Snapshot, label: _label.Label) -> _label.Label:
+        """The label as it is to be: signed with our key where it is ours, and left alone where nothing in it changes."""
+        before = found.label
+        ours = self.request.ours
+        if label.owner == ours.name and ours.key is not None and (before is not None or label.fields):
+            return ours.sign(view.vm, found.name, label)
+        if before is not None and "sig" in before.fields and label.as_dict() != before.as_dict():
+            if ours.key is None or not ours.signed(view.vm, found.name, before):
+                raise Foreign(
+                    f"The label of the snapshot {found} of {view.vm} is signed, and a change would break that; set label_key to the key it was "
+                    "signed with"
+                )
+            return ours.sign(view.vm, found.name, label)
+        return label
+
+    def _fields(self, before: Mapping[str, str], expires: datetime | None) -> dict[str, str]:
+        """The label's fields: those there were, with what the options say laid over them."""
+        request = self.request
+        fields = {**before, **request.labels}
+        if expires is not None:
+            fields["expires"] = format_time(expires)
+        if request.hold is not None:
+            fields["hold"] = "yes" if request.hold else ""
+            if not request.hold:
+                fields["hold_reason"] = ""
+        if request.hold_reason is not None:
+            if not fields.get("hold"):
+                raise InvalidOption("hold_reason is set, and the snapshot is not on hold; set hold=true as well")
+            fields["hold_reason"] = request.hold_reason
+        return {key: value for key, value in fields.items() if value != ""}
+
+
+class Absent(Plan):
+    """The snapshot is not there; its children stay, or go with it."""
+
+    def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
+        found = self.find(view, snapshot_id, now)
+        if found is None:
+            return Decision("absent", None, view.snapshots)
+        self.refuse_foreign(view, found, snapshot_id)
+        below = view.descendants(found)
+        beside = [one for one in view.snapshots if one.parent == found.parent and one.id != found.id]
+        refuse_obstacle(view, found, "remove", "It cannot be removed")
+        refuse_held(view, found)
+        if self.request.children == "remove":
+            self.refuse_others(view, below, "children=remove")
+            stay = beside
+        else:
+            stay = below + beside
+            below = []
+        if stay:
+            refuse_obstacle(view, found, "remove_alone", "It cannot be removed alone")
+        # Leaves first, and of them those last that the VM's present state is on: libvirt 11.3 loses the other branches of their parent.
+        chain = view.chain()
+        actions: list[Action] = []
+        predicted = view.snapshots
+        leaves_first = below[::-1]
+        for one in [*sorted(leaves_first, key=lambda one: one.id in chain), found]:
+            actions.append(Delete(view.vm, one))
+            predicted = without(predicted, one)
+        return Decision("removed", found, predicted, tuple(actions))
+
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
+        gone = [action.snapshot for action in done.actions if isinstance(action, Delete)]
+        left = [one for one in gone if view.by_id(one.id) is not None]
+        if left:
+            raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {names(left)}")
+        return ()
+
+
+class Reverted(Plan):
+    """The VM is back at the snapshot, whatever happened since."""
+
+    reverts = True
+
+    def find(self, view: View, snapshot_id: str | None, now: datetime) -> Snapshot | None:
+        if not self.request.select or snapshot_id is not None:
+            return super().find(view, snapshot_id, now)
+        request = self.request
+        meant = [
+            (one.created or _LONG_AGO, place, one)
+            for place, one in enumerate(view.snapshots)
+            if request.matching.lets_through(one, now) and (request.foreign_allowed or request.ours.owns(view.vm, one))
+        ]
+        # Of two that were taken in the same second the later in the list is the child, or else one as good as the other.
+        return max(meant)[2] if meant else None
+
+    def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
+        found = self.find(view, snapshot_id, now)
+        if found is None:
+            raise self.missing(view, snapshot_id)
+        self.refuse_foreign(view, found, snapshot_id)
+        refuse_obstacle(view, found, "revert", "The VM cannot go back to it")
+        if self.request.power == "off" and "power_off" in view.state.refusals:
+            raise Unsupported(view.state.refusals["power_off"])
+        newer = view.descendants(found)
+        if newer and newest_only and not self.request.discard_newer:
+            raise NewerSnapshots(
+                f"{view.vm} can go back to its newest snapshot only, and {names(newer)} came after {found}; set discard_newer=true to lose them"
+            )
+        predicted = tuple(dataclasses.replace(one, current=one.id == found.id) for one in view.snapshots)
+        deletes: list[Action] = []
+        if self.request.discard_newer:
+            self.refuse_others(view, newer, "discard_newer")
+            for one in reversed(newer):
+                deletes.append(Delete(view.vm, one))
+                predicted = without(predicted, one)
+        revert = Revert(view.vm, found, self.request.power)
+        # Where it is not needed first, nothing is deleted before the revert has worked.
+        actions = [*deletes, revert] if newest_only else [revert, *deletes]
+        return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions))
+
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
+        target = view.by_id(done.snapshot.id) if done.snapshot else None
+        if target is None or not target.current:
+            raise Unverified(
+                f"The hypervisor reported the revert as done, but {done.snapshot} is not the current snapshot of {view.vm}"
+            )
+        wanted = {
+            "on": ("running",),
+            "off": ("off",),
+            "as_snapshot": ("running", "paused") if target.memory else ("off",),
+        }
+        if view.state.power not in wanted[self.request.power]:
+            raise Unverified(
+                f"{view.vm} was reverted to {target}, and is {view.state.power} although power={self.request.power} was asked for"
+            )
+        return ()

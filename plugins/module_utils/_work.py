@@ -1,0 +1,152 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Act: run what was decided on many VMs, within bounds of time and number, and take back what was created.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import Locked, SnapshotExists, SnapshotNotFound, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
+
+# Between two tries to write to a VM that somebody else's operation holds.
+_LOCK_PAUSE_SECONDS = 1.0
+# What may be spent on undoing after the call's own time is up.
+_UNDO_SECONDS = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """How far a call may go. Times are seconds."""
+
+    timeout: float = 900.0
+    lock_timeout: float = 60.0
+    max_parallel: int = 16
+    on_error: str = "stop"
+    """``undo``, ``stop`` or ``continue``."""
+
+
+class Work:
+    """The writing part of one call."""
+
+    def __init__(self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline) -> None:
+        self._driver = driver
+        self._bounds = bounds
+        self._deadline = deadline
+
+    def perform(self, outcomes: Iterable[Outcome]) -> None:
+        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
+        ready = collections.deque(one for one in outcomes if one.todo)
+        running: dict[Job, Outcome] = {}
+        locked: list[tuple[Deadline, Outcome, Locked]] = []
+        lock = self._deadline.within(self._bounds.lock_timeout)
+        failed: Outcome | None = None
+        while running or locked or (ready and failed is None):
+            due = [one for one in locked if one[0].left() <= 0]
+            while len(running) < self._bounds.max_parallel and (due or (ready and failed is None)):
+                if due:
+                    locked.remove(due[0])
+                    outcome = due.pop(0)[1]
+                else:
+                    outcome = ready.popleft()
+                outcome.started = outcome.todo.popleft()
+                running[self._driver.start(outcome.started)] = outcome
+            pause = self._deadline.within(_LOCK_PAUSE_SECONDS)
+            if not running:
+                pause.sleep()
+                finished = []
+            else:
+                finished = self._driver.wait(list(running), pause if locked else self._deadline)
+            if not finished:
+                if self._deadline.left() > 0:
+                    continue
+                for job, outcome in running.items():
+                    outcome.in_flight = job
+                    named = f" (task {job.handle})" if job.handle else ""
+                    outcome.refuse(
+                        TimedOut(
+                            f"timeout={self._bounds.timeout:g} seconds was not enough to {job.action}{named}; it may still end at the "
+                            "hypervisor: look with snapshot_info before the next try, and set a longer timeout"
+                        )
+                    )
+                for _timer, outcome, error in locked:
+                    outcome.refuse(error)
+                failed = next(iter([*running.values(), *(one[1] for one in locked)]))
+                break
+            for job_end in finished:
+                outcome = running.pop(job_end.job)
+                if isinstance(job_end.error, Locked) and lock.left() > 0:
+                    # Somebody else began between our look and our write; nothing was written.
+                    outcome.todo.appendleft(job_end.job.action)
+                    locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, job_end.error))
+                    continue
+                self._note(outcome, job_end)
+                if outcome.error is not None and self._bounds.on_error != "continue":
+                    failed = failed or outcome
+                elif outcome.todo:
+                    # What was begun on a VM is carried through, also when another VM has failed meanwhile.
+                    outcome.started = outcome.todo.popleft()
+                    running[self._driver.start(outcome.started)] = outcome
+        if failed is not None:
+            hold_back(ready, because=failed)
+
+    def _note(self, outcome: Outcome, end: Finished) -> None:
+        action = end.job.action
+        outcome.warnings.extend(end.warnings)
+        if end.error is None:
+            outcome.done.append(action)
+            if isinstance(action, Create) and outcome.decision and outcome.decision.snapshot:
+                outcome.made = end.snapshot_id
+                made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
+                outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
+        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and outcome.done:
+            pass  # a newer one that was to be discarded: somebody else was faster
+        elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
+            # Somebody else was faster between our look and our write: look again, decide again, once.
+            outcome.raced = True
+            outcome.decision = None
+            outcome.todo.clear()
+        else:
+            outcome.refuse(end.error)
+
+    def undo(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
+        """Remove what this call created, and only that, with a time budget of its own; also what is finished only now."""
+        deadline = Deadline(_UNDO_SECONDS)
+        ready = collections.deque(one for one in outcomes if one.made)
+        late = {one.in_flight: one for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create)}
+        running: dict[Job, Outcome] = {}
+        while ready or late or running:
+            while ready and len(running) < self._bounds.max_parallel:
+                one = ready.popleft()
+                if one.made and one.vm and one.decision and one.decision.snapshot:
+                    gone = dataclasses.replace(one.decision.snapshot, id=one.made)
+                    running[self._driver.start(Delete(one.vm, gone))] = one
+            finished = self._driver.wait([*late, *running], deadline) if late or running else []
+            for end in finished:
+                if end.job in late:
+                    one = late.pop(end.job)
+                    one.made = end.snapshot_id
+                    if end.error is None:
+                        ready.append(one)
+                else:
+                    one = running.pop(end.job)
+                    if end.error is None or isinstance(end.error, SnapshotNotFound):
+                        one.taken_back(because)
+                    else:
+                        one.left_behind(str(end.error))
+            if not finished:
+                break
+        for one in [*ready, *running.values()]:
+            one.left_behind(f"no answer within {_UNDO_SECONDS:g} seconds")
+        for one in late.values():
+            one.warnings.append(
+                f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
+            )

@@ -1,0 +1,196 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A hypervisor as the conformance suite sees it. A backend joins by one class of this kind; see test_conformance.py.
+
+Everything goes through the same road as the modules: Fleet, a plan, a driver with a connection of its own.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import itertools
+import threading
+import typing as t
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_info
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+_numbers = itertools.count(1)
+
+
+class Backend(abc.ABC):
+    """A hypervisor to test on."""
+
+    up = "paused"
+    """In which state VMs are up unless a test asks for another: the cheapest in which a snapshot holds the memory."""
+    memory_implied = False
+    """Whether a snapshot of a running VM holds its memory without being asked."""
+
+    @abc.abstractmethod
+    def open(self) -> SnapshotDriver:
+        """A connection of its own."""
+
+    @abc.abstractmethod
+    def add(self, name: str, *, power: str) -> None:
+        """Make a VM of that name."""
+
+    @abc.abstractmethod
+    def uuid(self, name: str) -> str:
+        """The UUID of the VM."""
+
+    @abc.abstractmethod
+    def by_hand(self, vm: str, name: str, description: str) -> None:
+        """Take a snapshot the way a person does, without this collection."""
+
+    @abc.abstractmethod
+    def grow(self, vm: str) -> None:
+        """Give a VM that is off twice the memory, the way a person does."""
+
+    def vm(self, *, power: str | None = None) -> str:
+        """A new VM with a name that no other has."""
+        name = f"conf{next(_numbers):03d}"
+        self.add(name, power=power or self.up)
+        return name
+
+    def run(
+        self,
+        plan: Plan,
+        *targets: str | Target,
+        dry_run: bool = False,
+        drift: bool = False,
+        fails_at: int | None = None,
+        **bounds: t.Any,
+    ) -> list[Outcome]:
+        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything."""
+        driver = self.open()
+        try:
+            used = Tripwire(driver, fails_at) if fails_at else driver
+            fleet = Fleet(used, Bounds(**{"timeout": 120.0, **bounds}), now=lambda: datetime.now(timezone.utc))
+            named = [Target(one) if isinstance(one, str) else one for one in targets]
+            return fleet.apply(named, plan, dry_run=dry_run, drift=drift)
+        finally:
+            driver.close()
+
+    def looks(self, *vms: str, drift: bool = False) -> list[Outcome]:
+        """One call of the listing module; without VMs it is about the whole endpoint."""
+        driver = self.open()
+        try:
+            fleet = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc))
+            return fleet.look([Target(vm) for vm in vms] or None, drift=drift)
+        finally:
+            driver.close()
+
+    def look(self, vm: str) -> Outcome:
+        return only(self.looks(vm))
+
+    def info(
+        self, vm: str, *, drift: bool = False, key: str | None = None, ownership: str = "any", **wanted: t.Any
+    ) -> dict[str, t.Any]:
+        """What the listing module returns for one VM."""
+        seen = only(self.looks(vm, drift=drift))
+        assert seen.error is None, seen.error
+        return outcome_info(seen, ours=Owner(key=key), wanted=Filter(**wanted), which=ownership, now=datetime.now(timezone.utc))
+
+    def list(self, vm: str) -> list[Snapshot]:
+        seen = self.look(vm)
+        assert seen.error is None, seen.error
+        assert seen.after is not None
+        return [bare(one) for one in seen.after.snapshots]
+
+    def names(self, vm: str) -> list[str]:
+        return [one.name for one in self.list(vm)]
+
+    def take(self, vm: str, name: str, **request: t.Any) -> Snapshot:
+        """Take a snapshot, which must work."""
+        done = only(self.run(Present(Request(name=name, **request)), vm))
+        assert done.error is None, done.error
+        assert done.snapshot is not None
+        return bare(done.snapshot)
+
+    def remove(self, vm: str, name: str, **request: t.Any) -> Outcome:
+        return only(self.run(Absent(Request(name=name, **request)), vm))
+
+    def revert(self, vm: str, name: str, **request: t.Any) -> Outcome:
+        return only(self.run(Reverted(Request(name=name, **request)), vm))
+
+
+class Tripwire(SnapshotDriver):
+    """A real driver of which one action fails, as a hypervisor that has no space left would let it."""
+
+    name = "tripwire"
+
+    def __init__(self, driver: SnapshotDriver, fails_at: int) -> None:
+        self._driver = driver
+        self._left = fails_at
+        self._failed: list[Finished] = []
+        self.name_rule = driver.name_rule  # type: ignore[misc]
+        for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "close"):
+            setattr(self, forwarded, getattr(driver, forwarded))
+
+    def start(self, action: Action) -> Job:
+        self._left -= 1
+        if self._left:
+            return self._driver.start(action)
+        job = Job(action)
+        self._failed.append(Finished(job, error=BackendFailed(f"To {action} failed: no space left on device")))
+        return job
+
+    def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
+        failed = [end for end in self._failed if end.job in jobs]
+        self._failed = [end for end in self._failed if end not in failed]
+        return failed or self._driver.wait(jobs, deadline)
+
+    # replaced by those of the real driver
+    find = vms = inspect = snapshots = configurations = close = None  # type: ignore[assignment]
+
+
+def bare(snapshot: Snapshot | None) -> Snapshot:
+    """The snapshot without its size, which some backends tell in a listing only."""
+    assert snapshot is not None
+    return dataclasses.replace(snapshot, size_bytes=None, size_unknown=None)
+
+
+def only(outcomes: list[Outcome]) -> Outcome:
+    assert len(outcomes) == 1
+    return outcomes[0]
+
+
+def code(outcome: Outcome) -> str | None:
+    return outcome.error.code if outcome.error else None
+
+
+def at_once(number: int, call: t.Callable[[], Outcome]) -> list[Outcome]:
+    """Run ``call`` in that many threads that start together, each with a connection of its own."""
+    barrier = threading.Barrier(number)
+    results: list[Outcome | BaseException] = []
+
+    def work() -> None:
+        barrier.wait()
+        try:
+            results.append(call())
+        except BaseException as exc:
+            results.append(exc)
+
+    threads = [threading.Thread(target=work) for _each in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return t.cast("list[Outcome]", results)

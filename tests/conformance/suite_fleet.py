@@ -1,0 +1,115 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every backend does alike: which VMs are meant, many of them, and several runs at once."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from kit import Backend, at_once, code, only
+
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
+
+
+class FleetOfVms:
+    """Which VMs, how many, and who else."""
+
+    # which VM
+
+    def test_a_vm_that_is_not_there_is_an_error_with_a_hint(self, backend: Backend) -> None:
+        vm = backend.vm()
+        done = only(backend.run(Present(Request(name="x")), vm + "x"))
+        assert code(done) == "vm_not_found"
+        assert vm in str(done.error)
+
+    def test_a_vm_is_found_by_name_and_by_uuid(self, backend: Backend) -> None:
+        vm = backend.vm()
+        uuid = backend.uuid(vm)
+        for ref in (vm, uuid, f"name:{vm}", f"uuid:{uuid}"):
+            found = backend.look(ref).vm
+            assert found and (found.name, found.uuid) == (vm, uuid)
+
+    def test_a_name_that_matches_two_vms_is_an_error_that_lists_both(self, backend: Backend) -> None:
+        vm = backend.vm()
+        # A VM may be named like the UUID of another one.
+        backend.add(backend.uuid(vm), power="off")
+        done = only(backend.run(Present(Request(name="x")), backend.uuid(vm)))
+        assert code(done) == "vm_ambiguous"
+        assert str(done.error).count(backend.uuid(vm)) >= 2 and vm in str(done.error)
+        assert only(backend.run(Present(Request(name="x")), f"uuid:{backend.uuid(vm)}")).word == "created"
+        assert backend.names(vm) == ["x"]
+
+    def test_a_vm_named_twice_in_two_ways_is_refused(self, backend: Backend) -> None:
+        vm = backend.vm()
+        outcomes = backend.run(Present(Request(name="x")), vm, backend.uuid(vm))
+        assert [code(one) for one in outcomes] == ["not_started", "invalid_option"]
+        assert backend.names(vm) == []
+
+    # many
+
+    def test_many_vms_are_answered_in_the_order_asked(self, backend: Backend) -> None:
+        vms = [backend.vm() for _each in range(5)]
+        asked = list(reversed(vms))
+        done = backend.run(Present(Request(name="all")), *asked, max_parallel=2)
+        assert [one.vm.name for one in done if one.vm] == asked
+        assert {one.word for one in done} == {"created"}
+        assert all(backend.names(vm) == ["all"] for vm in vms)
+
+    def test_one_missing_vm_holds_back_the_others_unless_they_are_to_continue(self, backend: Backend) -> None:
+        vm = backend.vm()
+        stopped = backend.run(Present(Request(name="x")), vm, "nowhere", on_error="stop")
+        assert [(code(one), one.changed) for one in stopped] == [("not_started", False), ("vm_not_found", False)]
+        assert backend.names(vm) == []
+        went_on = backend.run(Present(Request(name="x")), vm, "nowhere", on_error="continue")
+        assert [(code(one), one.changed) for one in went_on] == [(None, True), ("vm_not_found", False)]
+        assert backend.names(vm) == ["x"]
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    @pytest.mark.parametrize("on_error", ["undo", "stop", "continue"])
+    def test_a_failure_at_any_vm_leaves_what_on_error_says(self, backend: Backend, number: int, on_error: str) -> None:
+        vms = [backend.vm(power="off") for _each in range(3)]
+        plan = Present(Request(name="x"))
+        done = backend.run(plan, *vms, on_error=on_error, max_parallel=1, fails_at=number)
+        failed = number - 1
+        made = {"undo": [], "stop": vms[:failed], "continue": vms[:failed] + vms[failed + 1 :]}[on_error]
+        assert [vm for vm in vms if backend.names(vm) == ["x"]] == made
+        assert [one.target.ref for one in done if one.changed] == made
+        assert code(done[failed]) == "backend_failed" and "no space left" in str(done[failed].error)
+
+    def test_all_vms_of_the_endpoint_are_seen(self, backend: Backend) -> None:
+        vms = [backend.vm(power="off") for _each in range(3)]
+        backend.take(vms[1], "x")
+        seen = {one.target.ref: one for one in backend.looks()}
+        assert set(vms) <= set(seen)
+        assert [len(seen[vm].after.snapshots) for vm in vms if seen[vm].after] == [0, 1, 0]  # type: ignore[union-attr]
+
+    # several at once
+
+    def test_two_runs_at_once_leave_one_snapshot_and_both_succeed(self, backend: Backend) -> None:
+        vm = backend.vm()
+        done = at_once(4, lambda: only(backend.run(Present(Request(name="race")), vm)))
+        assert [one.error for one in done] == [None] * 4
+        assert sorted(one.changed for one in done) == [False, False, False, True]
+        assert {one.word for one in done} <= {"created", "exists", "lost_race"}
+        assert backend.names(vm) == ["race"]
+        removed = at_once(4, lambda: only(backend.run(Absent(Request(name="race")), vm)))
+        assert [one.error for one in removed] == [None] * 4
+        assert sorted(one.changed for one in removed) == [False, False, False, True]
+        assert backend.names(vm) == []
+
+    def test_two_runs_at_once_with_different_names_both_get_theirs(self, backend: Backend) -> None:
+        vm = backend.vm()
+        names = iter(["left", "right"])
+        lock = threading.Lock()
+
+        def take() -> Outcome:
+            with lock:
+                name = next(names)
+            return only(backend.run(Present(Request(name=name)), vm))
+
+        assert [(one.error, one.word) for one in at_once(2, take)] == [(None, "created")] * 2
+        assert sorted(backend.names(vm)) == ["left", "right"]

@@ -1,0 +1,77 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every backend does alike: the listing, its filters, and what a revert would do to the configuration of a VM."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+from kit import Backend, only
+
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff
+
+
+class Info:
+    """What is told without changing anything."""
+
+    def test_each_snapshot_is_told_with_its_age_and_a_size_or_why_there_is_none(self, backend: Backend) -> None:
+        vm = backend.vm()
+        backend.take(vm, "a")
+        (shown,) = backend.info(vm)["snapshots"]
+        assert 0 <= shown["age_seconds"] < 300
+        assert (shown["size_bytes"] is None) == bool(shown["size_unknown"])
+        assert shown["ours"] and shown["why_not_ours"] is None
+        assert "drift" not in shown
+
+    def test_the_listing_can_be_narrowed(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.take(vm, "nightly-1", labels={"stage": "test", "change": "1"})
+        backend.take(vm, "nightly-2", labels={"stage": "test"})
+        backend.by_hand(vm, "Nightly-3", "by a person")
+
+        def listed(**wanted: object) -> list[str]:
+            return [one["name"] for one in backend.info(vm, **wanted)["snapshots"]]  # type: ignore[arg-type]
+
+        assert listed(name="nightly-*") == ["nightly-1", "nightly-2"]
+        assert listed(name="?ightly-[13]") == ["nightly-1", "Nightly-3"]
+        assert listed(labels={"stage": "test"}) == ["nightly-1", "nightly-2"]
+        assert listed(labels={"stage": "test", "change": ""}) == ["nightly-2"]
+        assert listed(labels={"owner": "safepoint", "change": "1"}) == ["nightly-1"]
+        assert listed(ownership="ours") == ["nightly-1", "nightly-2"]
+        assert listed(ownership="foreign") == ["Nightly-3"]
+        assert listed(older_than=timedelta(hours=1)) == []
+        assert listed(newer_than=timedelta(hours=1)) == ["nightly-1", "nightly-2", "Nightly-3"]
+        assert listed(older_than=datetime.now(timezone.utc) + timedelta(hours=1), ownership="foreign") == ["Nightly-3"]
+
+    def test_nothing_has_drifted_right_after_a_snapshot(self, backend: Backend) -> None:
+        for power in ("off", backend.up, "running"):
+            vm = backend.vm(power=power)
+            backend.take(vm, "a")
+            seen = backend.info(vm, drift=True)
+            (shown,) = seen["snapshots"]
+            assert shown["drift"] == []
+            assert shown["configuration"] == seen["configuration"]
+            assert shown["configuration"]["cpus"] == 1 and shown["configuration"]["memory_bytes"] > 0
+
+    def test_what_a_revert_would_change_is_told_before_and_is_what_it_changes(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.take(vm, "a")
+        before = backend.info(vm, drift=True)["configuration"]["memory_bytes"]
+        backend.grow(vm)
+        backend.take(vm, "b")
+        first, second = backend.info(vm, drift=True)["snapshots"]
+        assert first["drift"] == [{"what": "memory_bytes", "then": before, "now": 2 * before}]
+        assert second["drift"] == []
+        plan = Reverted(Request(name="a", discard_newer=True))
+        would = only(backend.run(plan, vm, dry_run=True, drift=True))
+        assert backend.info(vm, drift=True)["configuration"]["memory_bytes"] == 2 * before
+        does = only(backend.run(plan, vm, drift=True))
+        assert does.error is None, does.error
+        shown = outcome_diff(does)
+        assert outcome_diff(would) == shown
+        assert f"memory_bytes: {2 * before}\n" in shown["before"] and f"memory_bytes: {before}\n" in shown["after"]
+        assert "\n  b " in shown["before"] and "\n  b " not in shown["after"]
+        assert backend.info(vm, drift=True)["snapshots"][0]["drift"] == []

@@ -1,0 +1,180 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What every backend does alike: labels, and whose snapshots they make them."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+
+import pytest
+from kit import Backend, bare, code, only
+
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._report import tree
+
+KEY = "a key of some length"
+
+
+class Labels:
+    """What a description says, and what follows from it."""
+
+    # label
+
+    def test_a_differing_label_or_description_is_changed_once(self, backend: Backend) -> None:
+        vm = backend.vm()
+        before = backend.take(vm, "one", description="first", labels={"change": "1", "stage": "x"})
+        backend.take(vm, "child")
+        request = Request(
+            name="one",
+            description="zweite\nZeile & <b>",
+            expires=timedelta(days=7),
+            labels={"change": "zwölf %]", "stage": ""},
+            hold=True,
+        )
+        would = only(backend.run(Present(request), vm, dry_run=True))
+        assert backend.list(vm)[0] == dataclasses.replace(before, current=False)
+        does = only(backend.run(Present(request), vm))
+        assert (would.word, would.changed) == (does.word, does.changed) == ("updated", True)
+        assert tree(would.after) == tree(does.after)
+        again = only(backend.run(Present(request), vm))
+        assert (again.word, again.changed) == ("exists", False)
+        seen = {one.name: one for one in backend.list(vm)}
+        one = seen["one"]
+        assert one.text == "zweite\nZeile & <b>"
+        assert one.label and one.label.fields["change"] == "zwölf %]"
+        assert "stage" not in one.label.fields
+        assert one.created and one.label.expires
+        assert abs(one.created + timedelta(days=7) - one.label.expires) <= timedelta(minutes=1)
+        assert seen["child"].parent == one.id and seen["child"].current and not one.current
+
+    def test_options_that_are_left_out_stay_untouched(self, backend: Backend) -> None:
+        vm = backend.vm()
+        first = backend.take(
+            vm, "one", description="text", expires=timedelta(days=7), labels={"a": "1"}, hold=True, hold_reason="audit"
+        )
+        assert bare(only(backend.run(Present(Request(name="one")), vm)).snapshot) == first
+
+    def test_what_people_type_around_the_label_does_no_harm(self, backend: Backend) -> None:
+        vm = backend.vm()
+        backend.by_hand(vm, "edited", "seen by Ann\n  [safepoint v=1 owner=safepoint change=7] \nand by Ben")
+        done = only(backend.run(Present(Request(name="edited", labels={"stage": "two"})), vm))
+        assert done.word == "updated"
+        one = backend.list(vm)[0]
+        assert one.text == "seen by Ann\nand by Ben"
+        assert one.label and dict(one.label.fields) == {"change": "7", "stage": "two"}
+
+    def test_a_held_snapshot_is_not_removed_until_it_is_released(self, backend: Backend) -> None:
+        vm = backend.vm()
+        backend.take(vm, "kept", hold=True, hold_reason="incident 4711")
+        refused = only(backend.run(Absent(Request(name="kept")), vm))
+        assert code(refused) == "held" and "incident 4711" in str(refused.error)
+        assert backend.names(vm) == ["kept"]
+        assert only(backend.run(Present(Request(name="kept", hold=False)), vm)).word == "updated"
+        assert only(backend.run(Absent(Request(name="kept")), vm)).word == "removed"
+
+    def test_a_reason_to_hold_without_a_hold_is_refused(self, backend: Backend) -> None:
+        vm = backend.vm()
+        refused = only(backend.run(Present(Request(name="kept", hold_reason="audit")), vm))
+        assert code(refused) == "invalid_option"
+        assert "hold=true" in str(refused.error)
+        assert backend.names(vm) == []
+
+    def test_a_broken_label_is_not_labelled_over(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.by_hand(vm, "odd", "[safepoint v=1 owner=safepoint]\n[safepoint v=1 owner=safepoint]")
+        odd = backend.list(vm)[0]
+        for dry_run in (True, False):
+            refused = only(backend.run(Present(Request(labels={"a": "1"})), Target(vm, odd.id), dry_run=dry_run))
+            assert (code(refused), refused.changed) == ("foreign", False)
+            assert "more than one label line" in str(refused.error)
+        assert backend.list(vm) == [odd]
+        replaced = only(backend.run(Present(Request(labels={"a": "1"}, description="mended")), Target(vm, odd.id)))
+        assert replaced.word == "updated"
+        assert backend.list(vm)[0].text == "mended"
+        assert backend.info(vm)["snapshots"][0]["ours"]
+
+    def test_long_and_strange_labels_come_back_as_they_were(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        labels = {"long": "x" * 4096, "strange": "\u00fc \u4e2d\u6587 \U0001f600 <&>\"'] [safepoint \n\t %41"}
+        made = backend.take(vm, "one", labels=labels, description="\u00fc\u4e2d\U0001f600 <&>")
+        assert made.label and {key: made.label.fields[key] for key in labels} == labels
+        assert made.text == "\u00fc\u4e2d\U0001f600 <&>"
+        assert only(backend.run(Present(Request(name="one", labels=labels)), vm)).word == "exists"
+
+    # signed
+
+    def test_a_signed_label_is_ours_with_its_key_only(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.take(vm, "signed", label_key=KEY, labels={"change": "7"})
+        assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
+        for other in ("another key, long enough", KEY + "x"):
+            refused = only(backend.run(Absent(Request(name="signed", label_key=other)), vm))
+            assert (code(refused), refused.changed) == ("foreign", False)
+            assert "sign" in str(refused.error)
+        changed = only(backend.run(Present(Request(name="signed", label_key=KEY, labels={"change": "8"})), vm))
+        assert changed.word == "updated"
+        assert only(backend.run(Absent(Request(name="signed", label_key=KEY)), vm)).word == "removed"
+
+    def test_an_unsigned_label_is_foreign_where_there_is_a_key_and_can_be_signed_by_id(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        plain = backend.take(vm, "plain")
+        refused = only(backend.run(Absent(Request(name="plain", label_key=KEY)), vm))
+        assert code(refused) == "foreign" and "label_key" in str(refused.error)
+        assert only(backend.run(Present(Request(label_key=KEY)), Target(vm, plain.id))).word == "updated"
+        assert only(backend.run(Present(Request(name="plain", label_key=KEY)), vm)).word == "exists"
+
+    @pytest.mark.parametrize("forgery", ["copied from another VM", "copied from another snapshot", "edited"])
+    def test_a_forged_label_is_foreign(self, backend: Backend, forgery: str) -> None:
+        vm, other = backend.vm(power="off"), backend.vm(power="off")
+        real = backend.take(
+            other if "VM" in forgery else vm, "fake" if "VM" in forgery else "real", label_key=KEY, labels={"a": "1"}
+        )
+        line = real.description.replace("a=1", "a=2") if forgery == "edited" else real.description
+        if forgery == "edited":
+            assert only(backend.run(Absent(Request(name="real", label_key=KEY)), vm)).word == "removed"
+        name = "real" if forgery == "edited" else "fake"
+        backend.by_hand(vm, name, line)
+        for plan in (Absent(Request(name=name, label_key=KEY)), Reverted(Request(name=name, label_key=KEY))):
+            done = only(backend.run(plan, vm))
+            assert (code(done), done.changed) == ("foreign", False)
+        shown = [one for one in backend.info(vm, key=KEY)["snapshots"] if one["name"] == name]
+        assert shown[0]["ours"] is False and "signed" in shown[0]["why_not_ours"]
+
+    def test_a_signed_label_is_not_changed_without_its_key(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        before = backend.take(vm, "signed", label_key=KEY)
+        refused = only(backend.run(Present(Request(name="signed", labels={"change": "9"})), vm))
+        assert (code(refused), refused.changed) == ("foreign", False)
+        assert "label_key" in str(refused.error)
+        assert backend.list(vm) == [before]
+
+    # foreign
+
+    @pytest.mark.parametrize(
+        "description",
+        [
+            "",
+            "before the holidays",
+            "[safepoint v=1 owner=somebody-else]",
+            "[safepoint v=1 owner=safepoint",
+            "[safepoint v=1 owner=safepoint]\n[safepoint v=1 owner=safepoint]",
+        ],
+    )
+    def test_a_foreign_snapshot_is_left_alone(self, backend: Backend, description: str) -> None:
+        vm = backend.vm(power="off")
+        backend.by_hand(vm, "theirs", description)
+        before = backend.list(vm)
+        for plan in (Present(Request(name="theirs")), Absent(Request(name="theirs")), Reverted(Request(name="theirs"))):
+            done = only(backend.run(plan, vm))
+            assert (code(done), done.changed) == ("foreign", False)
+            assert "theirs" in str(done.error)
+        assert only(backend.run(Present(Request(name="theirs", foreign_allowed=True)), vm)).changed is False
+        assert backend.list(vm) == before
+        assert backend.revert(vm, "theirs", foreign_allowed=True).error is None
+        by_id = Target(vm, before[0].id)
+        assert only(backend.run(Absent(Request()), by_id)).word == "removed"
+        assert backend.names(vm) == []

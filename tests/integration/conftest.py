@@ -1,0 +1,34 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the tests of the modules share: a state of libvirt's test driver, and a module that works on it."""
+
+from __future__ import annotations
+
+import sys
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+
+if str(Path(__file__).parent) not in sys.path:
+    sys.path.insert(0, str(Path(__file__).parent))
+
+from running import Module, run_module
+
+
+@pytest.fixture
+def state(lab: t.Any) -> Iterator[libvirt.virConnect]:
+    """A new state of libvirt's test driver, shared with the modules."""
+    with lab.keep_test_state() as connection:
+        yield connection
+
+
+@pytest.fixture
+def module(lab: t.Any, state: libvirt.virConnect) -> Module:
+    def run(module_name: str, /, *flags: str, **options: t.Any) -> dict[str, t.Any]:
+        return run_module(module_name, {"backend": "libvirt", "uri": lab.test_uri, **options}, *flags)[0]
+
+    return run

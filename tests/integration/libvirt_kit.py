@@ -1,0 +1,130 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the tests of libvirt share: the road of the modules through the core to a real daemon, without a process for each step."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import time
+import typing as t
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from xml.etree import ElementTree
+
+import libvirt
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+Make = t.Callable[..., str]
+
+_Value = t.TypeVar("_Value")
+
+
+@contextlib.contextmanager
+def tiny_vms(lab: t.Any) -> Iterator[Make]:
+    """Makes tiny VMs, and removes them at the end of the block."""
+    made: list[str] = []
+
+    def make(name: str, **options: t.Any) -> str:
+        made.append(name)
+        lab.define_tiny(name, **options)
+        return name
+
+    yield make
+    for name in made:
+        with contextlib.suppress(libvirt.libvirtError):
+            lab.remove(name)
+
+
+def apply(uri: str, plan: Plan, vm: str | Target, *, dry_run: bool = False, **bounds: t.Any) -> Outcome:
+    """What the modules do, on one VM."""
+    with contextlib.closing(LibvirtDriver(uri)) as driver:
+        fleet = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc))
+        (done,) = fleet.apply([vm if isinstance(vm, Target) else Target(vm)], plan, dry_run=dry_run)
+        return done
+
+
+def look(uri: str, vm: str, **what: bool) -> Outcome:
+    """What snapshot_info does, on one VM."""
+    with contextlib.closing(LibvirtDriver(uri)) as driver:
+        (seen,) = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc)).look([Target(vm)], **what)
+        assert seen.error is None, seen.error
+        return seen
+
+
+def take(uri: str, vm: str, name: str, **request: t.Any) -> Snapshot:
+    done = apply(uri, Present(Request(name=name, **request)), vm)
+    assert done.error is None, done.error
+    assert done.snapshot is not None
+    return done.snapshot
+
+
+def revert(uri: str, vm: str, name: str, **request: t.Any) -> Outcome:
+    done = apply(uri, Reverted(Request(name=name, **request)), vm)
+    assert done.error is None, done.error
+    return done
+
+
+def remove(uri: str, vm: str, name: str, **request: t.Any) -> Outcome:
+    return apply(uri, Absent(Request(name=name, **request)), vm)
+
+
+def listed(uri: str, vm: str) -> dict[str, Snapshot]:
+    view = look(uri, vm).after
+    assert view is not None
+    return {one.name: one for one in view.snapshots}
+
+
+def domain(lab: t.Any, vm: str) -> libvirt.virDomain:
+    """The VM as a person sees it, on a connection of their own."""
+    return lab.connect().lookupByName(vm)
+
+
+def power(lab: t.Any, vm: str) -> str:
+    state = domain(lab, vm).state()[0]
+    return {libvirt.VIR_DOMAIN_RUNNING: "running", libvirt.VIR_DOMAIN_PAUSED: "paused", libvirt.VIR_DOMAIN_SHUTOFF: "off"}[state]
+
+
+def image(lab: t.Any, vm: str, target: str = "vda") -> Path:
+    """The file that the disk of the VM is written to now."""
+    for disk in ElementTree.fromstring(domain(lab, vm).XMLDesc()).iterfind("devices/disk"):
+        source, where = disk.find("source"), disk.find("target")
+        if source is not None and where is not None and where.get("dev") == target:
+            return Path(source.get("file", ""))
+    raise LookupError(target)
+
+
+def write(lab: t.Any, vm: str, text: str, target: str = "vda") -> None:
+    """Put something on the disk of a VM that is off."""
+    lab.run_as_user("qemu-io", "-c", f"write -P {ord(text)} 0 64k", str(image(lab, vm, target)))
+
+
+def reads(lab: t.Any, vm: str, text: str, target: str = "vda") -> bool:
+    """Whether that is what the disk of the VM, which is off or paused, begins with."""
+    command = ["qemu-io", "-r", "-U", "-c", f"read -P {ord(text)} 0 64k", str(image(lab, vm, target))]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    return shown.returncode == 0 and "failed" not in shown.stdout + shown.stderr
+
+
+def files(lab: t.Any, vm: str) -> list[str]:
+    return sorted(path.name for path in lab.disk_folder(vm).iterdir())
+
+
+def until(what: Callable[[], _Value], seconds: float = 60) -> _Value:
+    """What ``what`` returns as soon as that is something."""
+    end = time.monotonic() + seconds
+    while True:
+        value = what()
+        if value:
+            return value
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

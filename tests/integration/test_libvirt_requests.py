@@ -1,0 +1,83 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How much is asked of the daemon, counted from its own log."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+import libvirt
+import pytest
+from lab_counting import CountingLab
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+pytestmark = pytest.mark.qemu
+
+# remote_procedure in libvirt's remote_protocol.x
+OPEN, DOMAIN_XML, SNAPSHOT_XML, DOMAIN_STATE, ALL_STATS = 1, 14, 186, 212, 344
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[CountingLab]:
+    with CountingLab() as lab:
+        lab.connect().listAllDomains()  # the first connection probes QEMU
+        yield lab
+
+
+def look(lab: CountingLab, *vms: str, **what: bool) -> None:
+    """A snapshot_info, the connection included."""
+    with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        fleet = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc))
+        for seen in fleet.look([Target(vm) for vm in vms], **what):
+            assert seen.error is None, seen.error
+
+
+def test_a_listing_of_a_hundred_snapshots_costs_no_more_than_120_requests(counting: CountingLab) -> None:
+    domain = counting.define_tiny("many", paused=True)
+    for number in range(100):
+        domain.snapshotCreateXML(f"<domainsnapshot><name>s{number}</name></domainsnapshot>")
+    with counting.counted() as asked:
+        look(counting, "many")
+    assert asked[OPEN] == 1 and asked[SNAPSHOT_XML] == 100  # the log is read rightly
+    print("requests for a listing of 100 snapshots:", asked.total())
+    assert asked.total() <= 120
+    assert asked[DOMAIN_XML] == 0
+    with counting.counted() as asked:
+        look(counting, "many", drift=True)
+    assert asked[DOMAIN_XML] > 0
+    counting.remove("many")
+
+
+def test_the_state_of_ten_vms_is_one_request(counting: CountingLab) -> None:
+    names = [f"one{number}" for number in range(10)]
+    for name in names:
+        counting.define_tiny(name)
+    with counting.counted() as one:
+        look(counting, names[0])
+    with counting.counted() as ten:
+        look(counting, *names)
+    assert (ten[ALL_STATS], ten[DOMAIN_STATE], ten[DOMAIN_XML]) == (1, 0, 0)
+    # Off and without snapshots, each further VM costs the list of its snapshots.
+    assert ten.total() - one.total() == 9
+    for name in names:
+        counting.remove(name)
+
+
+def test_a_vm_that_goes_away_is_told_and_does_not_take_the_others_with_it(counting: CountingLab) -> None:
+    for name in ("stays", "goes"):
+        counting.define_tiny(name, paused=True)
+    with contextlib.closing(LibvirtDriver(counting.uri)) as driver:
+        vms = driver.vms()
+        libvirt.open(counting.uri).lookupByName("goes").destroy()
+        libvirt.open(counting.uri).lookupByName("goes").undefine()
+        states = driver.inspect(vms, ways=True)
+    told = {vm.name: getattr(states[vm.id], "code", None) for vm in vms}
+    assert told == {"stays": None, "goes": "vm_not_found"}
+    counting.remove("stays")

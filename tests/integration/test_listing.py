@@ -1,0 +1,124 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The listing and what has to do with it, as a user meets it: filters, drift, signed labels, and options that do not go together."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+import libvirt
+import pytest
+from running import Module, run_module
+
+KEY = "0123456789abcdef-secret"
+
+
+def names(result: dict[str, t.Any]) -> list[str]:
+    return [one["name"] for one in result["vms"][0]["snapshots"]]
+
+
+def test_the_listing_can_be_narrowed_by_name_label_age_and_owner(module: Module, state: libvirt.virConnect) -> None:
+    module("snapshot", vm="test", name="nightly-1", labels={"stage": "test"})
+    module("snapshot", vm="test", name="weekly-1")
+    state.lookupByName("test").snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>")
+    assert names(module("snapshot_info", vm="test", name="*-1")) == ["nightly-1", "weekly-1"]
+    assert names(module("snapshot_info", vm="test", labels={"stage": "test"})) == ["nightly-1"]
+    assert names(module("snapshot_info", vm="test", ownership="foreign")) == ["mine"]
+    assert names(module("snapshot_info", vm="test", older_than="1h")) == []
+    assert len(names(module("snapshot_info", vm="test", newer_than="2020-01-01"))) == 3
+
+
+def test_the_whole_endpoint_is_listed_when_asked_for(module: Module, state: libvirt.virConnect) -> None:
+    state.createXML("<domain type='test'><name>other</name><memory>8192</memory><os><type>hvm</type></os></domain>")
+    module("snapshot", vm="other", name="x")
+    seen = module("snapshot_info", scope="endpoint")
+    assert [(row["vm"]["name"], len(row["snapshots"])) for row in seen["vms"]] == [("other", 1), ("test", 0)]
+
+
+def test_a_check_with_diff_shows_what_a_revert_would_undo(lab: t.Any, module: Module, state: libvirt.virConnect) -> None:
+    module("snapshot", vm="test", name="a")
+    module("snapshot", vm="test", name="lost")
+    domain = state.lookupByName("test")
+    domain.setVcpus(1)
+    before = module("snapshot_info", vm="test", drift=True)["vms"][0]
+    drift = before["snapshots"][0]["drift"][0]
+    assert (drift["what"], drift["now"]) == ("cpus", 1)
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "discard_newer": True}
+
+    def changes(*flags: str) -> tuple[dict[str, t.Any], list[str]]:
+        result, shown = run_module("snapshot_revert", options, *flags)
+        return result, [line for line in shown.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+    would, shown = changes("--check", "--diff")
+    assert "-cpus: 1" in shown and f"+cpus: {drift['then']}" in shown
+    assert any(line.startswith("-  lost ") for line in shown) and not any(line.startswith("+  lost ") for line in shown)
+    assert domain.snapshotNum() == 2
+    does, really = changes("--diff")
+    assert really == shown
+    assert would["vms"][0]["also_removed"] == does["vms"][0]["also_removed"] == ["lost"]
+
+
+def test_the_newest_that_fits_is_gone_back_to(module: Module) -> None:
+    module("snapshot", vm="test", name="good", labels={"quality": "good"})
+    module("snapshot", vm="test", name="bad")
+    done = module("snapshot_revert", vm="test", select="newest", labels={"quality": "good"})
+    assert done["vms"][0]["snapshot"]["name"] == "good"
+    failed = module("snapshot_revert", vm="test", select="before", time="2020-01-01T00:00:00Z")
+    assert (failed["error"], failed["changed"]) == ("snapshot_not_found", False)
+    assert "2020-01-01T00:00:00Z" in failed["msg"] and "good, bad" in failed["msg"]
+
+
+def test_children_go_when_asked(module: Module) -> None:
+    for name in ("a", "b", "c"):
+        module("snapshot", vm="test", name=name)
+    done = module("snapshot", vm="test", name="b", state="absent", children="remove")
+    assert done["vms"][0]["also_removed"] == ["c"]
+    assert names(module("snapshot_info", vm="test")) == ["a"]
+
+
+def test_the_label_key_makes_unsigned_snapshots_foreign_and_is_never_shown(lab: t.Any, module: Module) -> None:
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "signed"}
+    made, shown = run_module("snapshot", {**options, "label_key": KEY}, "-vvv")
+    assert KEY not in shown.split("=> {", 1)[1] and KEY not in json.dumps(made)
+    assert made["vms"][0]["snapshot"]["ours"] and KEY not in made["vms"][0]["snapshot"]["label"]["sig"]
+    by_env, shown = run_module(
+        "snapshot", {**options, "state": "absent"}, "-vvv", SAFEPOINT_LABEL_KEY="another key of some length"
+    )
+    assert by_env["error"] == "foreign" and "another key of" not in json.dumps(by_env)
+    gone, _shown = run_module("snapshot", {**options, "state": "absent"}, SAFEPOINT_LABEL_KEY=KEY)
+    assert gone["vms"][0]["action"] == "removed"
+
+
+def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.virConnect) -> None:
+    xml = "<domainsnapshot><name>odd</name><description>[safepoint v=1 owner=safepoint] [</description></domainsnapshot>"
+    state.lookupByName("test").snapshotCreateXML(xml)
+    (one,) = module("snapshot_info", vm="test")["vms"][0]["snapshots"]
+    assert one["ours"] is False and "label line" in one["why_not_ours"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("snapshot_info", {}, ["vm", "vms", "scope"]),
+        ("snapshot_info", {"scope": "endpoint", "vm": "test"}, ["scope=endpoint", "vm"]),
+        ("snapshot_info", {"vm": "test", "older_than": "yesterday"}, ["older_than", "yesterday", "72h"]),
+        ("snapshot_info", {"vm": "test", "label_key": "short"}, ["label_key", "16", "openssl"]),
+        ("snapshot", {"vm": "test", "name": "x", "children": "remove"}, ["children=remove", "state=absent"]),
+        ("snapshot", {"vm": "test", "name": "x", "kind": "extern"}, ["kind", "external", "extern"]),
+        ("snapshot", {"vm": "test", "name": "x", "kind": "external"}, ["test", "external"]),
+        ("snapshot_revert", {"vm": "test", "select": "before"}, ["time", "select"]),
+        ("snapshot_revert", {"vm": "test", "select": "newest", "time": "1h"}, ["time", "select=before"]),
+        ("snapshot_revert", {"vm": "test", "name": "x", "labels": {"a": "b"}}, ["labels", "select"]),
+        ("snapshot_revert", {"vm": "test", "name": "x", "select": "newest"}, ["name", "select"]),
+        ("snapshot_revert", {"vm": "test"}, ["name", "id", "select"]),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(
+    module: Module, state: libvirt.virConnect, name: str, options: dict[str, t.Any], words: list[str]
+) -> None:
+    failed = module(name, **options)
+    for word in words:
+        assert word in failed["msg"]
+    assert state.lookupByName("test").snapshotNum() == 0

@@ -1,0 +1,153 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which way a snapshot is taken where a backend has two, and what is said when neither will do."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime, timezone
+
+import pytest
+from fake import FakeDriver, Hypervisor
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm, VmState, Way
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+VM = Vm("web01", "1", "6695eb01-f6a4-8304-79aa-97f2502e193f")
+OURS = "[safepoint v=1 owner=safepoint]"
+INTERNAL = Way("internal", {"quiesce": "internal ones are not quiesced"}, memory_implied=True)
+EXTERNAL = Way("external", {"memory_and_quiesce": "memory or quiesce, not both"}, unrecorded=("filesystem",))
+
+
+def snapshot(name: str, parent: str | None = None, **other: object) -> Snapshot:
+    whole = Snapshot(name, name, None, parent, OURS, memory=False, consistency="crash", current=False)
+    return dataclasses.replace(whole, **other)  # type: ignore[arg-type]
+
+
+def create(
+    *snapshots: Snapshot, ways: tuple[Way, ...] = (INTERNAL, EXTERNAL), power: str = "running", **request: object
+) -> Create:
+    view = View(VM, VmState(power, ways), snapshots)
+    decision = Present(Request(name="x", **request)).decide(view, None, now=datetime.now(timezone.utc))  # type: ignore[arg-type]
+    (action,) = decision.actions
+    assert isinstance(action, Create)
+    assert decision.snapshot and decision.snapshot.kind == action.kind
+    return action
+
+
+def refused(plan: Plan, *snapshots: Snapshot, ways: tuple[Way, ...] = (INTERNAL, EXTERNAL)) -> str:
+    with pytest.raises(SafepointError) as caught:
+        plan.decide(View(VM, VmState("running", ways), snapshots), None, now=datetime.now(timezone.utc))
+    assert caught.value.code == "unsupported"
+    return str(caught.value)
+
+
+def test_the_preferred_way_is_taken_unless_something_rules_it_out() -> None:
+    assert (create().kind, create().memory) == ("internal", True)
+    raw = dataclasses.replace(INTERNAL, refusals={"create": "vda is raw"})
+    assert (create(ways=(raw, EXTERNAL)).kind, create(ways=(raw, EXTERNAL)).memory) == ("external", False)
+    assert create(kind="external").kind == "external"
+
+
+def test_what_must_be_quiesced_is_taken_in_the_way_that_can_be() -> None:
+    action = create(quiesce="require")
+    assert (action.kind, action.memory, action.quiesce) == ("external", False, "require")
+    assert "consistency=filesystem" in action.description
+
+
+def test_what_is_better_quiesced_keeps_its_way_and_its_memory() -> None:
+    action = create(quiesce="prefer")
+    assert (action.kind, action.memory, action.quiesce) == ("internal", True, "never")
+    assert "consistency" not in action.description
+
+
+def test_what_may_be_quiesced_says_so_only_if_it_was() -> None:
+    action = create(kind="external", quiesce="prefer")
+    assert action.quiesce == "prefer" and "consistency=filesystem" in action.description
+    assert action.unquiesced_description and "consistency" not in action.unquiesced_description
+
+
+def test_a_vm_that_is_off_is_at_rest_and_needs_no_quiescing() -> None:
+    action = create(power="off", quiesce="require")
+    assert (action.kind, action.quiesce) == ("internal", "never")
+
+
+def test_the_kind_of_the_snapshots_there_decides_and_the_other_is_never_put_beside_it() -> None:
+    assert create(snapshot("a", kind="external")).kind == "external"
+    said = refused(Present(Request(name="x", kind="internal")), snapshot("a", kind="external"))
+    assert "external snapshot a" in said and "destroy each other" in said
+    said = refused(Present(Request(name="x", quiesce="require")), snapshot("a", kind="internal"))
+    assert "internal ones are not quiesced" in said and "internal snapshot a" in said
+
+
+def test_memory_and_rest_together_are_refused_with_both_reasons() -> None:
+    said = refused(Present(Request(name="x", memory=True, quiesce="require")))
+    assert "internal ones are not quiesced" in said and "memory or quiesce, not both" in said
+
+
+def test_a_kind_that_the_backend_does_not_have_is_refused() -> None:
+    assert "kind" in refused(Present(Request(name="x", kind="external")), ways=(Way(),))
+
+
+def test_what_the_backend_cannot_do_with_a_snapshot_is_refused_with_its_reason() -> None:
+    stuck = snapshot("a", obstacles={"revert": "is stuck; free it", "remove": "cannot go; unlock it"})
+    assert "The VM cannot go back to it: the snapshot a of web01 is stuck; free it" in refused(Reverted(Request(name="a")), stuck)
+    assert "unlock it" in refused(Absent(Request(name="a")), stuck)
+
+
+def test_one_that_cannot_go_alone_can_go_with_its_children_the_youngest_first() -> None:
+    stays = snapshot("a", obstacles={"remove_alone": "has two children; remove them first"})
+    tree = (stays, snapshot("b", "a"), snapshot("c", "b"), snapshot("d", "a"))
+    assert "has two children" in refused(Absent(Request(name="a")), *tree)
+    view = View(VM, VmState("running"), tree)
+    decision = Absent(Request(name="a", children="remove")).decide(view, None, now=datetime.now(timezone.utc))
+    assert [action.snapshot.id for action in decision.actions if isinstance(action, Delete)] == ["d", "c", "b", "a"]
+    assert decision.predicted == ()
+    without_children = View(VM, VmState("running"), (stays,))
+    assert Absent(Request(name="a")).decide(without_children, None, now=datetime.now(timezone.utc)).word == "removed"
+
+
+def test_of_a_subtree_the_branch_that_the_vm_is_on_goes_last() -> None:
+    alone = {"remove_alone": "shares its parent; remove the other branch first"}
+    tree = (
+        snapshot("a"),
+        snapshot("b", "a", obstacles=alone, current=True),
+        snapshot("c", "a"),
+        snapshot("d", "c"),
+    )
+    assert "remove the other branch first" in refused(Absent(Request(name="b")), *tree)
+    view = View(VM, VmState("running"), tree)
+    decision = Absent(Request(name="a", children="remove")).decide(view, None, now=datetime.now(timezone.utc))
+    assert [action.snapshot.id for action in decision.actions if isinstance(action, Delete)] == ["d", "c", "b", "a"]
+
+
+def taken(agent: str, **request: object) -> Outcome:
+    hypervisor = Hypervisor()
+    vm = hypervisor.add("web01")
+    hypervisor.machines[vm.id].agent = agent
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(timeout=5), now=lambda: datetime.now(timezone.utc))
+    (done,) = fleet.apply([Target("web01")], Present(Request(name="x", **request)), dry_run=False)  # type: ignore[arg-type]
+    return done
+
+
+@pytest.mark.parametrize("quiesce", ["prefer", "require"])
+def test_the_result_says_that_it_was_quiesced(quiesce: str) -> None:
+    done = taken("ready", quiesce=quiesce)
+    assert done.snapshot and done.snapshot.consistency == "filesystem"
+    assert done.warnings == []
+
+
+def test_where_quiescing_fails_the_result_says_what_was_obtained_instead_or_nothing_is_taken() -> None:
+    done = taken("broken", quiesce="prefer")
+    assert done.snapshot and done.snapshot.consistency == "crash"
+    assert any("failed to quiesce" in warning for warning in done.warnings)
+    refused = taken("broken", quiesce="require")
+    assert refused.error and refused.error.code == "unsupported"
+    assert (refused.changed, refused.snapshot) == (False, None)
