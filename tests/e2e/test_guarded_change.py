@@ -6,163 +6,115 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
-import typing as t
-from collections.abc import Iterator
+import re
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
-import libvirt
 import pytest
+from machine import Machine, Run, State
 
-from ansible_collections.safepoint.vm.plugins.module_utils._label import Label, parse
+from ansible_collections.safepoint.vm.plugins.module_utils._label import Label
 
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("e2e")]
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+DEFAULT_KEEPALIVE = 40
+"""Seconds after which the guard connection gives up a host that is silent."""
 
 
-@dataclasses.dataclass(frozen=True)
-class State:
-    """What a user has in the guest: a file, a process, and an uptime."""
-
-    config: str
-    process: str
-    """The process's id and start time in ticks since boot: another process never has both."""
-    boot: str
+def assert_expires_in(label: Label, hours: int) -> None:
+    assert label.expires
+    assert timedelta(hours=hours - 1) < label.expires - datetime.now(timezone.utc) <= timedelta(hours=hours)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How ansible-playbook ended."""
-
-    code: int
-    shown: str
-
-
-class Machine:
-    """The guest and the ways to change it."""
-
-    def __init__(self, lab: t.Any, guest: t.Any, folder: Path) -> None:
-        self.lab = lab
-        self.guest = guest
-        self.folder = folder
-
-    def prepare(self) -> State:
-        """Bring the guest to version 1 with an application that runs."""
-        done = self.guest.ssh(
-            "kill $(cat /run/app.pid 2>/dev/null) 2>/dev/null; echo version 1 > /etc/app.conf; sync; "
-            "setsid sleep 1000000 </dev/null >/dev/null 2>&1 & echo $! > /run/app.pid"
-        )
-        assert done.returncode == 0, done.stderr
-        return self.state()
-
-    def state(self) -> State:
-        done = self.guest.ssh(
-            "cat /etc/app.conf; cut -d ' ' -f 1,22 /proc/$(cat /run/app.pid)/stat; cat /proc/sys/kernel/random/boot_id"
-        )
-        assert done.returncode == 0, done.stderr
-        return State(*done.stdout.splitlines())
-
-    def change(self, name: str, **extra: t.Any) -> Run:
-        inventory = {"guests": {"hosts": {self.guest.name: self.guest.inventory_vars()}}}
-        (self.folder / "inventory.json").write_text(json.dumps(inventory))
-        variables = {
-            "lab_uri": self.lab.uri,
-            "change": name,
-            "guarded_change_evidence_dir": str(self.folder / "evidence"),
-            **extra,
-        }
-        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.folder / "inventory.json")]
-        done = subprocess.run(
-            [*command, str(HERE / "site.yml"), "-e", json.dumps(variables)],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-                "HOME": str(ROOT / ".cache" / "home"),
-                # A unix socket's path has 107 bytes at most, and the checkout may be anywhere.
-                "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.lab.folder / "cp"),
-                "ANSIBLE_PIPELINING": "1",  # an emulated guest needs a second for each ssh command
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        print(done.stdout, done.stderr)
-        return Run(done.returncode, done.stdout + done.stderr)
-
-    def labels(self) -> list[Label]:
-        """The labels of all snapshots, read without the collection's own driver."""
-        connection = libvirt.open(self.lab.uri)
-        try:
-            from xml.etree import ElementTree
-
-            snapshots = connection.lookupByName(self.guest.name).listAllSnapshots()
-            texts = [ElementTree.fromstring(one.getXMLDesc()).findtext("description") or "" for one in snapshots]
-        finally:
-            connection.close()
-        return [label for label in (parse(text).label for text in texts) if label]
-
-    def remove_snapshots(self) -> None:
-        connection = libvirt.open(self.lab.uri)
-        for one in connection.lookupByName(self.guest.name).listAllSnapshots():
-            one.delete()
-        connection.close()
-
-
-@pytest.fixture(scope="module")
-def booted(lab: t.Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    guest = lab.guest("web01")
-    guest.wait_ssh()
-    yield Machine(lab, guest, tmp_path_factory.mktemp("e2e"))
-    guest.remove()
-
-
-@pytest.fixture
-def machine(booted: Machine) -> Iterator[Machine]:
-    yield booted
-    booted.remove_snapshots()
-
-
-def recap(shown: str) -> dict[str, int]:
-    line = next(line for line in shown.splitlines() if line.startswith("web01 ") and "unreachable=" in line)
-    return {key: int(value) for key, value in (word.split("=") for word in line.split() if "=" in word)}
-
-
-def assert_rolled_back(machine: Machine, run: Run, before: State) -> None:
+def assert_rolled_back(machine: Machine, run: Run, before: State, *, failed_in: str) -> str:
+    """Everything is as it was before, and everybody says so. Returns the message with which the play failed."""
     assert run.code == 2
-    assert recap(run.shown)["unreachable"] == 0
-    assert "web01 was rolled back" in run.shown
     assert machine.state() == before
+    assert run.recap(machine.name)["unreachable"] == 0
+    assert run.recap(machine.name)["failed"] == 1
+    message = run.messages(machine.name)[-1]
+    assert f"{machine.name} was rolled back to sp-CHG0042-" in message
+    assert f"and its checks pass. The change failed in {failed_in}: " in message
     (label,) = machine.labels()
     assert label.fields["state"] == "rolled_back"
     assert label.fields["change"] == "CHG0042"
-    assert label.expires
-    assert timedelta(hours=71) < label.expires - datetime.now(timezone.utc) <= timedelta(hours=72)
+    assert_expires_in(label, 72)
+    return message
+
+
+def assert_lost_and_rolled_back(machine: Machine, run: Run, before: State, *, lost_in: str) -> None:
+    """The same, and it was the loss of the guest that failed."""
+    message = assert_rolled_back(machine, run, before, failed_in=lost_in)
+    # A reason follows, whether ssh has told one or not.
+    assert re.search(r"(via|over) ssh: \w", message)
+    assert "Never reached]" not in run.shown
+    clock = machine.sh("date +%s")
+    assert abs(int(clock) - datetime.now(timezone.utc).timestamp()) < 30
 
 
 def test_a_task_that_fails_is_rolled_back_with_its_cause(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("fails.yml")
-    assert_rolled_back(machine, run, before)
+    message = assert_rolled_back(machine, run, before, failed_in="Start the new one")
     assert "does-not-exist" in run.shown
+    record = machine.evidence()[-1]
+    assert record["failed"]["task"] == "Start the new one"
+    assert record["checkpoint"] in message
+
+
+def test_a_handler_that_fails_is_rolled_back_with_its_name(machine: Machine) -> None:
+    before = machine.prepare()
+    run = machine.change("handler.yml")
+    message = assert_rolled_back(machine, run, before, failed_in="Restart the application")
+    assert "/opt/app/does-not-exist: No such file or directory" in message
+
+
+def test_a_check_that_fails_after_a_change_that_worked_rolls_it_back(machine: Machine) -> None:
+    before = machine.prepare()
+    run = machine.change("unhealthy.yml")
+    assert_rolled_back(machine, run, before, failed_in="The configuration is one that exists")
+    # Once after the change, where it fails, and once after the rollback.
+    assert run.shown.count("TASK [safepoint.vm.guarded_change : The configuration is one that exists]") == 2
 
 
 @pytest.mark.core_versions
 def test_a_guest_that_is_lost_comes_back(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("lost.yml")
-    assert_rolled_back(machine, run, before)
-    assert "Remove the ssh server and end all its sessions" in run.shown
-    clock = machine.guest.ssh("date +%s").stdout
-    assert abs(int(clock) - datetime.now(timezone.utc).timestamp()) < 30
+    assert_lost_and_rolled_back(machine, run, before, lost_in="Remove the ssh server and end all its sessions")
+
+
+def test_a_guest_that_goes_silent_is_given_up_and_comes_back(machine: Machine) -> None:
+    before = machine.prepare()
+    run = machine.change("network.yml")
+    assert_lost_and_rolled_back(machine, run, before, lost_in="Take the network down")
+    # No reset comes: without a keepalive this would last for ever. The rest is what the other changes need too.
+    assert DEFAULT_KEEPALIVE - 10 < run.seconds < DEFAULT_KEEPALIVE + 120
+
+
+def test_a_kernel_that_panics_comes_back(machine: Machine) -> None:
+    before = machine.prepare()
+    assert machine.sh("cat /proc/sys/kernel/panic") == "0", "it would reboot by itself"
+    with machine.console() as console:
+        # The user's own keepalive is left as it is.
+        run = machine.change("panic.yml", keepalive="-o ServerAliveInterval=5 -o ServerAliveCountMax=1")
+    assert_lost_and_rolled_back(machine, run, before, lost_in="Crash the kernel")
+    assert "Kernel panic - not syncing" in console.read_text(errors="replace")
+
+
+def test_a_guest_that_powers_itself_off_runs_again(machine: Machine) -> None:
+    before = machine.prepare()
+    run = machine.change("poweroff.yml")
+    assert_lost_and_rolled_back(machine, run, before, lost_in="Power the guest off")
+
+
+def test_a_disk_that_was_filled_has_its_space_again(machine: Machine) -> None:
+    before = machine.prepare()
+    space = machine.free_mib()
+    assert space > 100
+    run = machine.change("disk_full.yml")
+    message = assert_rolled_back(machine, run, before, failed_in="Write the new configuration")
+    assert "No space left on device" in message
+    assert abs(machine.free_mib() - space) <= 1
 
 
 def test_a_change_that_reboots_on_purpose_succeeds(machine: Machine) -> None:
@@ -179,9 +131,35 @@ def test_a_success_keeps_the_change_and_the_snapshot_for_as_long_as_asked(machin
     before = machine.prepare()
     run = machine.change("succeeds.yml", guarded_change_keep_after_success="24h")
     assert run.code == 0
-    assert recap(run.shown)["failed"] == 0
+    assert run.recap("web01")["failed"] == 0
     assert machine.state() == dataclasses.replace(before, config="version 2")
     (label,) = machine.labels()
     assert label.fields["state"] == "committed"
-    assert label.expires
-    assert timedelta(hours=23) < label.expires - datetime.now(timezone.utc) <= timedelta(hours=24)
+    assert_expires_in(label, 24)
+
+
+def test_check_mode_says_what_would_happen_and_changes_nothing(machine: Machine) -> None:
+    before = machine.prepare()
+    run = machine.change("succeeds.yml", "--check", "--diff")
+    assert run.code == 0
+    assert run.recap("web01")["failed"] == 0
+    assert "change=CHG0042" in run.shown and "state=guarding" in run.shown  # the snapshot that would be
+    assert "\n-version 1\n+version 2\n" in run.shown
+    assert "Skipped in check mode, as is a rollback" in run.shown
+    assert machine.state() == before
+    assert machine.descriptions() == []
+
+
+def test_in_a_rollout_the_batch_that_fails_is_rolled_back_and_the_one_before_stays(machine: Machine, second: Machine) -> None:
+    before, second_before = machine.prepare(), second.prepare()
+    machine.sh("touch /run/app.licence")  # which web02 lacks
+    run = machine.change("rolls_out.yml", others=[second], at_a_time=1, guarded_change_keep_after_success="24h")
+
+    message = assert_rolled_back(second, run, second_before, failed_in="Read the licence for version 2")
+    assert "/run/app.licence: No such file or directory" in message
+
+    assert run.messages("web01") == []
+    assert run.recap("web01")["failed"] == run.recap("web01")["unreachable"] == 0
+    assert machine.state() == dataclasses.replace(before, config="version 2")
+    (label,) = machine.labels()
+    assert label.fields["state"] == "committed"

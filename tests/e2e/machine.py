@@ -1,0 +1,163 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A real Linux guest, what a user has in it, and the playbook that changes it under guard."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ansible_collections.safepoint.vm.plugins.module_utils._label import Label, parse
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What a user has in the guest: a file, a process, and an uptime."""
+
+    config: str
+    process: str
+    """The process's id and start time in ticks since boot: another process never has both."""
+    boot: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """How ansible-playbook ended."""
+
+    code: int
+    shown: str
+    seconds: float
+
+    def recap(self, host: str) -> dict[str, int]:
+        line = next(line for line in self.shown.splitlines() if line.startswith(f"{host} ") and "unreachable=" in line)
+        return {key: int(value) for key, value in (word.split("=") for word in line.split() if "=" in word)}
+
+    def messages(self, host: str) -> list[str]:
+        """With which messages the tasks of the host failed, in their order. The last one is what ends its play."""
+        start = f"fatal: [{host}]: FAILED! => "
+        found = [at + len(start) for at in range(len(self.shown)) if self.shown.startswith(start, at)]
+        return [json.JSONDecoder().raw_decode(self.shown, at)[0].get("msg", "") for at in found]
+
+
+class Machine:
+    """The guest and the ways to change it."""
+
+    def __init__(self, lab: t.Any, name: str, folder: Path) -> None:
+        self.lab = lab
+        self.name = name
+        self.folder = folder
+        self.boot()
+
+    def boot(self) -> None:
+        """Start a new guest, instead of the one there was."""
+        self.lab.remove(self.name)
+        self.guest = self.lab.guest(self.name)
+        self.guest.wait_ssh()
+
+    def is_well(self) -> bool:
+        """Whether a test can begin with this guest, whatever the last one has left."""
+        return bool(
+            self.guest.ssh_answers(20) and self.guest.ssh("test -x /usr/sbin/sshd && date > /var/tmp/probe").returncode == 0
+        )
+
+    def sh(self, command: str) -> str:
+        """What a shell command in the guest says."""
+        done = self.guest.ssh(command)
+        assert done.returncode == 0, done.stderr
+        return str(done.stdout).strip()
+
+    def prepare(self) -> State:
+        """Bring the guest to version 1 with an application that runs."""
+        self.sh(
+            "kill $(cat /run/app.pid 2>/dev/null) 2>/dev/null; echo version 1 > /etc/app.conf; sync; "
+            "setsid sleep 1000000 </dev/null >/dev/null 2>&1 & echo $! > /run/app.pid"
+        )
+        return self.state()
+
+    def state(self) -> State:
+        shown = self.sh(
+            "cat /etc/app.conf; cut -d ' ' -f 1,22 /proc/$(cat /run/app.pid)/stat || echo gone; cat /proc/sys/kernel/random/boot_id"
+        )
+        return State(*shown.splitlines())
+
+    def free_mib(self) -> int:
+        """How much space the guest's disk has."""
+        return int(self.sh("df -m --output=avail / | tail -n 1"))
+
+    @contextlib.contextmanager
+    def console(self) -> Iterator[Path]:
+        """A file with what the guest writes on its console within the block; its own begins anew with a revert."""
+        saved = self.folder / "console.log"
+        command = ["tail", "-n", "0", "-F", str(self.guest.console)]
+        with saved.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL) as tail:
+            try:
+                yield saved
+            finally:
+                tail.terminate()
+
+    def change(self, name: str, *options: str, others: t.Sequence[Machine] = (), keepalive: str = "", **extra: t.Any) -> Run:
+        """Make the change on this guest and the others; `options` are those of ansible-playbook."""
+        hosts = {machine.name: machine.guest.inventory_vars() for machine in (self, *others)}
+        for variables in hosts.values():
+            variables["ansible_ssh_common_args"] += f" {keepalive}"
+        (self.folder / "inventory.json").write_text(json.dumps({"guests": {"hosts": hosts}}))
+        variables = {
+            "lab_uri": self.lab.uri,
+            "change": name,
+            "guarded_change_evidence_dir": str(self.folder / "evidence"),
+            **extra,
+        }
+        command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.folder / "inventory.json")]
+        began = time.monotonic()
+        done = subprocess.run(
+            [*command, str(HERE / "site.yml"), "-e", json.dumps(variables), *options],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+                "HOME": str(ROOT / ".cache" / "home"),
+                # Each run has its own: a session of the run before would bring that one's keepalive along.
+                # In the lab's folder: a unix socket's path has 107 bytes at most, and the checkout may be anywhere.
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": tempfile.mkdtemp(prefix="cp-", dir=self.lab.folder),
+                "ANSIBLE_PIPELINING": "1",  # an emulated guest needs a second for each ssh command
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        print(done.stdout, done.stderr)
+        return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+
+    def evidence(self) -> list[t.Any]:
+        """The files about changes that failed, oldest first."""
+        return [json.loads(path.read_text()) for path in sorted((self.folder / "evidence").glob(f"*-{self.name}.json"))]
+
+    def descriptions(self) -> list[str]:
+        """What all snapshots of the guest say about themselves, read without the collection's own driver."""
+        with self.guest.domain() as domain:
+            texts = [ElementTree.fromstring(one.getXMLDesc()).findtext("description") for one in domain.listAllSnapshots()]
+        return [text or "" for text in texts]
+
+    def labels(self) -> list[Label]:
+        return [label for label in (parse(text).label for text in self.descriptions()) if label]
+
+    def remove_snapshots(self) -> None:
+        with self.guest.domain() as domain:
+            for one in domain.listAllSnapshots():
+                one.delete()
