@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,11 +18,14 @@ sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tests" / "la
 
 import libvirt  # noqa: E402
 from lab import Lab  # noqa: E402
+from lab_counting import CountingLab  # noqa: E402
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Bounds, Fleet  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet  # noqa: E402
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Absent, Plan, Present, Request, Reverted  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds  # noqa: E402
 
 XML = "<domainsnapshot><name>bench</name></domainsnapshot>"
 
@@ -49,7 +51,7 @@ def by_hand(uri: str, names: list[str], call: Callable[[libvirt.virDomain], obje
 def by_us(uri: str, names: list[str], plan: Plan) -> float:
     def work() -> None:
         driver = LibvirtDriver(uri)
-        fleet = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc))
+        fleet = Fleet(driver, Bounds())
         outcomes = fleet.apply([Target(name) for name in names], plan, dry_run=False)
         driver.close()
         failed = [one for one in outcomes if one.error]
@@ -59,12 +61,27 @@ def by_us(uri: str, names: list[str], plan: Plan) -> float:
     return seconds(work)
 
 
+def requests_of_a_listing(snapshots: int) -> int:
+    """How many requests a listing of one VM costs, the connection included."""
+    with CountingLab() as lab:
+        domain = lab.define_tiny("many", paused=True)
+        for number in range(snapshots):
+            domain.snapshotCreateXML(f"<domainsnapshot><name>s{number}</name></domainsnapshot>")
+        with lab.counted() as asked:
+            driver = LibvirtDriver(lab.uri)
+            Fleet(driver, Bounds()).look([Target("many")])
+            driver.close()
+    return asked.total()
+
+
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     with Lab() as lab:
         names = [f"bench{number:03d}" for number in range(count)]
         for name in names:
             lab.define_tiny(name, paused=True)
+        # A new daemon looks into QEMU's binaries when it is first asked for this, which takes half a second once.
+        lab.connect().getCapabilities()
         rows: list[tuple[str, float, float | None]] = []
         create = by_hand(lab.uri, names, lambda domain: domain.snapshotCreateXML(XML))
         revert = by_hand(lab.uri, names, lambda domain: domain.revertToSnapshot(domain.snapshotLookupByName("bench")))
@@ -77,6 +94,7 @@ def main() -> None:
     for name, ours, bare in rows:
         beside = f"{bare:8.2f} s {ours / bare:7.2f}" if bare is not None else ""
         print(f"{name:24}{ours:9.2f} s {beside}")
+    print(f"listing 100 snapshots of one VM: {requests_of_a_listing(100)} requests to libvirtd")
 
 
 if __name__ == "__main__":
