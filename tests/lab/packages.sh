@@ -20,6 +20,8 @@ lab=(
     "${setup[@]}"
     busybox-static     # goes into the guest's initrd
     e2fsprogs
+    golang-go          # compiles the vCenter of the tests, over
+    golang-github-vmware-govmomi-dev
     libvirt-clients    # virsh, for people
     libvirt-daemon     # libvirtd without libvirt-daemon-system, which would start it for the whole machine
     libvirt-daemon-driver-qemu

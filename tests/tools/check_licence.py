@@ -15,15 +15,20 @@ HEADER = [
 
 def is_source(path: Path) -> bool:
     """Python, shell, and whatever else the system would run."""
-    if path.suffix in {".py", ".sh"} or path.name == "Makefile":
+    if path.suffix in {".py", ".sh", ".go"} or path.name == "Makefile":
         return True
     with path.open("rb") as stream:
         return stream.read(2) == b"#!"
 
 
+def _header(path: Path) -> list[str]:
+    lines = [line.replace("//", "#", 1) if path.suffix == ".go" else line for line in path.read_text().splitlines()[:6]]
+    return [line for line in lines if line in HEADER]
+
+
 def main() -> int:
     sources = [path for path in map(Path, sys.argv[1:]) if path.is_file() and is_source(path)]
-    bare = [path for path in sources if [line for line in path.read_text().splitlines()[:6] if line in HEADER] != HEADER]
+    bare = [path for path in sources if _header(path) != HEADER]
     for path in bare:
         print(f"{path}: the licence header is missing from its first lines")
     print(f"{len(sources)} source files, {len(bare)} without the licence header")

@@ -43,6 +43,7 @@ lint() {
     step 5m ruff ruff check .
     step 5m ruff-format ruff format --check .
     step 5m yamllint yamllint --strict .
+    step 5m gofmt tests/tools/check_gofmt.sh
     step 5m shellcheck shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
     step 5m mypy mypy -p ansible_collections.safepoint.vm.plugins.module_utils
     step 5m licence python tests/tools/check_licence.py "${files[@]}"
@@ -75,7 +76,7 @@ lint)
     ;;
 fast)
     lint
-    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not slow" tests/unit tests/conformance
+    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not vcenter and not slow" tests/unit tests/conformance
     ;;
 test | all)
     not_slow=" and not slow"
@@ -83,6 +84,7 @@ test | all)
     lint
     step 20m galaxy tests/tools/galaxy.sh
     step 20m guest tests/lab/build_guest.sh
+    step 20m vcenter tests/simulators/vcsim/build.sh
     if [ "$1" = all ]; then step 20m trixie tests/lab/build_trixie.sh; fi
     step 20m sanity tests/tools/sanity.sh "$MAIN_VENV"
     tests "$MAIN_VENV" pytest ${not_slow:+-m "not slow"} tests

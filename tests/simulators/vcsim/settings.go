@@ -1,0 +1,175 @@
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"encoding/json"
+	"sync"
+	"time"
+)
+
+// settings are what a test may change while the server runs. Times are seconds, names of methods are globs.
+type settings struct {
+	mu      sync.Mutex
+	unmuted chan struct{} // closed while the server answers
+	values  settingValues
+}
+
+type settingValues struct {
+	TaskTime  float64            `json:"task_time"`
+	TaskTimes map[string]float64 `json:"task_times"`
+	// How long a task stays queued before it runs.
+	QueueTime float64 `json:"queue_time"`
+	// What happens to a second task of a VM: "task" ends it with TaskInProgress, "call" raises that, "queue" lets it wait.
+	Busy string `json:"busy"`
+	// The server accepts connections and requests, and answers none.
+	Mute bool `json:"mute"`
+	// Calls of these methods take that much longer.
+	CallDelays map[string]float64 `json:"call_delays"`
+	// The state after a revert with suppressPowerOn to a snapshot that holds the memory of a running VM.
+	SuppressedPower string `json:"suppressed_power"`
+	// The server's clock is that far ahead of this machine's.
+	ClockOffset float64 `json:"clock_offset"`
+	// The size of the delta of each disk that a new snapshot begins, and of the snapshot's own file.
+	DeltaBytes int64 `json:"delta_bytes"`
+	DataBytes  int64 `json:"data_bytes"`
+	// How deep a chain of snapshots may be.
+	Levels int `json:"levels"`
+	// How many objects one answer of the PropertyCollector holds at most, 0 for all of them. A vCenter has such a limit, too.
+	PageObjects int `json:"page_objects"`
+}
+
+func newSettings() *settings {
+	s := &settings{unmuted: make(chan struct{})}
+	close(s.unmuted)
+	s.values = settingValues{
+		Busy: "task", SuppressedPower: "poweredOff", DeltaBytes: 16 << 20, DataBytes: 32 << 10, Levels: 32,
+		TaskTimes: map[string]float64{}, CallDelays: map[string]float64{},
+	}
+	return s
+}
+
+// update takes over what the JSON names and leaves the rest as it is; a map is replaced as a whole.
+func (s *settings) update(text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	values := s.values
+	values.TaskTimes, values.CallDelays = nil, nil
+	if err := strictUnmarshal(text, &values); err != nil {
+		return err
+	}
+	if values.TaskTimes == nil {
+		values.TaskTimes = s.values.TaskTimes
+	}
+	if values.CallDelays == nil {
+		values.CallDelays = s.values.CallDelays
+	}
+	if values.Mute != s.values.Mute {
+		if values.Mute {
+			s.unmuted = make(chan struct{})
+		} else {
+			close(s.unmuted)
+		}
+	}
+	s.values = values
+	return nil
+}
+
+func (s *settings) get() settingValues {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.values
+}
+
+func (s *settings) whileMute() {
+	s.mu.Lock()
+	unmuted := s.unmuted
+	s.mu.Unlock()
+	<-unmuted
+}
+
+func (s *settings) delayCall(method string) {
+	s.whileMute()
+	for pattern, delay := range s.get().CallDelays {
+		if globMatch(pattern, method) {
+			time.Sleep(seconds(delay))
+		}
+	}
+}
+
+func (s *settings) taskTime(method string) time.Duration {
+	values := s.get()
+	if exact, ok := values.TaskTimes[method]; ok {
+		return seconds(exact)
+	}
+	for pattern, time := range values.TaskTimes {
+		if globMatch(pattern, method) {
+			return seconds(time)
+		}
+	}
+	return seconds(values.TaskTime)
+}
+
+func (s *settings) now() time.Time {
+	return time.Now().Add(seconds(s.get().ClockOffset)).UTC()
+}
+
+func seconds(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
+
+// counters tell how much a client asked.
+type counters struct {
+	mu sync.Mutex
+	counts
+}
+
+type counts struct {
+	Methods     map[string]int `json:"methods"`
+	Requests    int            `json:"requests"` // SOAP only
+	Connections int            `json:"connections"`
+	BytesIn     int            `json:"bytes_in"`  // of the SOAP envelopes
+	BytesOut    int            `json:"bytes_out"` // of everything, TLS included
+}
+
+func (c *counters) request(method string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.Methods == nil {
+		c.Methods = map[string]int{}
+	}
+	c.Methods[method]++
+}
+
+func (c *counters) connection() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Connections++
+}
+
+func (c *counters) received(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.Requests++
+	c.BytesIn += n
+}
+
+func (c *counters) sent(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.BytesOut += n
+}
+
+func (c *counters) reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts = counts{}
+}
+
+func (c *counters) MarshalJSON() ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.Methods == nil {
+		c.Methods = map[string]int{}
+	}
+	return json.Marshal(c.counts)
+}
