@@ -20,7 +20,7 @@ _link = COLLECTIONS / "ansible_collections" / "safepoint" / "vm"
 if not _link.exists():
     _link.parent.mkdir(parents=True, exist_ok=True)
     _link.symlink_to("../../../..", target_is_directory=True)
-for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance"):
+for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance", ROOT / "tests" / "simulators" / "vcsim"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -43,4 +43,13 @@ def new_lab() -> Iterator[object]:
         pytest.skip("libvirtd in a root folder of its own needs root")
     subprocess.run([str(ROOT / "tests/lab/build_trixie.sh")], stdin=subprocess.DEVNULL, check=True)
     with Lab(ROOT / ".cache/trixie") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def vcenter() -> Iterator[object]:
+    """A vCenter on loopback: govmomi's simulator and what a real one does besides."""
+    from server import VCenter
+
+    with VCenter(vms=1) as started:
         yield started

@@ -15,13 +15,40 @@ options:
     required: true
     choices:
       libvirt: libvirt with QEMU, through the connection O(uri).
+      vsphere: VMware vCenter or ESXi 6.5 and later, through O(hostname), O(username) and O(password).
   uri:
     description:
-      - The libvirt connection URI, for example V(qemu:///system) or V(qemu+ssh://root@kvm01/system).
+      - With O(backend=libvirt), the connection URI, for example V(qemu:///system) or V(qemu+ssh://root@kvm01/system).
       - When it is not set, the environment variable E(LIBVIRT_DEFAULT_URI) of the machine that runs the module is used.
       - With C(qemu+ssh) the server's host key must be known and a key must log in without a question. Nothing is ever asked on a terminal.
       - A password in the URI is refused, libvirt does not use it.
     type: str
+  hostname:
+    description:
+      - With O(backend=vsphere), the vCenter or ESXi host.
+      - When it is not set, the environment variable E(VMWARE_HOST) of the machine that runs the module is used.
+    type: str
+  port:
+    description:
+      - Its port. When it is not set, the environment variable E(VMWARE_PORT) is used, and else 443.
+    type: int
+  username:
+    description:
+      - The user to log in as. When it is not set, the environment variable E(VMWARE_USER) is used.
+    type: str
+  password:
+    description:
+      - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) is used.
+    type: str
+  validate_certs:
+    description:
+      - Whether the server's certificate must be one that is trusted, and be made out to O(hostname).
+      - When it is not set, the environment variable E(VMWARE_VALIDATE_CERTS) is used, and else V(true).
+    type: bool
+  ca_path:
+    description:
+      - A file of CA certificates in PEM that are trusted instead of the system's.
+    type: path
   connect_timeout:
     description:
       - How long the connection may take to come about.
@@ -37,5 +64,5 @@ options:
     type: str
     default: 15m
 requirements:
-  - libvirt-python, on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
+  - libvirt-python for libvirt and pyVmomi for vSphere, on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
 """

@@ -18,35 +18,81 @@ import signal
 import typing as t
 from collections.abc import Mapping
 
+from ansible.module_utils.parsing.convert_bool import boolean
+
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver, public_uri, uri_password
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, InvalidOption, TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
+# A backend's library is imported only where the backend is used: pyVmomi alone takes a third of a second.
 if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
 
+Options = Mapping[str, t.Any]
 
-def secrets(options: Mapping[str, t.Any], environ: Mapping[str, str]) -> set[str]:
+# By the backend: its own options, each with the environment variable that stands in for it. AWX's built-in credentials set these.
+_VARIABLES: Mapping[str, Mapping[str, str | None]] = {
+    "libvirt": {"uri": "LIBVIRT_DEFAULT_URI"},
+    "vsphere": {
+        "hostname": "VMWARE_HOST",
+        "port": "VMWARE_PORT",
+        "username": "VMWARE_USER",
+        "password": "VMWARE_PASSWORD",
+        "validate_certs": "VMWARE_VALIDATE_CERTS",
+        "ca_path": None,
+    },
+}
+
+
+def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
     """Values among the options and their fallbacks that must never be shown."""
-    password = uri_password(_uri(options, environ))
-    return {password} if password else set()
+    resolved = _resolved(options, environ)
+    found = {resolved.get("password"), _uri_password(resolved.get("uri") or "")}
+    return {one for one in found if one}
 
 
-def open_driver(options: Mapping[str, t.Any], *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
+def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
     """Connect to the endpoint that ``options`` name, within ``seconds``.
 
-    :raises InvalidOption: an option that the backend needs is given nowhere.
+    :raises InvalidOption: an option that the backend needs is given nowhere, or belongs to another backend.
     :raises LibraryMissing: the backend's Python library is not there.
     :raises ConnectionFailed: no connection in time, or none at all.
     """
-    uri = _uri(options, environ)
-    if uri_password(uri):
+    backend = options["backend"]
+    for other in {name for names in _VARIABLES.values() for name in names} - set(_VARIABLES[backend]):
+        if options.get(other) is not None:
+            owners = " or ".join(one for one, names in _VARIABLES.items() if other in names)
+            raise InvalidOption(f"{other} goes with backend={owners}, and backend={backend} is set; leave it out")
+    opener = {"libvirt": _open_libvirt, "vsphere": _open_vsphere}[backend]
+    return opener(_resolved(options, environ), seconds)
+
+
+def _resolved(options: Options, environ: Mapping[str, str]) -> Options:
+    """The backend's own options, those that are not set from the environment."""
+    found = {}
+    for name, variable in _VARIABLES[options["backend"]].items():
+        value = options.get(name)
+        # In AWX a field that was left empty is an empty variable.
+        found[name] = (environ.get(variable) or None) if value is None and variable else value
+    return found
+
+
+def _need(options: Options, backend: str, *names: str, example: str) -> None:
+    for name in names:
+        if not options[name]:
+            variable = _VARIABLES[backend][name]
+            raise InvalidOption(f"{name} is not set; write for example {example}, or set {variable}")
+
+
+def _open_libvirt(options: Options, seconds: float) -> SnapshotDriver:
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver, public_uri
+
+    _need(options, "libvirt", "uri", example="uri: qemu+ssh://root@kvm01/system")
+    uri = options["uri"]
+    if _uri_password(uri):
         raise InvalidOption(
             "uri has a password in it, which libvirt does not use; remove it and let ssh keys or auth.conf answer"
         )
-    if not uri:
-        raise InvalidOption("uri is not set; write for example uri: qemu+ssh://root@kvm01/system, or set LIBVIRT_DEFAULT_URI")
     try:
         return in_time("the connection", lambda: LibvirtDriver(uri), Deadline(seconds))
     except TimedOut:
@@ -54,6 +100,48 @@ def open_driver(options: Mapping[str, t.Any], *, environ: Mapping[str, str], sec
         raise ConnectionFailed(
             f"libvirt at {public_uri(uri)} did not answer within connect_timeout={seconds:g} seconds; {CHECK}"
         ) from None
+
+
+def _open_vsphere(options: Options, seconds: float) -> SnapshotDriver:
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import VsphereDriver
+
+    _need(options, "vsphere", "hostname", example="hostname: vcenter.example.com")
+    _need(options, "vsphere", "username", example="username: automation@vsphere.local")
+    _need(options, "vsphere", "password", example="password from a vault")
+    validate = options["validate_certs"]
+    try:
+        validate_certs = True if validate is None else boolean(validate)
+        port = int(options["port"] or 443)
+    except (TypeError, ValueError) as exc:
+        raise InvalidOption(
+            f"VMWARE_VALIDATE_CERTS={validate!r} and VMWARE_PORT={options['port']!r}: the one is no boolean, or the other no number; "
+            "write for example true and 443"
+        ) from exc
+
+    def log_in() -> SnapshotDriver:
+        session = Session(
+            hostname=options["hostname"],
+            port=port,
+            username=options["username"],
+            password=options["password"],
+            validate_certs=validate_certs,
+            ca_path=options["ca_path"],
+        )
+        return VsphereDriver(session)
+
+    try:
+        return in_time("the login", log_in, Deadline(seconds))
+    except TimedOut:
+        raise ConnectionFailed(
+            f"{options['hostname']}:{port} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that it is up"
+        ) from None
+
+
+def _uri_password(uri: str) -> str | None:
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import uri_password
+
+    return uri_password(uri) if uri else None
 
 
 def _end_ssh() -> None:
@@ -66,7 +154,3 @@ def _end_ssh() -> None:
                 os.kill(int(process.group(1)), signal.SIGTERM)
         except OSError:
             continue  # it ended meanwhile, or is none of ours
-
-
-def _uri(options: Mapping[str, t.Any], environ: Mapping[str, str]) -> str:
-    return options.get("uri") or environ.get("LIBVIRT_DEFAULT_URI") or ""

@@ -12,7 +12,7 @@ import os
 import sys
 import typing as t
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
 
@@ -41,8 +41,14 @@ Spec = dict[str, t.Any]
 
 # Must be kept in sync with plugins/doc_fragments/_connection.py
 CONNECTION_SPEC: Spec = {
-    "backend": {"type": "str", "required": True, "choices": ["libvirt"]},
+    "backend": {"type": "str", "required": True, "choices": ["libvirt", "vsphere"]},
     "uri": {"type": "str"},
+    "hostname": {"type": "str"},
+    "port": {"type": "int"},
+    "username": {"type": "str"},
+    "password": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool"},
+    "ca_path": {"type": "path"},
     "connect_timeout": {"type": "str", "default": "15s"},
     "timeout": {"type": "str", "default": "15m"},
 }
@@ -102,7 +108,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None = None
     try:
-        outcomes = _work(params, plan, dry_run=module.check_mode, diff=module._diff)
+        outcomes, now = _work(params, plan, dry_run=module.check_mode, diff=module._diff)
     except LibraryMissing as exc:
         failure = {
             "error": exc.code,
@@ -111,7 +117,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     except SafepointError as exc:
         failure = {"error": exc.code, "msg": str(exc)}
     else:
-        result, failure = _results(params, outcomes, info=plan is None, diff=module._diff)
+        result, failure = _results(params, outcomes, now, info=plan is None, diff=module._diff)
     for row in result.get("vms", []):
         for warning in row["warnings"]:
             module.warn(warning)
@@ -121,8 +127,10 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     raise SystemExit  # exit_json() has no type that says it never returns
 
 
-def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry_run: bool, diff: bool) -> list[Outcome]:
-    """Check all options, connect, and look or act.
+def _work(
+    params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry_run: bool, diff: bool
+) -> tuple[list[Outcome], datetime]:
+    """Check all options, connect, and look or act; also what time it is by the endpoint's clock.
 
     :raises SafepointError: before anything was written.
     """
@@ -139,10 +147,11 @@ def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry
         _filter(params)
     driver = open_driver(params, environ=os.environ, seconds=_seconds(params, "connect_timeout"))
     try:
-        fleet = Fleet(driver, bounds, now=lambda: datetime.now(timezone.utc))
+        fleet = Fleet(driver, bounds)
         if wanted is not None:
-            return fleet.apply(targets or [], wanted, dry_run=dry_run, drift=diff)
-        return fleet.look(targets, drift=params["drift"], images=params["check_images"])
+            outcomes = fleet.apply(targets or [], wanted, dry_run=dry_run, drift=diff)
+            return outcomes, driver.now()
+        return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now()
     finally:
         try:
             in_time("the log-out", driver.close, Deadline(5))
@@ -151,11 +160,11 @@ def _work(params: Params, plan: Callable[[Request, Params], Plan] | None, *, dry
 
 
 def _results(
-    params: Params, outcomes: list[Outcome], *, info: bool, diff: bool
+    params: Params, outcomes: list[Outcome], now: datetime, *, info: bool, diff: bool
 ) -> tuple[dict[str, t.Any], dict[str, t.Any] | None]:
     ours = _ours(params)
     if info:
-        wanted, now = _filter(params), datetime.now(timezone.utc)
+        wanted = _filter(params)
         rows = [outcome_info(one, ours=ours, wanted=wanted, which=params["ownership"], now=now) for one in outcomes]
     else:
         rows = [outcome_result(one, ours=ours) for one in outcomes]

@@ -16,7 +16,8 @@ from fake import FakeDriver, Hypervisor, Machine
 from kit import Backend, code, only
 from libvirt_backends import LibvirtTestBackend, QemuBackend
 from suite import Conformance
-from suite_data import MemoryBackend, WithMemory
+from suite_data import MemoryBackend, WithData, WithMemory
+from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
@@ -118,3 +119,12 @@ class TestNewerLibvirtQemu(Conformance, WithMemory):
     def backend(self, new_lab: t.Any) -> Iterator[Backend]:
         with qemu(new_lab) as backend:
             yield backend
+
+
+@pytest.mark.vcenter
+class TestVsphere(Conformance, WithData):
+    @pytest.fixture
+    def backend(self, vcenter: t.Any) -> Iterator[Backend]:
+        backend = VsphereBackend(vcenter)
+        yield backend
+        backend.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 
-from hypervisor import Hypervisor
+from hypervisor import Endpoint
 from stage import Run, Stage
 
 GOOD = "- name: Change it\n  ansible.builtin.command: 'true'\n"
@@ -17,7 +17,7 @@ KILL = "- name: Kill it\n  ansible.builtin.shell: kill -KILL $SSHD_PID\n"
 class Change:
     """One guest, its VM, and the role on it."""
 
-    def __init__(self, stage: Stage, hypervisor: Hypervisor) -> None:
+    def __init__(self, stage: Stage, hypervisor: Endpoint) -> None:
         self.stage = stage
         self.hypervisor = hypervisor
         self.evidence = stage.folder / "evidence"
@@ -30,7 +30,7 @@ class Change:
     def run(self, *arguments: str, entry: str = "main", head: str = "", hosts: str = "guests", **variables: object) -> Run:
         """Play the role; ``variables`` without their prefix."""
         given: dict[str, object] = {
-            "connection": {"backend": "libvirt", "uri": self.hypervisor.uri},
+            "connection": self.hypervisor.connection,
             "evidence_dir": str(self.evidence),
             "reconnect_timeout": "20s",
             **({"tasks": "change.yml"} if entry == "main" else {}),

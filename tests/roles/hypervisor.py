@@ -1,12 +1,26 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""libvirt's own test driver as the hypervisor of the role's tests: the real modules, without QEMU."""
+"""The hypervisors of the role's tests, under the real modules: libvirt's own test driver, without QEMU, and a simulated vCenter."""
 
 from __future__ import annotations
 
 import re
+import typing as t
 
 import libvirt
+
+
+class Endpoint(t.Protocol):
+    """What the tests of the role need of a hypervisor."""
+
+    connection: dict[str, t.Any]
+    """The value of guarded_change_connection."""
+
+    def define(self, name: str) -> None:
+        """Add a running VM."""
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        """The labels of the snapshots of a VM, each with the ``name`` of its snapshot."""
 
 
 class Hypervisor:
@@ -14,6 +28,7 @@ class Hypervisor:
 
     def __init__(self, connection: libvirt.virConnect, uri: str) -> None:
         self.uri = uri
+        self.connection = {"backend": "libvirt", "uri": uri}
         self._connection = connection
 
     def define(self, name: str) -> None:
@@ -25,15 +40,42 @@ class Hypervisor:
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """The labels of the snapshots of a VM, each with the ``name`` of its snapshot."""
-        found = []
-        for snapshot in self._connection.lookupByName(name).listAllSnapshots():
-            line = re.search(r"\[safepoint ([^\]]*)\]", snapshot.getXMLDesc())
-            fields = dict(pair.split("=", 1) for pair in line[1].split()) if line else {}
-            found.append({**fields, "name": snapshot.getName()})
-        return found
+        snapshots = self._connection.lookupByName(name).listAllSnapshots()
+        return [{**fields(one.getXMLDesc()), "name": one.getName()} for one in snapshots]
 
     def take(self, name: str, snapshot: str, label: str = "") -> None:
         """Take a snapshot as somebody else would."""
         self._connection.lookupByName(name).snapshotCreateXML(
             f"<domainsnapshot><name>{snapshot}</name><description>{label}</description></domainsnapshot>"
         )
+
+
+class VsphereHypervisor:
+    """A simulated vCenter, seen through its control port."""
+
+    def __init__(self, vcenter: t.Any) -> None:
+        self._vcenter = vcenter
+        self.connection = {
+            "backend": "vsphere",
+            "hostname": vcenter.hostname,
+            "port": vcenter.port,
+            "username": vcenter.username,
+            "password": vcenter.password,
+            "ca_path": vcenter.ca_path,
+        }
+
+    def define(self, name: str) -> None:
+        self._vcenter.make_vms({"name": name, "power": "poweredOn"})
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        return [{**fields(one["description"]), "name": one["name"]} for one in self._vcenter.vm(name)["snapshots"]]
+
+    def power(self, name: str) -> str:
+        """The power state of a VM, in the server's words."""
+        return t.cast("str", self._vcenter.vm(name)["power"])
+
+
+def fields(description: str) -> dict[str, str]:
+    """What the label in it says, still encoded."""
+    line = re.search(r"\[safepoint ([^\]]*)\]", description)
+    return dict(pair.split("=", 1) for pair in line[1].split()) if line else {}

@@ -1,0 +1,198 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""pyVmomi: the only import of it, the login, and its faults as errors of ours.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+import traceback
+import typing as t
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from xml.parsers.expat import ExpatError
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+
+try:
+    from pyVmomi import SoapStubAdapter, vim, vmodl
+
+    PYVMOMI_IMPORT_ERROR = None
+except ImportError:
+    SoapStubAdapter = vim = vmodl = None
+    PYVMOMI_IMPORT_ERROR = traceback.format_exc()
+
+__all__ = ["PYVMOMI_IMPORT_ERROR", "Session", "typed", "vim", "vmodl"]
+
+# 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
+_VERSION = "vim.version.version11"
+# A new connection for a request that finds none free; this many are kept.
+_POOL = 8
+
+_T = t.TypeVar("_T")
+
+
+class Session:
+    """One login, made again when the server has ended it. Any thread may call."""
+
+    def __init__(
+        self, *, hostname: str, port: int, username: str, password: str, validate_certs: bool, ca_path: str | None
+    ) -> None:
+        """Log in. Three requests; blocks for as long as the peer is mute.
+
+        :raises LibraryMissing: pyVmomi is not installed.
+        :raises ConnectionFailed: nothing answered, or something that is no vCenter, or with a certificate that is not trusted.
+        :raises PermissionDenied: the login was refused.
+        """
+        if PYVMOMI_IMPORT_ERROR:
+            raise _errors.LibraryMissing("pyvmomi", PYVMOMI_IMPORT_ERROR)
+        self.where = f"{hostname}:{port}"
+        self._username, self._password = username, password
+        self._lock = threading.Lock()
+        self._logins = 0
+        try:
+            context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
+        except OSError as exc:
+            raise _errors.InvalidOption(
+                f"ca_path={ca_path!r} cannot be used: {exc}; name a file of CA certificates in PEM"
+            ) from exc
+        self.stub = SoapStubAdapter(host=hostname, port=port, path="/sdk", version=_VERSION, sslContext=context, poolSize=_POOL)
+        instance = vim.ServiceInstance("ServiceInstance", self.stub)
+        try:
+            self.content = instance.RetrieveContent()
+            self._login()
+            # Ages are counted by the clock that the snapshots have their times from.
+            self.ahead: timedelta = instance.CurrentTime() - datetime.now(timezone.utc)
+        except _errors.SafepointError:
+            raise
+        except Exception as exc:
+            raise typed(exc, "log in", where=self.where) from exc
+
+    def _login(self) -> None:
+        try:
+            self.content.sessionManager.Login(self._username, self._password, None)
+        except vim.fault.InvalidLogin as exc:
+            raise _errors.PermissionDenied(
+                f"{self.where} refused the login of {self._username!r}; check username (with its domain) and password"
+            ) from exc
+        self._logins += 1
+
+    def raw(self, method: Callable[[], _T]) -> _T:
+        """Return what ``method`` returns; log in once more where the session has ended meanwhile. Raises what it raises."""
+        logins = self._logins
+        try:
+            return method()
+        except vim.fault.NotAuthenticated:
+            self.renew(logins)
+        return method()
+
+    def call(self, what: str, method: Callable[[], _T]) -> _T:
+        """The same with errors of ours.
+
+        :raises SafepointError: what failed, in the server's words.
+        """
+        try:
+            return self.raw(method)
+        except Exception as exc:
+            raise typed(exc, what, where=self.where) from exc
+
+    @property
+    def logins(self) -> int:
+        """How often we have logged in. What a session holds (views, filters) goes with it."""
+        return self._logins
+
+    def renew(self, logins: int) -> None:
+        """Log in again, unless somebody else has done so since there were so many ``logins``."""
+        with self._lock:
+            if self._logins == logins:
+                self._login()
+
+    def close(self) -> None:
+        """Log out."""
+        try:
+            self.content.sessionManager.Logout()
+        except Exception:
+            pass
+        self.stub.DropConnections()
+
+
+def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointError:
+    """A fault of the server, or what kept us from reaching it, as one of ours."""
+    if isinstance(error, _errors.SafepointError):
+        return error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _errors.ConnectionFailed(
+            f"The certificate of {where} is not trusted: {error.verify_message}; set ca_path to the CA that signed it, and hostname to a name in it "
+            "(validate_certs=false would trust anybody)"
+        )
+    if isinstance(error, (OSError, http.client.HTTPException, ExpatError)):
+        return _errors.ConnectionFailed(
+            f"No vCenter or ESXi answered at {where} on the way to {what}: {_words(error)}; check hostname and port"
+        )
+    if not isinstance(error, vmodl.MethodFault):
+        return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
+    return _fault(error, what)
+
+
+def _fault(fault: t.Any, what: str) -> _errors.SafepointError:
+    said = f"vSphere failed to {what}: {_words(fault)}"
+    if isinstance(fault, vim.fault.NoPermission):
+        on = getattr(fault.object, "_moId", "it")
+        return _errors.PermissionDenied(f"{said}; the privilege {fault.privilegeId} on {on} is missing")
+    for kinds, made, advice in _table():
+        if isinstance(fault, kinds):
+            return made(said + advice)
+    return _errors.BackendFailed(said)
+
+
+def _table() -> list[tuple[t.Any, type[_errors.SafepointError], str]]:
+    """By the fault: which error it is, and what to do. The first that fits; the special ones stand before their parents."""
+    faults = vim.fault
+    return [
+        (faults.NotAuthenticated, _errors.ConnectionFailed, "; the session has ended, try again"),
+        (faults.TaskInProgress, _errors.Locked, "; another task works on the VM, try again when it has ended"),
+        (
+            (faults.ConcurrentAccess, faults.FileLocked, faults.SnapshotLocked),
+            _errors.Locked,
+            "; something else holds it, try again later",
+        ),
+        (faults.RestrictedVersion, _errors.Unsupported, "; the licence of this host does not allow changes by the API"),
+        (faults.TooManySnapshotLevels, _errors.Unsupported, "; remove older snapshots first"),
+        (faults.NoDiskSpace, _errors.BackendFailed, "; free space on the datastore first"),
+        (faults.InvalidName, _errors.InvalidOption, "; choose another name"),
+        ((faults.ApplicationQuiesceFault, faults.FilesystemQuiesceFault), _errors.Unsupported, f"; {QUIESCE_ADVICE}"),
+        (faults.MemorySnapshotOnIndependentDisk, _errors.Unsupported, "; leave memory out, or make its disks dependent"),
+        (
+            (faults.InvalidState, faults.QuestionPending),
+            _errors.Unsupported,
+            "; look at the VM's state, and for a question that it asks",
+        ),
+        ((vmodl.fault.NotSupported, vmodl.fault.MethodNotFound), _errors.Unsupported, ""),
+        (faults.SnapshotFault, _errors.Unsupported, ""),
+    ]
+
+
+QUIESCE_ADVICE = "look at VMware Tools in the guest, or set quiesce=never"
+
+
+def _words(error: t.Any) -> str:
+    """What the server says, in one line; the name of the fault where it says nothing."""
+    if isinstance(error, socket.gaierror):
+        return "its name is not known"
+    if isinstance(error, ExpatError):
+        return "what came back is no SOAP"
+    said = getattr(error, "localizedMessage", None) or getattr(error, "msg", None) or str(error)
+    name = type(error).__name__.rpartition(".")[2]
+    said = " ".join(str(said).split())
+    details = [
+        " ".join(one.text.split()) if getattr(one, "text", None) else "" for one in getattr(error, "faultMessage", None) or []
+    ]
+    more = "".join(f" ({one})" for one in details if one)
+    return (name if not said or said.startswith("(") or re.fullmatch(r"[\w.]+", said) else f"{said} ({name})") + more

@@ -1,0 +1,237 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What vSphere tells about VMs and snapshots, as the values of the core. Properties come by name through the PropertyCollector only.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _label
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
+
+Properties = Mapping[str, t.Any]
+
+STATE = (
+    "runtime.powerState",
+    "runtime.question",
+    "runtime.consolidationNeeded",
+    "recentTask",
+)
+WAYS = (
+    "config.template",
+    "config.hardware.memoryMB",
+    "config.hardware.device",
+    "capability.snapshotOperationsSupported",
+    "capability.memorySnapshotsSupported",
+    "capability.quiescedSnapshotsSupported",
+    "guest.toolsRunningStatus",
+    "datastore",
+)
+CONFIGURATION = ("config.hardware.numCPU", "config.hardware.memoryMB", "config.hardware.device")
+
+# vSphere 8 documentation, "Snapshot Limitations" and TooManySnapshotLevels: a chain has 32 levels at most.
+DEEPEST = 32
+_POWERS = {"poweredOn": "running", "poweredOff": "off", "suspended": "paused"}
+# How vSphere writes these characters in the names of entities and snapshots.
+_ESCAPES = (("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\"), ("%25", "%"))
+
+
+class Gone(SafepointError):
+    """A managed object does not exist any more. Never leaves the driver."""
+
+    def __init__(self, gone: str) -> None:
+        super().__init__(f"{gone} does not exist any more")
+        self.id = gone
+
+
+def plain(name: str) -> str:
+    """A name as people wrote it."""
+    for escaped, char in _ESCAPES:
+        name = name.replace(escaped, char)
+    return name
+
+
+def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[t.Any, Properties]]:
+    """The objects that the filter specs select, with those of the properties that are set. One request, and one more for each full page."""
+    collector = session.content.propertyCollector
+
+    def ask() -> list[tuple[t.Any, Properties]]:
+        found: list[tuple[t.Any, Properties]] = []
+        try:
+            page = collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions())
+            while page is not None:
+                found += [(one.obj, {prop.name: prop.val for prop in one.propSet}) for one in page.objects]
+                page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
+        except vmodl.fault.ManagedObjectNotFound as exc:
+            raise Gone(exc.obj._moId if exc.obj else "") from exc
+        return found
+
+    return session.call(what, ask)
+
+
+def retrieve_each(
+    session: Session, what: str, objects: Sequence[t.Any], paths: Mapping[t.Any, Sequence[str]]
+) -> dict[str, Properties]:
+    """The properties of these objects by their ids; ``paths`` are by the type. Those that are gone are not among them."""
+    left = {one._moId: one for one in objects}
+    while left:
+        spec = vmodl.query.PropertyCollector.FilterSpec(
+            objectSet=[vmodl.query.PropertyCollector.ObjectSpec(obj=one) for one in left.values()],
+            propSet=[vmodl.query.PropertyCollector.PropertySpec(type=kind, pathSet=list(names)) for kind, names in paths.items()],
+        )
+        try:
+            return {one._moId: properties for one, properties in retrieve(session, what, [spec])}
+        except Gone as exc:
+            if exc.id not in left:
+                raise
+            del left[exc.id]
+    return {}
+
+
+def read_state(name: str, seen: Properties, *, busy: str | None, free: Mapping[str, tuple[str, int]] | None) -> VmState:
+    """The state of a VM; with ``free``, the datastores by their ids with names and free bytes, also the ways to take a snapshot."""
+    power = _POWERS.get(str(seen.get("runtime.powerState")), "running")
+    findings = []
+    question = seen.get("runtime.question")
+    if question is not None:
+        findings.append(
+            Finding(
+                "question_pending",
+                f"{name} waits for an answer: {' '.join(question.text.split())}",
+                "answer it in the vSphere client",
+            )
+        )
+    if seen.get("runtime.consolidationNeeded"):
+        findings.append(
+            Finding(
+                "consolidation_needed",
+                f"Disks of {name} were left behind by the removal of a snapshot, and go on growing",
+                "consolidate them in the vSphere client (Snapshots, Consolidate)",
+            )
+        )
+    ways = () if free is None else (_way(name, power, seen, free),)
+    return VmState(power, ways, busy=busy, findings=tuple(findings))
+
+
+def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, int]]) -> Way:
+    refusals: dict[str, str] = {}
+    question = seen.get("runtime.question")
+    independent = [one.deviceInfo.label for one in disks(seen) if "independent" in str(getattr(one.backing, "diskMode", ""))]
+    if seen.get("config.template"):
+        refusals["create"] = f"{name} is a template, which has no snapshots; convert it to a VM first"
+    elif question is not None:
+        refusals["create"] = (
+            f"{name} waits for an answer ({' '.join(question.text.split())}); answer it in the vSphere client first"
+        )
+    elif seen.get("capability.snapshotOperationsSupported") is False:
+        refusals["create"] = f"{name} cannot have snapshots, as its host says; look for disks or devices that are passed through"
+    if power == "off":
+        refusals["memory"] = f"{name} is off and has no memory to keep; start it first, or leave memory out"
+    elif power == "paused":
+        refusals["memory"] = f"{name} is suspended, its memory is on disk already; resume it first, or leave memory out"
+    elif seen.get("capability.memorySnapshotsSupported") is False:
+        refusals["memory"] = f"{name} cannot have snapshots with memory, as its host says; leave memory out"
+    elif independent:
+        refusals["memory"] = (
+            f"{name} has the independent disk {independent[0]}, which rules out memory; leave memory out, or make it dependent"
+        )
+    else:
+        needed = int(seen.get("config.hardware.memoryMB") or 0) * 1024**2
+        full = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free and free[one._moId][1] < needed]
+        if full:
+            refusals["memory"] = (
+                f"The memory of {name} needs {needed} bytes, and the datastore {full[0][0]} has {full[0][1]} free; free some, or leave memory out"
+            )
+    if power != "off":
+        refusals["memory_and_quiesce"] = (
+            f"{name} keeps its memory or is quiesced, and vSphere ignores quiescing with memory; leave one out"
+        )
+        if power == "paused":
+            refusals["quiesce"] = f"{name} is suspended, and nothing in it can be quiesced; resume it first, or set quiesce=never"
+        elif seen.get("capability.quiescedSnapshotsSupported") is False:
+            refusals["quiesce"] = f"{name} cannot be quiesced, as its host says; {QUIESCE_ADVICE}"
+        elif seen.get("guest.toolsRunningStatus") not in (None, "guestToolsRunning"):
+            refusals["quiesce"] = f"{name} cannot be quiesced, since VMware Tools do not run in it; {QUIESCE_ADVICE}"
+    missed = [
+        f"The independent disk {one} of {name} is not part of the snapshot, and does not come back with it" for one in independent
+    ]
+    return Way(refusals=refusals, unrecorded=("offline",), deepest=DEEPEST, warnings=tuple(missed))
+
+
+def disks(seen: Properties, path: str = "config.hardware.device") -> list[t.Any]:
+    """The virtual disks among a VM's devices."""
+    return [one for one in seen.get(path) or () if isinstance(one, vim.vm.device.VirtualDisk)]
+
+
+def read_snapshots(seen: Properties) -> list[Snapshot]:
+    """The tree as a flat list."""
+    info = seen.get("snapshot")
+    if info is None:
+        return []
+    current = info.currentSnapshot._moId if info.currentSnapshot else None
+    sizes = _sizes(seen.get("layoutEx"))
+    return list(_walk(info.rootSnapshotList, None, current, sizes))
+
+
+def _walk(nodes: Sequence[t.Any], parent: str | None, current: str | None, sizes: Mapping[str, int]) -> Iterator[Snapshot]:
+    for node in nodes:
+        name, description = plain(node.name), node.description or ""
+        label = _label.parse(description).label
+        memory = str(node.state) == "poweredOn"
+        if memory:
+            consistency = "memory"
+        elif node.quiesced:
+            consistency = "filesystem"
+        else:
+            # Without memory the state is poweredOff, whether the VM was or not.
+            consistency = "offline" if label is not None and label.consistency == "offline" else "crash"
+        size = sizes.get(node.snapshot._moId)
+        yield Snapshot(
+            id=node.snapshot._moId,
+            name=name,
+            created=node.createTime.astimezone(timezone.utc).replace(microsecond=0),
+            parent=parent,
+            description=description,
+            memory=memory,
+            consistency=consistency,
+            current=node.snapshot._moId == current,
+            size_bytes=size,
+            size_unknown=None if size is not None else "the sizes of files are read for a listing only",
+        )
+        yield from _walk(node.childSnapshotList, node.snapshot._moId, current, sizes)
+
+
+def _sizes(layout: t.Any) -> dict[str, int]:
+    """By the id of the snapshot: the bytes of its own files (its state, its memory, and the disk files that it has frozen last)."""
+    if layout is None:
+        return {}
+    files = {one.key: one.size for one in layout.file or ()}
+    found = {}
+    for one in layout.snapshot or ():
+        keys = [one.dataKey, *([one.memoryKey] if one.memoryKey is not None and one.memoryKey >= 0 else [])]
+        for disk in one.disk or ():
+            # The last of the chain is what was written to before this snapshot; the first one belongs to the VM itself.
+            if len(disk.chain) > 1:
+                keys += list(disk.chain[-1].fileKey)
+        found[one.key._moId] = sum(files.get(key, 0) for key in keys)
+    return found
+
+
+def read_configuration(seen: Properties) -> Configuration:
+    """What a VM is made of, or was when the snapshot was taken."""
+    memory = seen.get("config.hardware.memoryMB")
+    cards = [one for one in seen.get("config.hardware.device") or () if isinstance(one, vim.vm.device.VirtualEthernetCard)]
+    return Configuration(
+        cpus=seen.get("config.hardware.numCPU"),
+        memory_bytes=None if memory is None else memory * 1024**2,
+        disks={one.deviceInfo.label: f"{one.capacityInKB * 1024} bytes ({one.backing.diskMode})" for one in disks(seen)},
+        networks={one.macAddress or one.deviceInfo.label: one.deviceInfo.summary for one in cards},
+    )

@@ -1,0 +1,147 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Waiting for the tasks of vCenter, for all of them together.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+
+# What begins or ends within this time is told in one request.
+_GATHER_SECONDS = 0.05
+# How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
+_LONGEST_WAIT = 30
+
+
+class _Waiting:
+    """A task that somebody waits for."""
+
+    def __init__(self, task: t.Any) -> None:
+        self.task = task
+        self.ended = threading.Event()
+        self.result: t.Any = None
+        self.error: BaseException | None = None
+
+    def end(self, *, result: t.Any = None, error: BaseException | None = None) -> None:
+        self.result, self.error = result, error
+        self.ended.set()
+
+
+class Tasks:
+    """One list of tasks at the server, with one filter on it, and one thread that asks what has changed."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lock = threading.Lock()
+        self._pending: dict[str, _Waiting] = {}
+        self._new: list[t.Any] = []
+        self._gathering = False
+        self._asking = False
+        self._view: t.Any = None
+        self._view_login = 0
+        self._version = ""
+
+    def result(self, task: t.Any) -> t.Any:
+        """Block until the task has ended, and return its result. Any number of threads may wait.
+
+        :raises MethodFault: what it failed with.
+        :raises SafepointError: nobody can tell how it ended.
+        """
+        waiting = _Waiting(task)
+        with self._lock:
+            self._pending[task._moId] = waiting
+            self._new.append(task)
+            first, self._gathering = not self._gathering, True
+        if first:
+            time.sleep(_GATHER_SECONDS)
+            with self._lock:
+                new, self._new, self._gathering = self._new, [], False
+            try:
+                self._watch(new)
+            except BaseException as exc:
+                self._fail(exc, {one._moId for one in new})
+        waiting.ended.wait()
+        if waiting.error is not None:
+            raise waiting.error
+        return waiting.result
+
+    def _watch(self, new: list[t.Any]) -> None:
+        """Put new tasks on the list, and see to it that somebody asks about it."""
+        if self._view is None or self._view_login != self._session.logins:
+            self._session.call("wait for tasks", self._begin)
+        else:
+            try:
+                self._session.call("wait for tasks", lambda: self._view.ModifyListView(add=new))
+            except SafepointError:
+                # The list went with the session.
+                self._session.call("wait for tasks", self._begin)
+        with self._lock:
+            start, self._asking = not self._asking, True
+        if start:
+            threading.Thread(target=self._ask, name="vSphere tasks", daemon=True).start()
+
+    def _begin(self) -> None:
+        collector = vmodl.query.PropertyCollector
+        with self._lock:
+            tasks = [one.task for one in self._pending.values()]
+        login = self._session.logins
+        view = self._session.content.viewManager.CreateListView(obj=tasks)
+        over_view = collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)
+        spec = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
+            # Not the whole of info: pyVmomi cannot read the entity that govmomi 0.24's simulator puts there.
+            propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error"])],
+        )
+        self._session.content.propertyCollector.CreateFilter(spec, partialUpdates=False)
+        self._view, self._view_login, self._version = view, login, ""
+
+    def _ask(self) -> None:
+        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
+        collector = self._session.content.propertyCollector
+        try:
+            while True:
+                with self._lock:
+                    if not self._pending:
+                        self._asking = False
+                        return
+                login = self._view_login
+                try:
+                    update = collector.WaitForUpdatesEx(self._version, options)
+                except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
+                    # The session has ended; the tasks go on.
+                    self._session.renew(login)
+                    self._begin()
+                    continue
+                if update is not None:
+                    self._version = update.version
+                    self._note(update)
+                    time.sleep(_GATHER_SECONDS)
+        except BaseException as exc:
+            with self._lock:
+                self._asking = False
+            self._fail(typed(exc, "wait for tasks", where=self._session.where))
+
+    def _note(self, update: t.Any) -> None:
+        for filter_set in update.filterSet:
+            for one in filter_set.objectSet:
+                seen = {change.name: change.val for change in one.changeSet}
+                state = str(seen.get("info.state"))
+                if state in ("success", "error"):
+                    with self._lock:
+                        waiting = self._pending.pop(one.obj._moId, None)
+                    if waiting is not None:
+                        waiting.end(result=seen.get("info.result"), error=seen.get("info.error") if state == "error" else None)
+
+    def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
+        with self._lock:
+            failed = [self._pending.pop(key) for key in list(self._pending) if only is None or key in only]
+        for one in failed:
+            one.end(error=error)

@@ -1,0 +1,319 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""vSphere: vCenter and ESXi, over pyVmomi.
+
+All VMs of a call are looked up, read and waited for together: what a call costs in requests does not grow with their number, but for the
+one request that begins each task.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing as t
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
+    Action,
+    Create,
+    Delete,
+    Describe,
+    Finished,
+    Job,
+    Revert,
+    SnapshotDriver,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_read import (
+    CONFIGURATION,
+    STATE,
+    WAYS,
+    Properties,
+    plain,
+    read_configuration,
+    read_snapshots,
+    read_state,
+    retrieve,
+    retrieve_each,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_tasks import Tasks
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
+
+_NAMES = ("name", "config.uuid", "config.instanceUuid")
+# How long the guest's file systems may be held; minutes, as the API counts.
+_QUIESCE_MINUTES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A VM in the inventory."""
+
+    vm: Vm
+    path: str
+    bios_uuid: str | None
+    """Clones can share it; the instance UUID, which is the VM's own in its vCenter, is in ``vm``."""
+
+
+def _vm(moid: str, seen: Properties) -> Vm:
+    return Vm(plain(seen.get("name", moid)), moid, seen.get("config.instanceUuid") or seen.get("config.uuid"))
+
+
+class VsphereDriver(SnapshotDriver):
+    """One login. The id of a snapshot is its managed object id, which is never used again."""
+
+    name = "vsphere"
+    # The client's own limit; blanks and more would be taken, but other backends know them not.
+    name_rule = NameRule(max_bytes=80)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._tasks = Tasks(session)
+        self._endings = Endings()
+        self._modern = True
+
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) + self._session.ahead
+
+    def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
+        if all(ref.startswith("id:") for ref in refs):
+            # Without a look at the inventory, whatever its size.
+            vms = [self._vm(ref[3:]) for ref in refs]
+            found = retrieve_each(self._session, "find the VMs", vms, {vim.VirtualMachine: _NAMES})
+            known = {moid: _vm(moid, seen) for moid, seen in found.items()}
+            return {ref: known.get(ref[3:]) or self._missing(ref, []) for ref in refs}
+        everything = self._inventory()
+        return {ref: self._pick(ref, everything) for ref in refs}
+
+    def vms(self) -> Sequence[Vm]:
+        return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
+
+    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+        paths = [*STATE, *(WAYS if ways else ())]
+        seen = retrieve_each(self._session, "look at the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
+        running = self._running_tasks([task for one in seen.values() for task in one.get("recentTask") or ()])
+        free = self._free_space([store for one in seen.values() for store in one.get("datastore") or ()]) if ways else None
+        states: dict[str, VmState | SafepointError] = {}
+        for vm in vms:
+            if vm.id not in seen:
+                states[vm.id] = self._gone(vm)
+                continue
+            busy = next((running[task._moId] for task in seen[vm.id].get("recentTask") or () if task._moId in running), None)
+            states[vm.id] = read_state(vm.name, seen[vm.id], busy=busy, free=free)
+        return states
+
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+        paths = ["snapshot", *(["layoutEx"] if sizes else [])]
+        seen = retrieve_each(self._session, "list the snapshots", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
+        return {vm.id: tuple(read_snapshots(seen[vm.id])) if vm.id in seen else self._gone(vm) for vm in vms}
+
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        objects = [self._snapshot(snapshot.id) if snapshot else self._vm(vm.id) for vm, snapshot in wanted]
+        seen = retrieve_each(
+            self._session,
+            "read the configurations",
+            objects,
+            dict.fromkeys({type(one) for one in objects}, CONFIGURATION),
+        )
+        return {
+            (vm.id, snapshot.id if snapshot else None): (
+                read_configuration(seen[(snapshot or vm).id]) if (snapshot or vm).id in seen else self._gone(vm)
+            )
+            for vm, snapshot in wanted
+        }
+
+    def start(self, action: Action) -> Job:
+        job = Job(action)
+
+        def done(end: Finished | None, error: BaseException | None) -> None:
+            if error is not None:
+                end = Finished(job, error=self._typed(error, action))
+            self._endings.put(end or Finished(job))
+
+        begin(lambda: self._run(job, action), done)
+        return job
+
+    def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
+        return self._endings.wait(jobs, deadline)
+
+    def close(self) -> None:
+        self._session.close()
+
+    # look up
+
+    def _inventory(self) -> list[_Entry]:
+        """All VMs, with where they stand. Two requests."""
+        content = self._session.content
+        kinds = [vim.VirtualMachine, vim.Folder, vim.Datacenter]
+        view = self._session.call(
+            "list the VMs",
+            lambda: content.viewManager.CreateContainerView(container=content.rootFolder, type=kinds, recursive=True),
+        )
+        collector = vmodl.query.PropertyCollector
+        over_view = collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
+        spec = collector.FilterSpec(
+            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
+            propSet=[
+                collector.PropertySpec(type=vim.VirtualMachine, pathSet=["parent", *_NAMES]),
+                collector.PropertySpec(type=vim.Folder, pathSet=["name", "parent"]),
+                collector.PropertySpec(type=vim.Datacenter, pathSet=["name", "parent"]),
+            ],
+        )
+        seen = {one._moId: (one, properties) for one, properties in retrieve(self._session, "list the VMs", [spec])}
+        # The view goes with the log-out, without a request of its own.
+
+        def path(moid: str | None) -> str:
+            if moid not in seen:
+                return ""  # the root folder is not in its own view
+            properties = seen[moid][1]
+            return path(getattr(properties.get("parent"), "_moId", None)) + "/" + plain(properties.get("name", "?"))
+
+        return [
+            _Entry(_vm(moid, properties), path(moid), properties.get("config.uuid"))
+            for moid, (one, properties) in seen.items()
+            if isinstance(one, vim.VirtualMachine)
+        ]
+
+    def _pick(self, ref: str, everything: Sequence[_Entry]) -> Vm | SafepointError:
+        kind, colon, rest = ref.partition(":")
+        if not colon or kind not in ("name", "uuid", "id", "path"):
+            kind, rest = "any", ref
+        low, path = rest.lower(), "/" + rest.strip("/")
+        found = [
+            one
+            for one in everything
+            if (kind in ("id", "any") and one.vm.id == rest)
+            or (kind in ("name", "any") and one.vm.name == rest)
+            or (kind in ("uuid", "any") and low in (one.vm.uuid, one.bios_uuid))
+            or (kind in ("path", "any") and "/" in rest and one.path == path)
+        ]
+        if len(found) > 1:
+            listed = ", ".join(f"{one.path} (id:{one.vm.id})" for one in found)
+            return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Name one of them by its id or path")
+        return found[0].vm if found else self._missing(ref, everything)
+
+    def _missing(self, ref: str, everything: Sequence[_Entry]) -> _errors.VmNotFound:
+        names = sorted({one.vm.name for one in everything})
+        last = ref.rpartition("/")[2].rpartition(":")[2].lower()
+        near = difflib.get_close_matches(last, [name.lower() for name in names], n=3)
+        like = [name for name in names if name.lower() in near]
+        hint = f"did you mean {' or '.join(like)}?" if like else "check its name, and that the user may see it"
+        return _errors.VmNotFound(f"{self._session.where} has no VM {ref!r}; {hint}")
+
+    def _gone(self, vm: Vm) -> _errors.VmNotFound:
+        return _errors.VmNotFound(f"The VM {vm} ({vm.id}) does not exist any more")
+
+    def _running_tasks(self, tasks: Sequence[t.Any]) -> dict[str, str]:
+        """Those of the tasks that have not ended, by their ids, in words."""
+        seen = retrieve_each(
+            self._session, "look at the tasks", tasks, {vim.Task: ["info.state", "info.descriptionId", "info.progress"]}
+        )
+        return {
+            moid: f"the task {moid} ({one.get('info.descriptionId', 'unknown')}, {one.get('info.progress') or 0}% done)"
+            for moid, one in seen.items()
+            if str(one.get("info.state")) in ("queued", "running")
+        }
+
+    def _free_space(self, stores: Sequence[t.Any]) -> dict[str, tuple[str, int]]:
+        seen = retrieve_each(
+            self._session, "look at the datastores", stores, {vim.Datastore: ["summary.name", "summary.freeSpace"]}
+        )
+        return {
+            moid: (plain(one["summary.name"]), one["summary.freeSpace"])
+            for moid, one in seen.items()
+            if "summary.freeSpace" in one
+        }
+
+    def _vm(self, moid: str) -> t.Any:
+        return vim.VirtualMachine(moid, self._session.stub)
+
+    def _snapshot(self, moid: str) -> t.Any:
+        return vim.vm.Snapshot(moid, self._session.stub)
+
+    # actions, each in a thread of its own
+
+    def _run(self, job: Job, action: Action) -> Finished:
+        if isinstance(action, Create):
+            return self._create(job, action)
+        snapshot = self._snapshot(action.snapshot.id)
+        if isinstance(action, Revert):
+            return self._revert(job, action, snapshot)
+        if isinstance(action, Delete):
+            self._do(job, lambda: snapshot.RemoveSnapshot_Task(removeChildren=False))
+        elif isinstance(action, Describe):
+            self._session.raw(lambda: snapshot.RenameSnapshot(description=action.description))
+        return Finished(job)
+
+    def _create(self, job: Job, action: Create) -> Finished:
+        if action.quiesce == "never":
+            return Finished(job, snapshot_id=self._take(job, action, action.description, quiesce=False))
+        try:
+            return Finished(job, snapshot_id=self._take(job, action, action.description, quiesce=True))
+        except vim.fault.SnapshotFault as exc:
+            if action.quiesce == "require" or not isinstance(
+                exc, (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault)
+            ):
+                raise
+            warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {self._typed(exc, action)}"
+        plain_text = action.unquiesced_description or action.description
+        return Finished(job, snapshot_id=self._take(job, action, plain_text, quiesce=False), warnings=(warning,))
+
+    def _take(self, job: Job, action: Create, description: str, *, quiesce: bool) -> str:
+        vm = self._vm(action.vm.id)
+        if self._modern:
+            spec = vim.vm.GuestQuiesceSpec(timeout=_QUIESCE_MINUTES) if quiesce else None
+            try:
+                made = self._do(
+                    job,
+                    lambda: vm.CreateSnapshotEx_Task(
+                        name=action.name, description=description, memory=action.memory, quiesceSpec=spec
+                    ),
+                )
+                return str(made._moId)
+            except vmodl.fault.MethodNotFound:
+                self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
+        made = self._do(
+            job,
+            lambda: vm.CreateSnapshot_Task(name=action.name, description=description, memory=action.memory, quiesce=quiesce),
+        )
+        return str(made._moId)
+
+    def _revert(self, job: Job, action: Revert, snapshot: t.Any) -> Finished:
+        self._do(job, lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off"))
+        if action.power != "as_snapshot":
+            # Not told by the task; one more request for each VM, where a power state is asked for.
+            vm = self._vm(action.vm.id)
+            seen = retrieve_each(self._session, f"{action}", [vm], {vim.VirtualMachine: ["runtime.powerState"]})
+            state = str(seen.get(action.vm.id, {}).get("runtime.powerState"))
+            if action.power == "on" and state != "poweredOn":
+                self._do(job, vm.PowerOnVM_Task)
+            if action.power == "off" and state != "poweredOff":
+                # With its memory, a VM that is not switched on comes back suspended.
+                self._do(job, vm.PowerOffVM_Task)
+        return Finished(job)
+
+    def _do(self, job: Job, call: t.Callable[[], t.Any]) -> t.Any:
+        """Begin a task and wait until it has ended.
+
+        :raises MethodFault: what it failed with.
+        """
+        task = self._session.raw(call)
+        job.handle = task._moId
+        return self._tasks.result(task)
+
+    def _typed(self, error: BaseException, action: Action) -> SafepointError:
+        if isinstance(error, vmodl.fault.ManagedObjectNotFound):
+            if not isinstance(action, Create) and error.obj is not None and error.obj._moId == action.snapshot.id:
+                return _errors.SnapshotNotFound(f"{action.vm} has no snapshot {action.snapshot} ({action.snapshot.id}) any more")
+            return self._gone(action.vm)
+        return typed(error, f"{action}", where=self._session.where)

@@ -1,0 +1,120 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the driver does when vCenter's sessions end, when runs meet, and how little it asks for."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from kit import at_once, only
+from server import VCenter
+from vsphere_backend import VsphereBackend
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._model import VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+
+pytestmark = pytest.mark.vcenter
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def vm(vcenter: t.Any) -> str:
+    name = f"app{next(_numbers):02d}"
+    vcenter.make_vms({"name": name, "power": "poweredOn"})
+    return name
+
+
+@pytest.fixture
+def backend(vcenter: t.Any) -> Iterator[VsphereBackend]:
+    before = vcenter.state()["settings"]
+    backend = VsphereBackend(vcenter)
+    yield backend
+    vcenter.set(**before)
+    backend.close()
+
+
+def test_a_session_that_ends_in_the_middle_of_a_wait_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.set(task_time=2)
+    threading.Timer(1, vcenter.expire_sessions).start()
+    done = only(backend.run(Present(Request(name="x")), vm))
+    assert (done.word, done.error) == ("created", None)
+
+
+def test_two_runs_at_the_same_moment_leave_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.set(busy="queue")
+    vcenter.hold("CreateSnapshot*", 3)  # all have looked, and none has created
+    done = at_once(3, lambda: only(backend.run(Present(Request(name="race")), vm)))
+    assert [one.error for one in done] == [None] * 3
+    assert sorted(one.word for one in done) == ["created", "lost_race", "lost_race"]
+    assert sorted(one.changed for one in done) == [False, False, True]
+    assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == ["race"]
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Iterator[VCenter]:
+    with VCenter(vms=500) as vcenter:
+        yield vcenter
+
+
+def counted(vcenter: VCenter, work: t.Callable[[VsphereBackend], object]) -> int:
+    backend = VsphereBackend(vcenter)
+    vcenter.reset_counters()
+    work(backend)
+    requests: int = vcenter.counters()["requests"]
+    backend.close()
+    return requests
+
+
+def test_what_a_call_costs_in_requests_hardly_grows_with_the_number_of_vms(crowd: VCenter) -> None:
+    vms = [f"DC0_C0_RP0_VM{number}" for number in range(500)]
+    take = Present(Request(name="x"))
+
+    def create(backend: VsphereBackend) -> None:
+        done = backend.run(take, *vms, max_parallel=32)
+        assert {one.word for one in done} == {"created"}
+
+    assert counted(crowd, create) <= 600
+    assert counted(crowd, lambda backend: backend.run(take, *vms)) <= 10
+    assert counted(crowd, lambda backend: backend.looks()) <= 10
+    assert counted(crowd, lambda backend: backend.run(Present(Request(name="y")), vms[0])) <= 18
+
+
+@pytest.fixture(scope="module")
+def stock() -> Iterator[VCenter]:
+    with VCenter(vms=2, stock=True) as vcenter:
+        yield vcenter
+
+
+def test_the_unmodified_simulator_is_served_as_far_as_it_goes(stock: VCenter) -> None:
+    """Without CreateSnapshotEx_Task and RenameSnapshot, and with flags that say that nothing can have snapshots."""
+    backend = VsphereBackend(stock)
+    driver = backend.open()
+    (vm, _other) = driver.vms()
+    state = driver.inspect([vm], ways=True)[vm.id]
+    assert isinstance(state, VmState) and "create" in state.ways[0].refusals
+
+    def work(action: Action) -> None:
+        (end,) = driver.wait([driver.start(action)], Deadline(30))
+        assert end.error is None, end.error
+
+    for name in ("a", "b"):
+        work(Create(vm, name, "text", memory=False))
+    first, second = seen = driver.snapshots([vm])[vm.id]
+    assert not isinstance(seen, SafepointError)
+    assert [(one.name, one.parent, one.current) for one in seen] == [("a", None, False), ("b", first.id, True)]
+    work(Revert(vm, first, "as_snapshot"))
+    work(Delete(vm, second))
+    (left,) = driver.snapshots([vm])[vm.id]
+    assert left.current and left.name == "a"
+    driver.close()
+    backend.close()

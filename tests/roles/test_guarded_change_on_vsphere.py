@@ -1,0 +1,46 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same role on vSphere: nothing but the connection is another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from change import FAIL, GOOD, KILL, Change
+from hypervisor import VsphereHypervisor
+from server import VCenter
+from stage import Stage
+
+pytestmark = [pytest.mark.vcenter, pytest.mark.core_versions]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[VsphereHypervisor]:
+    with VCenter(vms=0) as vcenter:
+        yield VsphereHypervisor(vcenter)
+
+
+@pytest.fixture
+def change(stage: Stage, endpoint: VsphereHypervisor) -> Change:
+    return Change(stage, endpoint)
+
+
+def test_a_change_that_goes_well_leaves_no_snapshot(change: Change) -> None:
+    change.stage.write("change.yml", GOOD)
+    run = change.run()
+    assert run.rc == 0
+    assert run.said("Take the checkpoints") and run.said("Remove the checkpoints")
+    assert change.labels() == []
+
+
+@pytest.mark.parametrize("broken", [FAIL, KILL])
+def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, endpoint: VsphereHypervisor, broken: str) -> None:
+    change.stage.write("change.yml", GOOD + broken)
+    back = change.stage.guests["web01"].come_back_when(change.stage.write("flag", "")) if broken == KILL else None
+    run = change.run(change="CHG0042")
+    if back:
+        back.join(30)
+    assert change.was_rolled_back(run)
+    assert endpoint.power("web01") == "poweredOn"
+    assert endpoint.connection["password"] not in run.output
