@@ -10,8 +10,8 @@ class ModuleDocFragment:
 options:
   vm:
     description:
-      - The VM, by its name or UUID.
-      - The prefixes C(name:), C(uuid:) and C(id:) say which of them is meant. On libvirt the id is the UUID.
+      - The VM, by its name, UUID or id. On libvirt the id is the UUID, on vSphere the managed object id, and there an inventory path will do as well.
+      - The prefixes C(name:), C(uuid:), C(id:) and C(path:) say which of them is meant.
       - Exactly one of the options that name VMs must be set.
     type: str
   vms:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     InvalidOption,
     Locked,
@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     VmNotFound,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, refuse_all
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, not_started, refuse_all
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
@@ -251,13 +251,19 @@ class Fleet:
     def _act(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
         self._work.perform(outcomes)
-        self._again([one for one in outcomes if one.raced], plan)
+        raced = [one for one in outcomes if one.raced]
+        failed = next((one for one in outcomes if one.error), None)
+        if failed is not None and self._bounds.on_error != "continue":
+            refuse_all(raced, not_started(failed))
+        else:
+            self._again(raced, plan)
         losers = self._confirm([one for one in outcomes if one.error is None], plan)
         self._give_way(losers, plan)
         failed = next((one for one in outcomes if one.error), None)
         if failed is None:
             return
         if self._bounds.on_error == "undo" and plan.creates:
+            self._find_made(outcomes, plan)
             self._work.undo(outcomes, because=failed)
         try:
             self._see([one for one in outcomes if one.started], Deadline(_LAST_LOOK_SECONDS), wait=False)
@@ -265,6 +271,22 @@ class Fleet:
             for one in outcomes:
                 if one.started:
                     one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
+
+    def _find_made(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """What was created although the hypervisor, or the way to it, said otherwise."""
+        maybe = [one for one in outcomes if one.error and isinstance(one.started, Create) and not one.made and not one.in_flight]
+        try:
+            self._see(maybe, Deadline(_LAST_LOOK_SECONDS), wait=False)
+        except SafepointError:
+            return  # the last look of all says so
+        for one in maybe:
+            if one.before and one.after and one.vm and isinstance(one.started, Create):
+                new = [
+                    seen
+                    for seen in one.after.named(one.started.name)
+                    if one.before.by_id(seen.id) is None and plan.request.ours.owns(one.vm, seen)
+                ]
+                one.made = new[0].id if len(new) == 1 else None
 
     def _again(self, raced: Sequence[Outcome], plan: Plan) -> None:
         """Look, decide and act once more where somebody else was faster."""

@@ -14,7 +14,8 @@ import typing as t
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from ansible.module_utils.basic import AnsibleModule, env_fallback, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.errors import AnsibleFallbackNotFound
 
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry, parse_moment
@@ -39,6 +40,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 Params = Mapping[str, t.Any]
 Spec = dict[str, t.Any]
 
+
+def _variable(name: str) -> str:
+    """The value of an environment variable. In AWX a field that was left empty is an empty one."""
+    if not os.environ.get(name):
+        raise AnsibleFallbackNotFound
+    return os.environ[name]
+
+
 # Must be kept in sync with plugins/doc_fragments/_connection.py
 CONNECTION_SPEC: Spec = {
     "backend": {"type": "str", "required": True, "choices": ["libvirt", "vsphere"]},
@@ -57,8 +66,8 @@ CONNECTION_SPEC: Spec = {
 VMS_SPEC: Spec = {
     "vm": {"type": "str"},
     "vms": {"type": "list", "elements": "str"},
-    "owner": {"type": "str", "default": "safepoint", "fallback": (env_fallback, ["SAFEPOINT_OWNER"])},
-    "label_key": {"type": "str", "no_log": True, "fallback": (env_fallback, ["SAFEPOINT_LABEL_KEY"])},
+    "owner": {"type": "str", "default": "safepoint", "fallback": (_variable, ["SAFEPOINT_OWNER"])},
+    "label_key": {"type": "str", "no_log": True, "fallback": (_variable, ["SAFEPOINT_LABEL_KEY"])},
 }
 INFO_SPEC: Spec = {
     **VMS_SPEC,
@@ -227,6 +236,18 @@ def _request(params: Params) -> Request:
             raise InvalidOption(f"{option} goes with select; a snapshot named by name or id needs no more")
     if select == "newest" and params["time"] is not None:
         raise InvalidOption(f"time={params['time']!r} goes with select=before; select=newest takes the newest there is")
+    if params.get("state") == "absent":
+        meant = {
+            "labels": labels,
+            "quiesce": params["quiesce"] != "never",
+            "kind": params["kind"] != "auto",
+            "memory": params["memory"],
+        }
+        meant["if_exists"] = params["if_exists"] == "fail"
+        meant.update({option: params[option] is not None for option in ("description", "expires", "hold", "hold_reason")})
+        for option, given in meant.items():
+            if given:
+                raise InvalidOption(f"{option} goes with state=present, and with state=absent would choose nothing; leave it out")
     if params.get("children") == "remove" and params["state"] != "absent":
         raise InvalidOption("children=remove goes with state=absent; leave it out")
     if params.get("hold_reason") and params.get("hold") is False:

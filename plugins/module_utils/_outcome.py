@@ -12,6 +12,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
@@ -60,6 +61,8 @@ class Outcome:
     done: list[Action] = dataclasses.field(default_factory=list)
     started: Action | None = None
     in_flight: Job | None = None
+    lock: Deadline | None = None
+    """How long somebody else's lock is still waited for."""
     made: str | None = None
     raced: bool = False
     undone: bool = False
@@ -80,6 +83,11 @@ class Outcome:
         """Stop with ``error``; the first one stands."""
         self.error = self.error or error
         self.todo.clear()
+
+    def put_back(self, action: Action) -> None:
+        """The action was refused before it did anything, and is to be tried again."""
+        self.todo.appendleft(action)
+        self.started = self.done[-1] if self.done else None
 
     def taken_back(self, because: Outcome) -> None:
         """What this call created is gone again."""
@@ -143,16 +151,25 @@ class Outcome:
             return not (same and isinstance(self.error, _CLEAN_REFUSALS))
         if isinstance(self.error, (ConnectionFailed, TimedOut)):
             return True
-        return isinstance(self.started, Create) and len(self.after.named(self.started.name)) > len(
-            self.before.named(self.started.name)
-        )
+        if isinstance(self.started, Create):
+            return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
+        left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
+        if isinstance(self.started, Delete):
+            return left is None
+        return left is None or was is None or left.description != was.description
 
 
 def hold_back(outcomes: Iterable[Outcome], *, because: Outcome) -> None:
     """Leave alone what was not begun."""
     for one in outcomes:
         if one.todo:
-            one.refuse(NotStarted(f"Nothing was done on {one.vm} because of {because.vm or because.target.ref}: {because.error}"))
+            one.refuse(not_started(because, one))
+
+
+def not_started(because: Outcome, one: Outcome | None = None) -> NotStarted:
+    """Why nothing was done on a VM."""
+    on = f" on {one.vm}" if one is not None else ""
+    return NotStarted(f"Nothing was done{on} because of {because.vm or because.target.ref}: {because.error}")
 
 
 def refuse_all(outcomes: Iterable[Outcome], error: SafepointError) -> None:

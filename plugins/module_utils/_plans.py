@@ -115,7 +115,7 @@ class Present(Plan):
                 needs.append("memory_and_quiesce")
         ways = [way for way in view.state.ways if request.kind in (None, way.kind)]
         if not ways:
-            raise Unsupported(f"{view.vm} has no snapshots of the kind {request.kind!r}; leave kind out")
+            raise _no_such_kind(view, request.kind)
         refusals = []
         for way in ways:
             other = next((one for one in view.snapshots if one.kind != way.kind), None)
@@ -165,6 +165,8 @@ class Present(Plan):
             differs = "was taken without memory, and memory=true is asked for"
         if request.quiesce == "require" and found.consistency not in _QUIET:
             differs = f"is {found.consistency}-consistent, and quiesce=require is asked for"
+        if request.kind is not None and found.kind is None:
+            raise _no_such_kind(view, request.kind)
         if request.kind is not None and found.kind != request.kind:
             differs = f"is {found.kind}, and kind={request.kind} is asked for"
         if differs:
@@ -226,6 +228,10 @@ class Present(Plan):
                 raise InvalidOption("hold_reason is set, and the snapshot is not on hold; set hold=true as well")
             fields["hold_reason"] = request.hold_reason
         return {key: value for key, value in fields.items() if value != ""}
+
+
+def _no_such_kind(view: View, kind: str | None) -> Unsupported:
+    return Unsupported(f"{view.vm} has no snapshots of the kind {kind!r}; leave kind out")
 
 
 class Absent(Plan):
@@ -317,7 +323,8 @@ class Reverted(Plan):
         wanted = {
             "on": ("running",),
             "off": ("off",),
-            "as_snapshot": ("running", "paused") if target.memory else ("off",),
+            # A VM that was suspended (vSphere) comes back suspended, without memory in the snapshot.
+            "as_snapshot": ("running", "paused") if target.memory else ("off", "paused"),
         }
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(

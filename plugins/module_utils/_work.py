@@ -47,9 +47,14 @@ class Work:
         ready = collections.deque(one for one in outcomes if one.todo)
         running: dict[Job, Outcome] = {}
         locked: list[tuple[Deadline, Outcome, Locked]] = []
-        lock = self._deadline.within(self._bounds.lock_timeout)
         failed: Outcome | None = None
         while running or locked or (ready and failed is None):
+            if failed is not None and self._bounds.on_error != "continue":
+                # What was begun on a VM is carried through; what was only tried is not.
+                hold_back((one[1] for one in locked if not one[1].done), because=failed)
+                locked = [one for one in locked if one[1].todo]
+                if not (running or locked):
+                    break
             due = [one for one in locked if one[0].left() <= 0]
             while len(running) < self._bounds.max_parallel and (due or (ready and failed is None)):
                 if due:
@@ -83,11 +88,13 @@ class Work:
                 break
             for job_end in finished:
                 outcome = running.pop(job_end.job)
-                if isinstance(job_end.error, Locked) and lock.left() > 0:
-                    # Somebody else began between our look and our write; nothing was written.
-                    outcome.todo.appendleft(job_end.job.action)
-                    locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, job_end.error))
-                    continue
+                if isinstance(job_end.error, Locked):
+                    outcome.lock = outcome.lock or self._deadline.within(self._bounds.lock_timeout)
+                    if outcome.lock.left() > 0:
+                        # Somebody else began between our look and our write; nothing was written.
+                        outcome.put_back(job_end.job.action)
+                        locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, job_end.error))
+                        continue
                 self._note(outcome, job_end)
                 if outcome.error is not None and self._bounds.on_error != "continue":
                     failed = failed or outcome
@@ -103,6 +110,7 @@ class Work:
         outcome.warnings.extend(end.warnings)
         if end.error is None:
             outcome.done.append(action)
+            outcome.lock = None
             if isinstance(action, Create) and outcome.decision and outcome.decision.snapshot:
                 outcome.made = end.snapshot_id
                 made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
@@ -113,6 +121,7 @@ class Work:
             # Somebody else was faster between our look and our write: look again, decide again, once.
             outcome.raced = True
             outcome.decision = None
+            outcome.started = None
             outcome.todo.clear()
         else:
             outcome.refuse(end.error)

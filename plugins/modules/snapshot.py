@@ -232,7 +232,7 @@ vms:
           returned: always
           sample: {owner: safepoint, change: CHG0042, expires: "2026-11-26T08:00:00Z"}
         ours:
-          description: Whether the label names the O(owner).
+          description: Whether the label names the O(owner), and has the right signature where O(label_key) is set.
           type: bool
           returned: always
         memory:

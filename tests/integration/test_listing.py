@@ -91,6 +91,12 @@ def test_the_label_key_makes_unsigned_snapshots_foreign_and_is_never_shown(lab: 
     assert gone["vms"][0]["action"] == "removed"
 
 
+def test_an_empty_variable_is_as_good_as_none(lab: t.Any, state: libvirt.virConnect) -> None:
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "x"}
+    made, _shown = run_module("snapshot", options, SAFEPOINT_OWNER="", SAFEPOINT_LABEL_KEY="")
+    assert made["vms"][0]["snapshot"]["label"] == {"owner": "safepoint"}
+
+
 def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.virConnect) -> None:
     xml = "<domainsnapshot><name>odd</name><description>[safepoint v=1 owner=safepoint] [</description></domainsnapshot>"
     state.lookupByName("test").snapshotCreateXML(xml)
@@ -106,6 +112,8 @@ def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.v
         ("snapshot_info", {"vm": "test", "older_than": "yesterday"}, ["older_than", "yesterday", "72h"]),
         ("snapshot_info", {"vm": "test", "label_key": "short"}, ["label_key", "16", "openssl"]),
         ("snapshot", {"vm": "test", "name": "x", "children": "remove"}, ["children=remove", "state=absent"]),
+        ("snapshot", {"vm": "test", "name": "x", "state": "absent", "labels": {"a": "b"}}, ["labels", "state=absent"]),
+        ("snapshot", {"vm": "test", "name": "x", "state": "absent", "expires": "1h"}, ["expires", "state=absent"]),
         ("snapshot", {"vm": "test", "name": "x", "kind": "extern"}, ["kind", "external", "extern"]),
         ("snapshot", {"vm": "test", "name": "x", "kind": "external"}, ["test", "external"]),
         ("snapshot_revert", {"vm": "test", "select": "before"}, ["time", "select"]),

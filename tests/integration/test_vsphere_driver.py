@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 import typing as t
 from collections.abc import Iterator
 
@@ -48,6 +49,46 @@ def test_a_session_that_ends_in_the_middle_of_a_wait_is_begun_anew(backend: Vsph
     threading.Timer(1, vcenter.expire_sessions).start()
     done = only(backend.run(Present(Request(name="x")), vm))
     assert (done.word, done.error) == ("created", None)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
+    vcenter.set(task_time=1)
+    for number in range(1, times + 1):
+        vcenter.fault("WaitForUpdatesEx", "Disconnect", nth=number, when="call")
+    done = only(backend.run(Present(Request(name="x")), vm))
+    vcenter.clear_faults()
+    assert (done.word, done.error) == ("created", None)
+
+
+def test_a_call_whose_answer_is_lost_leaves_nothing_behind(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.fault("CreateSnapshotEx_Task", "Disconnect", when="after", nth=1)
+    done = only(backend.run(Present(Request(name="x")), vm, on_error="undo"))
+    vcenter.clear_faults()
+    assert done.error and done.error.code == "connection_failed"
+    assert done.changed is False
+    assert vcenter.vm(vm)["snapshots"] == []
+
+
+def test_after_the_time_is_up_no_session_is_left(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.set(task_time=3)
+    before = vcenter.logins()
+    done = only(backend.run(Present(Request(name="x")), vm, timeout=1.0, on_error="stop"))
+    assert done.error and done.error.code == "timed_out"
+    time.sleep(3)  # the wait that was under way ends, and must not log in again
+    assert vcenter.logins() == before
+
+
+def test_a_suspended_vm_comes_back_suspended(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.set_vm(vm, power="suspended")
+    backend.take(vm, "x")
+    assert backend.revert(vm, "x").error is None
+
+
+def test_a_kind_is_refused_for_a_snapshot_that_is_there_too(backend: VsphereBackend, vm: str) -> None:
+    backend.take(vm, "x")
+    done = only(backend.run(Present(Request(name="x", kind="internal")), vm))
+    assert done.error and done.error.code == "unsupported" and "leave kind out" in str(done.error)
 
 
 def test_two_runs_at_the_same_moment_leave_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:

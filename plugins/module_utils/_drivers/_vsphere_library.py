@@ -33,8 +33,11 @@ __all__ = ["PYVMOMI_IMPORT_ERROR", "Session", "typed", "vim", "vmodl"]
 
 # 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
 _VERSION = "vim.version.version11"
-# A new connection for a request that finds none free; this many are kept.
+# A new connection for a request that finds none free; this many are kept, and none longer than proxies keep theirs.
 _POOL = 8
+_IDLE_SECONDS = 30
+# More than the longest request keeps us waiting (_vsphere_tasks.py): a connection that was cut without a word is given up then.
+_SILENCE_SECONDS = 60
 
 _T = t.TypeVar("_T")
 
@@ -57,13 +60,23 @@ class Session:
         self._username, self._password = username, password
         self._lock = threading.Lock()
         self._logins = 0
+        self._closed = False
         try:
             context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
         except OSError as exc:
             raise _errors.InvalidOption(
                 f"ca_path={ca_path!r} cannot be used: {exc}; name a file of CA certificates in PEM"
             ) from exc
-        self.stub = SoapStubAdapter(host=hostname, port=port, path="/sdk", version=_VERSION, sslContext=context, poolSize=_POOL)
+        self.stub = SoapStubAdapter(
+            host=hostname,
+            port=port,
+            path="/sdk",
+            version=_VERSION,
+            sslContext=context,
+            poolSize=_POOL,
+            connectionPoolTimeout=_IDLE_SECONDS,
+            httpConnectionTimeout=_SILENCE_SECONDS,
+        )
         instance = vim.ServiceInstance("ServiceInstance", self.stub)
         try:
             self.content = instance.RetrieveContent()
@@ -111,11 +124,15 @@ class Session:
     def renew(self, logins: int) -> None:
         """Log in again, unless somebody else has done so since there were so many ``logins``."""
         with self._lock:
+            if self._closed:
+                raise _errors.ConnectionFailed(f"We have logged out of {self.where}")
             if self._logins == logins:
                 self._login()
 
     def close(self) -> None:
-        """Log out."""
+        """Log out, for good: whatever is still under way does not log in again."""
+        with self._lock:
+            self._closed = True
         try:
             self.content.sessionManager.Logout()
         except Exception:

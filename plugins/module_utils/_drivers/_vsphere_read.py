@@ -14,7 +14,7 @@ from datetime import timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
 
 Properties = Mapping[str, t.Any]
@@ -32,9 +32,12 @@ WAYS = (
     "capability.snapshotOperationsSupported",
     "capability.memorySnapshotsSupported",
     "capability.quiescedSnapshotsSupported",
+    "config.files.snapshotDirectory",
     "guest.toolsRunningStatus",
     "datastore",
 )
+# No property has this name.
+UNREADABLE = ""
 CONFIGURATION = ("config.hardware.numCPU", "config.hardware.memoryMB", "config.hardware.device")
 
 # vSphere 8 documentation, "Snapshot Limitations" and TooManySnapshotLevels: a chain has 32 levels at most.
@@ -68,13 +71,29 @@ def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[
         try:
             page = collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions())
             while page is not None:
-                found += [(one.obj, {prop.name: prop.val for prop in one.propSet}) for one in page.objects]
+                found += [(one.obj, _properties(one)) for one in page.objects]
                 page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
         except vmodl.fault.ManagedObjectNotFound as exc:
             raise Gone(exc.obj._moId if exc.obj else "") from exc
         return found
 
-    return session.call(what, ask)
+    for last in (False, True):
+        try:
+            return session.call(what, ask)
+        except ConnectionFailed:
+            # A connection that was kept for later may have been closed by a proxy meanwhile; to read twice does no harm.
+            if last:
+                raise
+    raise AssertionError  # the loop has two ends
+
+
+def _properties(one: t.Any) -> dict[str, t.Any]:
+    """What was read of an object, and under UNREADABLE by its path what could not be, with the fault."""
+    seen = {prop.name: prop.val for prop in one.propSet}
+    missing = {lost.path: lost.fault for lost in one.missingSet or ()}
+    if missing:
+        seen[UNREADABLE] = missing
+    return seen
 
 
 def retrieve_each(
@@ -145,7 +164,10 @@ def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, 
         )
     else:
         needed = int(seen.get("config.hardware.memoryMB") or 0) * 1024**2
-        full = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free and free[one._moId][1] < needed]
+        # As in "[LocalDS_0] web01/"; the others may be those of a CD image.
+        where = str(seen.get("config.files.snapshotDirectory") or "").partition("]")[0].lstrip("[")
+        stores = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free]
+        full = [(store, left) for store, left in stores if store == where and left < needed]
         if full:
             refusals["memory"] = (
                 f"The memory of {name} needs {needed} bytes, and the datastore {full[0][0]} has {full[0][1]} free; free some, or leave memory out"

@@ -8,17 +8,21 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 import typing as t
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, SafepointError
 
 # What begins or ends within this time is told in one request.
 _GATHER_SECONDS = 0.05
 # How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
 _LONGEST_WAIT = 30
+# How often in a row the wait may be cut, and how long to leave the server alone after that.
+_RETRIES = 5
+_RETRY_SECONDS = 1.0
 
 
 class _Waiting:
@@ -27,6 +31,7 @@ class _Waiting:
     def __init__(self, task: t.Any) -> None:
         self.task = task
         self.ended = threading.Event()
+        self.seen: dict[str, t.Any] = {}
         self.result: t.Any = None
         self.error: BaseException | None = None
 
@@ -106,6 +111,7 @@ class Tasks:
     def _ask(self) -> None:
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
         collector = self._session.content.propertyCollector
+        failures = 0
         try:
             while True:
                 with self._lock:
@@ -120,6 +126,15 @@ class Tasks:
                     self._session.renew(login)
                     self._begin()
                     continue
+                except (OSError, http.client.HTTPException):
+                    # The connection was cut; the tasks go on. What the lost answer told is told again on a new list.
+                    failures += 1
+                    if failures > _RETRIES:
+                        raise
+                    time.sleep(_RETRY_SECONDS)
+                    self._begin()
+                    continue
+                failures = 0
                 if update is not None:
                     self._version = update.version
                     self._note(update)
@@ -132,13 +147,25 @@ class Tasks:
     def _note(self, update: t.Any) -> None:
         for filter_set in update.filterSet:
             for one in filter_set.objectSet:
-                seen = {change.name: change.val for change in one.changeSet}
-                state = str(seen.get("info.state"))
-                if state in ("success", "error"):
-                    with self._lock:
-                        waiting = self._pending.pop(one.obj._moId, None)
-                    if waiting is not None:
-                        waiting.end(result=seen.get("info.result"), error=seen.get("info.error") if state == "error" else None)
+                with self._lock:
+                    waiting = self._pending.get(one.obj._moId)
+                    if waiting is None:
+                        continue
+                    # An update tells what has changed, which need not be all at once.
+                    waiting.seen.update({change.name: change.val for change in one.changeSet or ()})
+                    state = str(waiting.seen.get("info.state"))
+                    ended = state in ("success", "error") or str(one.kind) == "leave"
+                    if ended:
+                        del self._pending[one.obj._moId]
+                if state == "success":
+                    waiting.end(result=waiting.seen.get("info.result"))
+                elif ended:
+                    why = (
+                        "ended with an error, and vCenter does not say which"
+                        if state == "error"
+                        else "is not known to vCenter any more"
+                    )
+                    waiting.end(error=waiting.seen.get("info.error") or BackendFailed(f"The task {one.obj._moId} {why}"))
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
         with self._lock:

@@ -3,8 +3,8 @@
 
 """vSphere: vCenter and ESXi, over pyVmomi.
 
-All VMs of a call are looked up, read and waited for together: what a call costs in requests does not grow with their number, but for the
-one request that begins each task.
+All VMs of a call are looked up, read and waited for together. What a call costs in requests grows with their number by the one that begins
+each task, and by two for each wave of tasks that end at about the same time.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -33,6 +33,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_read import (
     CONFIGURATION,
     STATE,
+    UNREADABLE,
     WAYS,
     Properties,
     plain,
@@ -103,8 +104,9 @@ class VsphereDriver(SnapshotDriver):
         free = self._free_space([store for one in seen.values() for store in one.get("datastore") or ()]) if ways else None
         states: dict[str, VmState | SafepointError] = {}
         for vm in vms:
-            if vm.id not in seen:
-                states[vm.id] = self._gone(vm)
+            error = self._unreadable(vm, seen, "runtime.powerState")
+            if error is not None:
+                states[vm.id] = error
                 continue
             busy = next((running[task._moId] for task in seen[vm.id].get("recentTask") or () if task._moId in running), None)
             states[vm.id] = read_state(vm.name, seen[vm.id], busy=busy, free=free)
@@ -113,7 +115,7 @@ class VsphereDriver(SnapshotDriver):
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         paths = ["snapshot", *(["layoutEx"] if sizes else [])]
         seen = retrieve_each(self._session, "list the snapshots", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
-        return {vm.id: tuple(read_snapshots(seen[vm.id])) if vm.id in seen else self._gone(vm) for vm in vms}
+        return {vm.id: self._unreadable(vm, seen, "snapshot") or tuple(read_snapshots(seen[vm.id])) for vm in vms}
 
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
@@ -127,7 +129,11 @@ class VsphereDriver(SnapshotDriver):
         )
         return {
             (vm.id, snapshot.id if snapshot else None): (
-                read_configuration(seen[(snapshot or vm).id]) if (snapshot or vm).id in seen else self._gone(vm)
+                read_configuration(seen[(snapshot or vm).id])
+                if (snapshot or vm).id in seen
+                else _errors.SnapshotNotFound(f"{vm} has no snapshot {snapshot} any more")
+                if snapshot
+                else self._gone(vm)
             )
             for vm, snapshot in wanted
         }
@@ -210,6 +216,13 @@ class VsphereDriver(SnapshotDriver):
         hint = f"did you mean {' or '.join(like)}?" if like else "check its name, and that the user may see it"
         return _errors.VmNotFound(f"{self._session.where} has no VM {ref!r}; {hint}")
 
+    def _unreadable(self, vm: Vm, seen: Mapping[str, Properties], path: str) -> SafepointError | None:
+        """Why a property of the VM is not known: unset is something else than not to be read."""
+        if vm.id not in seen:
+            return self._gone(vm)
+        fault = seen[vm.id].get(UNREADABLE, {}).get(path)
+        return typed(fault, f"read {path} of {vm}", where=self._session.where) if fault is not None else None
+
     def _gone(self, vm: Vm) -> _errors.VmNotFound:
         return _errors.VmNotFound(f"The VM {vm} ({vm.id}) does not exist any more")
 
@@ -279,13 +292,18 @@ class VsphereDriver(SnapshotDriver):
                         name=action.name, description=description, memory=action.memory, quiesceSpec=spec
                     ),
                 )
-                return str(made._moId)
+                return self._made(job, made)
             except vmodl.fault.MethodNotFound:
                 self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
         made = self._do(
             job,
             lambda: vm.CreateSnapshot_Task(name=action.name, description=description, memory=action.memory, quiesce=quiesce),
         )
+        return self._made(job, made)
+
+    def _made(self, job: Job, made: t.Any) -> str:
+        if made is None:
+            raise _errors.BackendFailed(f"vCenter finished to {job.action} ({job.handle}), and does not say what came of it")
         return str(made._moId)
 
     def _revert(self, job: Job, action: Revert, snapshot: t.Any) -> Finished:

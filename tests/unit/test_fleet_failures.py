@@ -1,0 +1,94 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is left alone, found again and told when something failed on one VM of several."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from fake import FakeDriver, Hypervisor
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _work
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+VMS = ["web01", "web02"]
+OURS = "[safepoint v=1 owner=safepoint]"
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    made = Hypervisor()
+    for name in VMS:
+        made.add(name)
+    return made
+
+
+def run(hypervisor: Hypervisor, plan: Plan, **bounds: object) -> list[Outcome]:
+    settings = Bounds(**{"timeout": 10.0, "max_parallel": 2, **bounds})  # type: ignore[arg-type]
+    fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc))
+    return fleet.apply([Target(name) for name in VMS], plan, dry_run=False)
+
+
+def codes(outcomes: list[Outcome]) -> list[str | None]:
+    return [one.error.code if one.error else None for one in outcomes]
+
+
+@pytest.mark.parametrize("refusal", [Locked("a backup has it"), SnapshotNotFound("somebody removed it")])
+def test_what_was_refused_at_first_is_not_begun_after_another_vm_has_failed(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, refusal: Exception
+) -> None:
+    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.3)
+    for name in ("older", "x"):
+        run(hypervisor, Present(Request(name=name)))
+    for machine in hypervisor.machines.values():
+        machine.data = "written since"
+    hypervisor.actions.clear()
+    hypervisor.failures.update({1: BackendFailed("the disk is gone"), 2: refusal})  # type: ignore[dict-item]
+    done = run(hypervisor, Reverted(Request(select=True)), on_error="stop")
+    assert codes(done) == ["backend_failed", "not_started"]
+    assert done[1].changed is False
+    assert len(hypervisor.actions) == 2
+    assert [machine.data for machine in hypervisor.machines.values()] == ["written since"] * 2
+
+
+def test_each_vm_has_the_whole_lock_timeout(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    hypervisor.latency = 0.6  # the first one alone takes longer than lock_timeout
+    hypervisor.failures[2] = Locked("a backup has it")
+    assert codes(run(hypervisor, Present(Request(name="x")), lock_timeout=0.5, max_parallel=1)) == [None, None]
+
+
+class FailsAfterwards(FakeDriver):
+    """A backend that reports a failure although it has done what was asked of the second VM."""
+
+    def _run(self, job, number):  # type: ignore[no-untyped-def]
+        end = super()._run(job, number)
+        if job.action.vm.name == "web02" and isinstance(job.action, (Create, Delete)) and not self.hypervisor.lies:
+            self.hypervisor.lies = {0}
+            raise BackendFailed("the answer was lost")
+        return end
+
+
+def test_what_was_made_although_it_was_said_to_have_failed_is_undone(hypervisor: Hypervisor) -> None:
+    fleet = Fleet(FailsAfterwards(hypervisor), Bounds(timeout=5, on_error="undo"), now=lambda: datetime.now(timezone.utc))
+    done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+    assert codes(done) == ["undone", "backend_failed"]
+    assert [one.changed for one in done] == [False, False]
+    assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]
+
+
+def test_what_was_removed_although_it_was_said_to_have_failed_is_a_change(hypervisor: Hypervisor) -> None:
+    run(hypervisor, Present(Request(name="x")))
+    fleet = Fleet(FailsAfterwards(hypervisor), Bounds(timeout=5), now=lambda: datetime.now(timezone.utc))
+    done = fleet.apply([Target(name) for name in VMS], Absent(Request(name="x")), dry_run=False)
+    assert codes(done) == [None, "backend_failed"]
+    assert [one.changed for one in done] == [True, True]
