@@ -71,6 +71,8 @@ def leave_paused(lab: t.Any, vm: str) -> str:
         lab.kill_daemon()
         thread.join()
         lab.start_daemon()
+        # Until it has looked after the VM, the new daemon holds it, and tells the state that the old one knew.
+        until(lambda: domain(lab, vm).controlInfo()[0] == libvirt.VIR_DOMAIN_CONTROL_OK)
         if domain(lab, vm).state() == [3, 3]:
             return name
     raise AssertionError("the daemon was never killed in the right moment")
@@ -80,7 +82,7 @@ def test_a_vm_that_a_killed_daemon_left_paused_is_told_and_mended(lab: t.Any, ti
     vm = tiny("struck", running=True, memory_mib=1000)
     assert found(lab, vm) == []
     orphan = leave_paused(lab, vm)
-    (finding,) = until(lambda: found(lab, vm))  # the daemon holds the VM until it has looked after it
+    (finding,) = found(lab, vm)
     assert finding.code == "left_paused"
     assert vm in finding.message and f"virsh -c '{lab.uri}' resume {vm}" in finding.remedy
     mend(finding)
