@@ -16,6 +16,7 @@ import pytest
 if str(Path(__file__).parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).parent))
 
+from libvirt_kit import Make, tiny_vms
 from running import Module, run_module
 
 
@@ -32,3 +33,17 @@ def module(lab: t.Any, state: libvirt.virConnect) -> Module:
         return run_module(module_name, {"backend": "libvirt", "uri": lab.test_uri, **options}, *flags)[0]
 
     return run
+
+
+@pytest.fixture
+def tiny(lab: t.Any) -> Iterator[Make]:
+    """Makes tiny VMs, and removes them in the end."""
+    with tiny_vms(lab) as make:
+        yield make
+
+
+@pytest.fixture
+def newer(new_lab: t.Any) -> Iterator[Make]:
+    """The same on the newer libvirt."""
+    with tiny_vms(new_lab) as make:
+        yield make

@@ -11,13 +11,12 @@ import signal
 import threading
 import time
 import typing as t
-from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 import libvirt
 import pytest
-from libvirt_kit import Make, apply, domain, files, listed, power, revert, take, tiny_vms
+from libvirt_kit import Make, apply, domain, files, listed, power, revert, take
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
@@ -30,12 +29,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent,
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 pytestmark = pytest.mark.qemu
-
-
-@pytest.fixture
-def tiny(lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(lab) as make:
-        yield make
 
 
 @pytest.mark.parametrize(

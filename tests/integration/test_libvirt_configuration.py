@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import typing as t
-from collections.abc import Iterator
 
 import libvirt
 import pytest
-from libvirt_kit import Make, domain, look, revert, take, tiny_vms
+from libvirt_kit import Make, domain, look, revert, take
 
 pytestmark = pytest.mark.qemu
 
@@ -21,18 +20,6 @@ DEVICES = NIC.format(n=1, model="virtio") + "<disk type='file' device='cdrom'><t
 DISK = "<disk type='file'><driver type='qcow2'/><source file='{path}'/><target dev='vdq' bus='virtio'/></disk>"
 
 Drift = list[tuple[str, t.Any, t.Any]]
-
-
-@pytest.fixture
-def tiny(lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(lab) as make:
-        yield make
-
-
-@pytest.fixture
-def newer(new_lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(new_lab) as make:
-        yield make
 
 
 def drift(lab: t.Any, vm: str, name: str = "x") -> Drift:

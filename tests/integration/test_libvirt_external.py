@@ -10,11 +10,10 @@ import re
 import subprocess
 import threading
 import typing as t
-from collections.abc import Iterator
 
 import libvirt
 import pytest
-from libvirt_kit import Make, apply, domain, files, image, listed, power, reads, remove, revert, take, tiny_vms, until, write
+from libvirt_kit import Make, apply, domain, files, image, listed, power, reads, remove, revert, take, until, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
@@ -23,18 +22,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent,
 pytestmark = pytest.mark.qemu
 
 DISK_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-
-
-@pytest.fixture
-def tiny(lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(lab) as make:
-        yield make
-
-
-@pytest.fixture
-def newer(new_lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(new_lab) as make:
-        yield make
 
 
 def by_hand(lab: t.Any, vm: str, name: str, flags: int = 0) -> None:

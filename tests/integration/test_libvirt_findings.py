@@ -10,12 +10,11 @@ import re
 import subprocess
 import threading
 import typing as t
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
 import pytest
-from libvirt_kit import Make, apply, domain, look, power, take, tiny_vms, until
+from libvirt_kit import Make, apply, domain, look, power, take, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
@@ -25,18 +24,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
 pytestmark = pytest.mark.qemu
 
 METADATA_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
-
-
-@pytest.fixture
-def tiny(lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(lab) as make:
-        yield make
-
-
-@pytest.fixture
-def newer(new_lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(new_lab) as make:
-        yield make
 
 
 def found(lab: t.Any, vm: str, *, images: bool = False) -> list[Finding]:

@@ -13,7 +13,7 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from libvirt_kit import Make, apply, domain, files, listed, power, remove, take, tiny_vms
+from libvirt_kit import Make, apply, domain, files, listed, power, remove, take
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_guest
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -42,12 +42,6 @@ def guest(new_lab: t.Any, booted: t.Any) -> Iterator[t.Any]:
     assert frozen(booted) == "thawed"
     for name in reversed(list(listed(new_lab.uri, booted.name))):
         remove(new_lab.uri, booted.name, name)
-
-
-@pytest.fixture
-def newer(new_lab: t.Any) -> Iterator[Make]:
-    with tiny_vms(new_lab) as make:
-        yield make
 
 
 def quiesce(lab: t.Any, vm: str, name: str, how: str, **request: t.Any) -> Outcome:
