@@ -14,6 +14,8 @@ from datetime import datetime
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    BackendFailed,
+    ConnectionFailed,
     InvalidOption,
     Locked,
     LostRace,
@@ -263,7 +265,7 @@ class Fleet:
         if failed is None:
             return
         if self._bounds.on_error == "undo" and plan.creates:
-            self._find_made(outcomes, plan)
+            self._find_made(outcomes)
             self._work.undo(outcomes, because=failed)
         try:
             self._see([one for one in outcomes if one.started], Deadline(_LAST_LOOK_SECONDS), wait=False)
@@ -272,9 +274,19 @@ class Fleet:
                 if one.started:
                     one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
 
-    def _find_made(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """What was created although the hypervisor, or the way to it, said otherwise."""
-        maybe = [one for one in outcomes if one.error and isinstance(one.started, Create) and not one.made and not one.in_flight]
+    def _find_made(self, outcomes: Sequence[Outcome]) -> None:
+        """What was created although the hypervisor, or the way to it, said otherwise.
+
+        Only where that is possible: after a refusal, what is there now is another run's.
+        """
+        maybe = [
+            one
+            for one in outcomes
+            if isinstance(one.error, (BackendFailed, ConnectionFailed))
+            and isinstance(one.started, Create)
+            and not one.made
+            and not one.in_flight
+        ]
         try:
             self._see(maybe, Deadline(_LAST_LOOK_SECONDS), wait=False)
         except SafepointError:
@@ -284,7 +296,8 @@ class Fleet:
                 new = [
                     seen
                     for seen in one.after.named(one.started.name)
-                    if one.before.by_id(seen.id) is None and plan.request.ours.owns(one.vm, seen)
+                    if one.before.by_id(seen.id) is None
+                    and seen.description in (one.started.description, one.started.unquiesced_description)
                 ]
                 one.made = new[0].id if len(new) == 1 else None
 

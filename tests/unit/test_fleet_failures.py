@@ -21,7 +21,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent,
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 VMS = ["web01", "web02"]
-OURS = "[safepoint v=1 owner=safepoint]"
 
 
 @pytest.fixture
@@ -84,6 +83,24 @@ def test_what_was_made_although_it_was_said_to_have_failed_is_undone(hypervisor:
     assert codes(done) == ["undone", "backend_failed"]
     assert [one.changed for one in done] == [False, False]
     assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]
+
+
+@pytest.mark.parametrize(("error", "theirs"), [(Locked("a backup has it"), ""), (BackendFailed("no space"), "change=another")])
+def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hypervisor, error: Exception, theirs: str) -> None:
+    machine = list(hypervisor.machines.values())[1]
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        original(name)
+        if name == "Create web02":
+            line = f"[safepoint v=1 owner=safepoint {theirs}".strip() + "]"
+            FakeDriver(hypervisor)._create(machine, Create(machine.vm, "x", line, memory=False))
+
+    hypervisor.request = request  # type: ignore[method-assign]
+    hypervisor.failures[2] = error  # type: ignore[assignment]
+    done = run(hypervisor, Present(Request(name="x")), on_error="undo", lock_timeout=0.0, max_parallel=1)
+    assert codes(done) == ["undone", "locked" if isinstance(error, Locked) else "backend_failed"]
+    assert [one.name for one in machine.snapshots.values()] == ["x"]
 
 
 def test_what_was_removed_although_it_was_said_to_have_failed_is_a_change(hypervisor: Hypervisor) -> None:
