@@ -9,8 +9,7 @@ Times are aware and UTC, sizes are bytes. Note that this module util is **PRIVAT
 from __future__ import annotations
 
 import dataclasses
-import typing as t
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
@@ -159,14 +158,7 @@ class View:
 
     def chain(self) -> set[str]:
         """The ids of the snapshots that the VM's present state descends from."""
-        parents = {one.id: one.parent for one in self.snapshots}
-        current = self.current()
-        above: str | None = current.id if current else None
-        found: set[str] = set()
-        while above is not None and above not in found:
-            found.add(above)
-            above = parents.get(above)
-        return found
+        return chain_of(self.snapshots)
 
     def descendants(self, snapshot: Snapshot) -> list[Snapshot]:
         """The snapshots taken on top of ``snapshot``, parents before their children."""
@@ -187,7 +179,21 @@ class Target:
     snapshot_id: str | None = None
 
 
-def parents_first(snapshots: t.Iterable[Snapshot]) -> tuple[Snapshot, ...]:
+def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:
+    """The ids of the current one of a VM's snapshots and of all above it."""
+    parents = {}
+    above = None
+    for one in snapshots:
+        parents[one.id] = one.parent
+        above = one.id if one.current else above
+    found: set[str] = set()
+    while above is not None and above not in found:
+        found.add(above)
+        above = parents.get(above)
+    return found
+
+
+def parents_first(snapshots: Iterable[Snapshot]) -> tuple[Snapshot, ...]:
     """The snapshots in an order in which each stands after its parent.
 
     Among equals the older and then the smaller name first, and one that is yet to be made last.

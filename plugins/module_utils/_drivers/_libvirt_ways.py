@@ -20,7 +20,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
     colliding_disks,
     read_disks,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way, chain_of
 
 _SAVED = (
     "its memory is saved to disk (managed save), and a snapshot would not hold that; "
@@ -93,12 +93,7 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
     ``branch_lost`` says that libvirt does not know any more that the VM is on a branch of its own.
     """
     kinds = {one.kind for one in snapshots}
-    by_id = {one.id: one for one in snapshots}
-    chain = set()
-    step = next((one for one in snapshots if one.current), None)
-    while step is not None and step.id not in chain:
-        chain.add(step.id)
-        step = by_id.get(step.parent or "")
+    chain = chain_of(snapshots)
     found = []
     for one in snapshots:
         obstacles = dict(one.obstacles)

@@ -19,9 +19,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from pyVim.connect import SmartConnect
 from pyVmomi import vim, vmodl
 from server import VCenter, VCenterError

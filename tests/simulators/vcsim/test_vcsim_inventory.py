@@ -4,28 +4,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import typing as t
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from pyVmomi import vim, vmodl
 from server import VCenter
 from vim_client import Client, PropertyCollector, login
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture(scope="module")
-def vcenter() -> Iterator[VCenter]:
-    with VCenter(vms=0) as started:
-        yield started
-        assert started.errors == ""
 
 
 @pytest.fixture
@@ -34,12 +21,6 @@ def client(vcenter: VCenter) -> Iterator[Client]:
         yield client
         vcenter.set_datastore()
         vcenter.set(page_objects=0)
-
-
-@pytest.fixture
-def vm(vcenter: VCenter, client: Client) -> t.Any:
-    (made,) = vcenter.make_vms({"name": f"vm{time.monotonic_ns()}", "power": "poweredOn"})
-    return client.by_id(made["moid"])
 
 
 def test_what_preflight_reads_can_be_set(vcenter: VCenter, client: Client, vm: t.Any) -> None:

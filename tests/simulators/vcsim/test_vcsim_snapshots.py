@@ -4,16 +4,10 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import typing as t
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from pyVmomi import vim, vmodl
 from server import VCenter
 from vim_client import Client, login
@@ -23,25 +17,12 @@ pytestmark = pytest.mark.timeout(120)
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def vcenter() -> Iterator[VCenter]:
-    with VCenter(vms=0) as started:
-        yield started
-        assert started.errors == ""
-
-
 @pytest.fixture
 def client(vcenter: VCenter) -> Iterator[Client]:
     with login(vcenter) as client:
         yield client
         vcenter.set_datastore()
         vcenter.set(suppressed_power="poweredOff")
-
-
-@pytest.fixture
-def vm(vcenter: VCenter, client: Client) -> t.Any:
-    (made,) = vcenter.make_vms({"name": f"vm{time.monotonic_ns()}", "power": "poweredOn"})
-    return client.by_id(made["moid"])
 
 
 def node_of(client: Client, vm: t.Any) -> t.Any:

@@ -4,17 +4,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 import typing as t
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from pyVmomi import vim, vmodl
 from server import VCenter
 from vim_client import Client, PropertyCollector, login
@@ -24,25 +19,12 @@ pytestmark = pytest.mark.timeout(120)
 DEFAULTS = {"task_time": 0, "task_times": {}, "queue_time": 0, "busy": "task"}
 
 
-@pytest.fixture(scope="module")
-def vcenter() -> Iterator[VCenter]:
-    with VCenter(vms=0) as started:
-        yield started
-        assert started.errors == ""
-
-
 @pytest.fixture
 def client(vcenter: VCenter) -> Iterator[Client]:
     with login(vcenter) as client:
         yield client
         vcenter.set(**DEFAULTS)
         vcenter.hold("*", 0)
-
-
-@pytest.fixture
-def vm(vcenter: VCenter, client: Client) -> t.Any:
-    (made,) = vcenter.make_vms({"name": f"vm{time.monotonic_ns()}", "power": "poweredOn"})
-    return client.by_id(made["moid"])
 
 
 # -- a task ------------------------------------------------------------------------------------------------------------
