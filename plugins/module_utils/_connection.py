@@ -47,7 +47,7 @@ _VARIABLES: Mapping[str, Mapping[str, str | None]] = {
 def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
     """Values among the options and their fallbacks that must never be shown."""
     resolved = _resolved(options, environ)
-    found = {resolved.get("password"), _uri_password(resolved.get("uri") or "")}
+    found = {resolved.get("password"), _uri_password(options.get("uri") or resolved.get("uri") or "")}
     return {one for one in found if one}
 
 
@@ -118,6 +118,11 @@ def _open_vsphere(options: Options, seconds: float) -> SnapshotDriver:
             f"VMWARE_VALIDATE_CERTS={validate!r} and VMWARE_PORT={options['port']!r}: the one is no boolean, or the other no number; "
             "write for example true and 443"
         ) from exc
+
+    if options["ca_path"] and not validate_certs:
+        raise InvalidOption(
+            f"ca_path={options['ca_path']!r} says whom to trust, and validate_certs=false trusts anybody; leave one of them out"
+        )
 
     def log_in() -> SnapshotDriver:
         session = Session(

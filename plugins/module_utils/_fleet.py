@@ -8,6 +8,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 
@@ -25,7 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Unverified,
     VmNotFound,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, not_started, refuse_all
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
@@ -77,7 +78,7 @@ class Fleet:
         """
         plan.check(self._driver)
         outcomes = self._find(targets)
-        self._see(outcomes, self._deadline, ways=plan.creates)
+        self._see(outcomes, self._deadline, plan=plan)
         self._settle(outcomes, plan)
         refused = next((outcome for outcome in outcomes if outcome.error), None)
         if refused is not None and self._bounds.on_error != "continue":
@@ -120,9 +121,11 @@ class Fleet:
         return [Outcome(Target(vm.name), vm) for vm in vms]
 
     def _see(
-        self, outcomes: Iterable[Outcome], deadline: Deadline, *, wait: bool = True, ways: bool = False, sizes: bool = False
+        self, outcomes: Iterable[Outcome], deadline: Deadline, *, wait: bool = True, plan: Plan | None = None, sizes: bool = False
     ) -> None:
         """Read state and snapshots of the VMs in bulk, and ``wait`` for those that somebody else holds.
+
+        The ways to take a snapshot are read where ``plan`` may have to take one, and the ``sizes`` of those there are when asked for.
 
         :raises SafepointError: nothing could be read.
         """
@@ -132,7 +135,7 @@ class Fleet:
 
         def probe() -> bool | None:
             nonlocal waiting
-            views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline, ways=ways, sizes=sizes)
+            views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline, plan=plan, sizes=sizes)
             busy = []
             for outcome in waiting:
                 view = views[outcome.vm.id if outcome.vm else ""]
@@ -168,10 +171,16 @@ class Fleet:
                     )
                 )
 
-    def _read(self, vms: Sequence[Vm], deadline: Deadline, *, ways: bool, sizes: bool) -> dict[str, View | SafepointError]:
+    def _read(self, vms: Sequence[Vm], deadline: Deadline, *, plan: Plan | None, sizes: bool) -> dict[str, View | SafepointError]:
         # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
         snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms, sizes=sizes), deadline)
-        states = in_time("the state of the VMs", lambda: self._driver.inspect(vms, ways=ways), deadline)
+        states: dict[str, VmState | SafepointError] = {}
+        for ways in (False, True):
+            asked = [vm for vm in vms if ways == _may_create(plan, snapshots[vm.id])]
+            if asked:
+                states.update(
+                    in_time("the state of the VMs", functools.partial(self._driver.inspect, asked, ways=ways), deadline)
+                )
         views: dict[str, View | SafepointError] = {}
         for vm in vms:
             state, seen = states[vm.id], snapshots[vm.id]
@@ -230,7 +239,7 @@ class Fleet:
             self._deadline.within(_RACE_PAUSE_SECONDS).sleep()
             for one in unclear:
                 one.error = None
-            self._see(unclear, self._deadline, ways=True)
+            self._see(unclear, self._deadline, plan=plan)
             for one in unclear:
                 self._decide(one, plan)
 
@@ -306,7 +315,7 @@ class Fleet:
         if not raced:
             return
         try:
-            self._see(raced, self._deadline, ways=plan.creates)
+            self._see(raced, self._deadline, plan=plan)
             self._settle(raced, plan)
         except SafepointError as exc:
             refuse_all(raced, exc)
@@ -354,3 +363,7 @@ class Fleet:
                 break
             self._work.perform(written)
         return losers
+
+
+def _may_create(plan: Plan | None, seen: Sequence[Snapshot] | SafepointError) -> bool:
+    return plan is not None and not isinstance(seen, SafepointError) and plan.may_create(seen)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, SnapshotDriver
@@ -80,7 +80,7 @@ class Plan(abc.ABC):
     """One of the things that can be wanted of a VM's snapshots."""
 
     creates: t.ClassVar[bool] = False
-    """Whether it needs to know the ways to take a snapshot, and on_error=undo has something to undo."""
+    """Whether on_error=undo has something to undo."""
     reverts: t.ClassVar[bool] = False
     """Whether it changes the configuration of the VM."""
 
@@ -92,6 +92,10 @@ class Plan(abc.ABC):
 
         :raises SafepointError: the reason and the remedy.
         """
+
+    def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
+        """Whether a VM with these snapshots gets another one, so that the ways to take it have to be known."""
+        return False
 
     @abc.abstractmethod
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:

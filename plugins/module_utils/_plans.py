@@ -9,7 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
@@ -51,6 +51,10 @@ class Present(Plan):
     def check(self, driver: SnapshotDriver) -> None:
         if self.request.name is not None:
             check_name(self.request.name, driver.name_rule)
+
+    def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
+        # Without a name the snapshots are named by their ids, and must be there.
+        return self.request.name is not None and all(one.name != self.request.name for one in snapshots)
 
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
         found = self.find(view, snapshot_id, now)

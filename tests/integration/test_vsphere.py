@@ -114,6 +114,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_with_the_way_to_trust_it(m
         ({"hostname": "no-such-host.invalid"}, ["no-such-host.invalid", "hostname"]),
         ({"port": 1}, ["127.0.0.1:1", "refused", "port"]),
         ({"ca_path": "/nowhere/ca.pem"}, ["ca_path", "/nowhere/ca.pem", "PEM"]),
+        ({"validate_certs": False}, ["ca_path", "validate_certs=false"]),
         ({"uri": "qemu:///system"}, ["uri", "backend=libvirt", "backend=vsphere"]),
         ({"hostname": None}, ["hostname", "VMWARE_HOST"]),
     ],

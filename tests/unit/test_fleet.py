@@ -169,6 +169,8 @@ def test_a_configuration_that_cannot_be_read_is_a_warning_and_the_revert_goes_on
 def test_the_ways_to_take_a_snapshot_are_read_once_and_only_to_take_one(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     assert hypervisor.ways_read == 1
+    run(hypervisor, Present(Request(name="x", labels={"a": "1"})))
+    assert hypervisor.ways_read == 1
     run(hypervisor, Reverted(Request(name="x")))
     run(hypervisor, Absent(Request(name="x")))
     assert hypervisor.ways_read == 1

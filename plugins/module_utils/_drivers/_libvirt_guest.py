@@ -78,12 +78,16 @@ def quiesced(vm: Vm, domain: t.Any, uri: str, take: Callable[[], t.Any]) -> t.An
     if failed is not None:
         raise _why(vm, domain, failed, thaw) from failed
     if late:
-        made.delete()
+        rest = "the snapshot removed again"
+        try:
+            made.delete()
+        except libvirt.libvirtError as exc:
+            rest = f"the snapshot {made.getName()}, which says that it is quiesced, could not be removed again ({clean(exc)}): remove it"
         hint = f"; {late[0]}" if late[0] else ""
         raise NotQuiesced(
             _errors.TimedOut(
                 f"The snapshot of {vm} was not finished within {_QUIESCE_SECONDS:g} seconds, for which its guest was frozen; the guest was "
-                f"thawed and the snapshot removed again{hint}; look at the load of the storage, or set quiesce=never"
+                f"thawed and {rest}{hint}; look at the load of the storage, or set quiesce=never"
             )
         )
     return made

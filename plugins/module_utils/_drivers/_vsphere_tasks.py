@@ -16,8 +16,10 @@ import typing as t
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, SafepointError
 
-# What begins or ends within this time is told in one request.
-_GATHER_SECONDS = 0.05
+# Tasks that begin within the first of these are put on the list in one request. While some are under way, the server is asked no more
+# often than by the second, since each one that ends would else cost a request of its own.
+_GATHER_SECONDS = 0.1
+_ASK_SECONDS = 0.2
 # How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
 _LONGEST_WAIT = 30
 # How often in a row the wait may be cut, and how long to leave the server alone after that.
@@ -138,7 +140,7 @@ class Tasks:
                 if update is not None:
                     self._version = update.version
                     self._note(update)
-                    time.sleep(_GATHER_SECONDS)
+                    time.sleep(_ASK_SECONDS if self._pending else 0)
         except BaseException as exc:
             with self._lock:
                 self._asking = False

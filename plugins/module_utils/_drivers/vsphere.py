@@ -308,15 +308,13 @@ class VsphereDriver(SnapshotDriver):
 
     def _revert(self, job: Job, action: Revert, snapshot: t.Any) -> Finished:
         self._do(job, lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off"))
-        if action.power != "as_snapshot":
-            # Not told by the task; one more request for each VM, where a power state is asked for.
-            vm = self._vm(action.vm.id)
+        vm = self._vm(action.vm.id)
+        if action.power == "on" and not action.snapshot.memory:
+            self._do(job, vm.PowerOnVM_Task)
+        if action.power == "off":
+            # One more request for each VM, since nothing else tells: it may be suspended, with its memory or as it was taken.
             seen = retrieve_each(self._session, f"{action}", [vm], {vim.VirtualMachine: ["runtime.powerState"]})
-            state = str(seen.get(action.vm.id, {}).get("runtime.powerState"))
-            if action.power == "on" and state != "poweredOn":
-                self._do(job, vm.PowerOnVM_Task)
-            if action.power == "off" and state != "poweredOff":
-                # With its memory, a VM that is not switched on comes back suspended.
+            if str(seen.get(action.vm.id, {}).get("runtime.powerState")) != "poweredOff":
                 self._do(job, vm.PowerOffVM_Task)
         return Finished(job)
 
