@@ -82,4 +82,9 @@ options:
       - A libvirt daemon serves five requests of one connection at a time unless its C(max_client_requests) says otherwise.
     type: int
     default: 16
+  progress_file:
+    description:
+      - A file into which the module writes how far it is, for the action plugin of the module, which sets it and shows what it reads there.
+      - There is no need to set it in a task.
+    type: path
 """

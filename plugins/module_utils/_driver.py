@@ -85,6 +85,8 @@ class Job:
     action: Action
     handle: t.Any = None
     """As text it names the work to people who look for it at the hypervisor; None where it has no name there."""
+    percent: int | None = None
+    """How far the vendor says it is. Set by the driver, in whatever thread, while the job runs."""
 
 
 @dataclasses.dataclass(frozen=True)

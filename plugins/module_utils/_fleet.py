@@ -29,6 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, not_started, refuse_all
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
 
@@ -42,13 +43,20 @@ _RACE_PAUSE_SECONDS = 0.25
 class Fleet:
     """One call: a driver, the VMs it is about, and the time it has."""
 
-    def __init__(self, driver: SnapshotDriver, bounds: Bounds, *, now: Callable[[], datetime] | None = None) -> None:
-        """``now`` stands for the driver's own clock."""
+    def __init__(
+        self,
+        driver: SnapshotDriver,
+        bounds: Bounds,
+        *,
+        now: Callable[[], datetime] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """``now`` stands for the driver's own clock. ``progress`` is told about each second how far the work is."""
         self._driver = driver
         self._bounds = bounds
         self._now = now or driver.now
         self._deadline = Deadline(bounds.timeout)
-        self._work = Work(driver, bounds, self._deadline)
+        self._work = Work(driver, bounds, self._deadline, progress=progress)
 
     def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
         """See the VMs, or with None all of the endpoint, in one go; what could not be seen has an error.

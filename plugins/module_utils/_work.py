@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import Locked, SnapshotExists, SnapshotNotFound, TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 
 # Between two tries to write to a VM that somebody else's operation holds.
 _LOCK_PAUSE_SECONDS = 1.0
+# How often whoever wants to know is told how far the work is.
+_PROGRESS_SECONDS = 1.0
 # What may be spent on undoing after the call's own time is up.
 _UNDO_SECONDS = 120.0
 
@@ -37,10 +40,16 @@ class Bounds:
 class Work:
     """The writing part of one call."""
 
-    def __init__(self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline) -> None:
+    def __init__(
+        self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline, *, progress: Callable[[Progress], None] | None = None
+    ) -> None:
+        """``progress`` is called about each second while there is work, and when a job has ended."""
         self._driver = driver
         self._bounds = bounds
         self._deadline = deadline
+        self._progress = progress
+        # By identity; equal ones may be two.
+        self._known: dict[int, Outcome] = {}
 
     def perform(self, outcomes: Iterable[Outcome]) -> None:
         """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
@@ -48,6 +57,7 @@ class Work:
         running: dict[Job, Outcome] = {}
         locked: list[tuple[Deadline, Outcome, Locked]] = []
         failed: Outcome | None = None
+        self._known.update((id(one), one) for one in ready)
         while running or locked or (ready and failed is None):
             if failed is not None and self._bounds.on_error != "continue":
                 # What was begun on a VM is carried through; what was only tried is not.
@@ -64,18 +74,20 @@ class Work:
                     outcome = ready.popleft()
                 outcome.started = outcome.todo.popleft()
                 running[self._driver.start(outcome.started)] = outcome
-            pause = self._deadline.within(_LOCK_PAUSE_SECONDS)
-            if not running:
-                pause.sleep()
-                finished = []
+            self._tell(running)
+            if running:
+                finished = self._wait(running, self._deadline.within(_LOCK_PAUSE_SECONDS) if locked else self._deadline)
             else:
-                finished = self._driver.wait(list(running), pause if locked else self._deadline)
+                self._deadline.within(_LOCK_PAUSE_SECONDS).sleep()
+                finished = []
             if not finished:
                 if self._deadline.left() > 0:
                     continue
                 for job, outcome in running.items():
                     outcome.in_flight = job
-                    named = f" (task {job.handle})" if job.handle else ""
+                    known = [f"task {job.handle}"] if job.handle else []
+                    known += [f"{job.percent}% done"] if job.percent is not None else []
+                    named = f" ({', '.join(known)})" if known else ""
                     outcome.refuse(
                         TimedOut(
                             f"timeout={self._bounds.timeout:g} seconds was not enough to {job.action}{named}; it may still end at the "
@@ -104,6 +116,20 @@ class Work:
                     running[self._driver.start(outcome.started)] = outcome
         if failed is not None:
             hold_back(ready, because=failed)
+        self._tell({})
+
+    def _wait(self, jobs: Iterable[Job], deadline: Deadline) -> list[Finished]:
+        """What the driver's own does, but for no longer than until somebody is to be told how far the work is."""
+        return self._driver.wait(list(jobs), deadline.within(_PROGRESS_SECONDS) if self._progress else deadline)
+
+    def _tell(self, running: Mapping[Job, Outcome]) -> None:
+        if self._progress is None:
+            return
+        at_work = {id(one) for one in running.values()}
+        ended = [
+            one for key, one in self._known.items() if one.done and one.error is None and not one.todo and key not in at_work
+        ]
+        self._progress(Progress(len(ended), len(self._known), _how_far(running)))
 
     def _note(self, outcome: Outcome, end: Finished) -> None:
         action = end.job.action
@@ -132,13 +158,16 @@ class Work:
         ready = collections.deque(one for one in outcomes if one.made)
         late = {one.in_flight: one for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create)}
         running: dict[Job, Outcome] = {}
+        total, gone_again = len(ready) + len(late), 0
         while ready or late or running:
             while ready and len(running) < self._bounds.max_parallel:
                 one = ready.popleft()
                 if one.made and one.vm and one.decision and one.decision.snapshot:
                     gone = dataclasses.replace(one.decision.snapshot, id=one.made)
                     running[self._driver.start(Delete(one.vm, gone))] = one
-            finished = self._driver.wait([*late, *running], deadline) if late or running else []
+            if self._progress is not None:
+                self._progress(Progress(gone_again, total, _how_far([*late, *running]), undoing=True))
+            finished = self._wait([*late, *running], deadline) if late or running else []
             for end in finished:
                 if end.job in late:
                     one = late.pop(end.job)
@@ -149,9 +178,10 @@ class Work:
                     one = running.pop(end.job)
                     if end.error is None or isinstance(end.error, SnapshotNotFound):
                         one.taken_back(because)
+                        gone_again += 1
                     else:
                         one.left_behind(str(end.error))
-            if not finished:
+            if not finished and deadline.left() <= 0:
                 break
         for one in [*ready, *running.values()]:
             one.left_behind(f"no answer within {_UNDO_SECONDS:g} seconds")
@@ -159,3 +189,7 @@ class Work:
             one.warnings.append(
                 f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
             )
+
+
+def _how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
+    return tuple((str(job.action.vm), job.percent) for job in jobs)

@@ -17,6 +17,8 @@ description:
   - Every snapshot carries a label, a line in its description that says whose it is, when it expires and what else was given as O(labels).
     Snapshots without a label of the O(owner) are foreign and are left alone.
   - After every write the state is read again. What is returned is what was seen.
+  - While it works on the controller for more than two seconds, the terminal shows how far it is, at most every two seconds.
+    Nothing is shown with C(no_log), C(async), or a stdout callback whose output is not meant for people.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms

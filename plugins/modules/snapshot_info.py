@@ -168,7 +168,7 @@ vms:
           memory: true
           consistency: memory
           size_bytes: null
-          size_unknown: libvirt does not tell the size of an internal snapshot
+          size_unknown: it is kept inside the VM's disk images, and libvirt does not tell its part of them
           current: true
           age_seconds: 3600
           why_not_ours: null

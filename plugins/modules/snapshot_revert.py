@@ -19,6 +19,8 @@ description:
     configuration of the VM as it was. The guest's clock is set to the present through its agent where it has one.
   - Memory that libvirt saved to disk later than the snapshot (managed save) is dropped with a warning, since it does not fit the disks of then.
   - A snapshot stays when a VM was returned to it, and can be used again.
+  - While it works on the controller for more than two seconds, the terminal shows how far it is, at most every two seconds.
+    Nothing is shown with C(no_log), C(async), or a stdout callback whose output is not meant for people.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms

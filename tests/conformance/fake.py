@@ -87,6 +87,8 @@ class Hypervisor:
         self.actions: list[Action] = []
         self.slow: dict[int, threading.Event] = {}
         """The numbers of actions that begin only when the event is set."""
+        self.percents: dict[int, int] = {}
+        """By the number of the action: how far it says it is while it is under way."""
 
     def add(self, name: str, *, power: str = "running") -> Vm:
         vm = Vm(name, f"vm-{len(self.machines) + 1}", str(uuid.uuid4()))
@@ -167,6 +169,7 @@ class FakeDriver(SnapshotDriver):
         with self.hypervisor.lock:
             self.hypervisor.actions.append(action)
             number = len(self.hypervisor.actions)
+        job.percent = self.hypervisor.percents.get(number)
         self.hypervisor.request(f"{type(action).__name__} {action.vm}")
         if number in self.hypervisor.hangs:
             return job

@@ -13,13 +13,17 @@ import threading
 import time
 import typing as t
 
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, SafepointError
 
-# Tasks that begin within the first of these are put on the list in one request. While some are under way, the server is asked no more
-# often than by the second, since each one that ends would else cost a request of its own.
+# Tasks that begin within this time are put on the list in one request.
 _GATHER_SECONDS = 0.1
+# While some are under way, each that ends and each percent of each would cost a request of its own. So the server is left alone after an
+# answer: for a tenth of the time that tasks take as it seems, which is how late an end may be noticed, within these bounds.
 _ASK_SECONDS = 0.2
+_LONGEST_ASK_SECONDS = 2.0
+_LATE = 0.1
 # How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
 _LONGEST_WAIT = 30
 # How often in a row the wait may be cut, and how long to leave the server alone after that.
@@ -30,8 +34,10 @@ _RETRY_SECONDS = 1.0
 class _Waiting:
     """A task that somebody waits for."""
 
-    def __init__(self, task: t.Any) -> None:
+    def __init__(self, task: t.Any, job: Job) -> None:
         self.task = task
+        self.job = job
+        self.began = time.monotonic()
         self.ended = threading.Event()
         self.seen: dict[str, t.Any] = {}
         self.result: t.Any = None
@@ -56,13 +62,13 @@ class Tasks:
         self._view_login = 0
         self._version = ""
 
-    def result(self, task: t.Any) -> t.Any:
-        """Block until the task has ended, and return its result. Any number of threads may wait.
+    def result(self, task: t.Any, job: Job) -> t.Any:
+        """Block until the task has ended, and return its result. Any number of threads may wait; ``job`` is told how far it is.
 
         :raises MethodFault: what it failed with.
         :raises SafepointError: nobody can tell how it ended.
         """
-        waiting = _Waiting(task)
+        waiting = _Waiting(task, job)
         with self._lock:
             self._pending[task._moId] = waiting
             self._new.append(task)
@@ -105,7 +111,7 @@ class Tasks:
         spec = collector.FilterSpec(
             objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
             # Not the whole of info: pyVmomi cannot read the entity that govmomi 0.24's simulator puts there.
-            propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error"])],
+            propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error", "info.progress"])],
         )
         self._session.content.propertyCollector.CreateFilter(spec, partialUpdates=False)
         self._view, self._view_login, self._version = view, login, ""
@@ -114,6 +120,7 @@ class Tasks:
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
         collector = self._session.content.propertyCollector
         failures = 0
+        pace, ended_at = 0.0, time.monotonic()
         try:
             while True:
                 with self._lock:
@@ -139,14 +146,20 @@ class Tasks:
                 failures = 0
                 if update is not None:
                     self._version = update.version
-                    self._note(update)
-                    time.sleep(_ASK_SECONDS if self._pending else 0)
+                    ended = self._note(update)
+                    now = time.monotonic()
+                    if ended:
+                        pace, ended_at = min(now - one.began for one in ended), now
+                    pause = _LATE * max(pace, now - ended_at)
+                    time.sleep(min(max(pause, _ASK_SECONDS), _LONGEST_ASK_SECONDS) if self._pending else 0)
         except BaseException as exc:
             with self._lock:
                 self._asking = False
             self._fail(typed(exc, "wait for tasks", where=self._session.where))
 
-    def _note(self, update: t.Any) -> None:
+    def _note(self, update: t.Any) -> list[_Waiting]:
+        """Tell those who wait what the update tells; return those whose tasks have ended."""
+        gone: list[_Waiting] = []
         for filter_set in update.filterSet:
             for one in filter_set.objectSet:
                 with self._lock:
@@ -159,6 +172,10 @@ class Tasks:
                     ended = state in ("success", "error") or str(one.kind) == "leave"
                     if ended:
                         del self._pending[one.obj._moId]
+                        gone.append(waiting)
+                    else:
+                        # Unset until the task runs, and with some tasks for as long as they do.
+                        waiting.job.percent = waiting.seen.get("info.progress")
                 if state == "success":
                     waiting.end(result=waiting.seen.get("info.result"))
                 elif ended:
@@ -168,6 +185,7 @@ class Tasks:
                         else "is not known to vCenter any more"
                     )
                     waiting.end(error=waiting.seen.get("info.error") or BackendFailed(f"The task {one.obj._moId} {why}"))
+        return gone
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
         with self._lock:

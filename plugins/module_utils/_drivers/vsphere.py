@@ -4,7 +4,8 @@
 """vSphere: vCenter and ESXi, over pyVmomi.
 
 All VMs of a call are looked up, read and waited for together. What a call costs in requests grows with their number by the one that begins
-each task, and by two for each wave of tasks that end at about the same time.
+each task, and by two for each wave of tasks that end at about the same time. While tasks tell how far they are, one more is asked each
+0.2 to 2 seconds, the rarer the longer they take.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -64,6 +65,27 @@ class _Entry:
     """Clones can share it; the instance UUID, which is the VM's own in its vCenter, is in ``vm``."""
 
 
+class _Index:
+    """The inventory by all that a VM can be named by."""
+
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        self.entries = entries
+        self._by: dict[tuple[str, str], list[_Entry]] = {}
+        for one in entries:
+            keys = {("id", one.vm.id), ("name", one.vm.name), ("path", one.path)}
+            keys |= {("uuid", uuid.lower()) for uuid in (one.vm.uuid, one.bios_uuid) if uuid}
+            for key in keys:
+                self._by.setdefault(key, []).append(one)
+
+    def matching(self, kind: str, text: str) -> list[_Entry]:
+        """Those that ``text`` names as their ``id``, ``name``, ``uuid`` or ``path``, or with ``any`` as one of these."""
+        keys = [("id", text), ("name", text), ("uuid", text.lower())]
+        if "/" in text:
+            keys.append(("path", "/" + text.strip("/")))
+        found = {one.vm.id: one for key in keys if kind in (key[0], "any") for one in self._by.get(key, ())}
+        return list(found.values())
+
+
 def _vm(moid: str, seen: Properties) -> Vm:
     return Vm(plain(seen.get("name", moid)), moid, seen.get("config.instanceUuid") or seen.get("config.uuid"))
 
@@ -91,8 +113,8 @@ class VsphereDriver(SnapshotDriver):
             found = retrieve_each(self._session, "find the VMs", vms, {vim.VirtualMachine: _NAMES})
             known = {moid: _vm(moid, seen) for moid, seen in found.items()}
             return {ref: known.get(ref[3:]) or self._missing(ref, []) for ref in refs}
-        everything = self._inventory()
-        return {ref: self._pick(ref, everything) for ref in refs}
+        index = _Index(self._inventory())
+        return {ref: self._pick(ref, index) for ref in refs}
 
     def vms(self) -> Sequence[Vm]:
         return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
@@ -190,23 +212,15 @@ class VsphereDriver(SnapshotDriver):
             if isinstance(one, vim.VirtualMachine)
         ]
 
-    def _pick(self, ref: str, everything: Sequence[_Entry]) -> Vm | SafepointError:
+    def _pick(self, ref: str, index: _Index) -> Vm | SafepointError:
         kind, colon, rest = ref.partition(":")
         if not colon or kind not in ("name", "uuid", "id", "path"):
             kind, rest = "any", ref
-        low, path = rest.lower(), "/" + rest.strip("/")
-        found = [
-            one
-            for one in everything
-            if (kind in ("id", "any") and one.vm.id == rest)
-            or (kind in ("name", "any") and one.vm.name == rest)
-            or (kind in ("uuid", "any") and low in (one.vm.uuid, one.bios_uuid))
-            or (kind in ("path", "any") and "/" in rest and one.path == path)
-        ]
+        found = index.matching(kind, rest)
         if len(found) > 1:
             listed = ", ".join(f"{one.path} (id:{one.vm.id})" for one in found)
             return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Name one of them by its id or path")
-        return found[0].vm if found else self._missing(ref, everything)
+        return found[0].vm if found else self._missing(ref, index.entries)
 
     def _missing(self, ref: str, everything: Sequence[_Entry]) -> _errors.VmNotFound:
         names = sorted({one.vm.name for one in everything})
@@ -324,8 +338,9 @@ class VsphereDriver(SnapshotDriver):
         :raises MethodFault: what it failed with.
         """
         task = self._session.raw(call)
-        job.handle = task._moId
-        return self._tasks.result(task)
+        # Another task of the same job may have gone before.
+        job.handle, job.percent = task._moId, None
+        return self._tasks.result(task, job)
 
     def _typed(self, error: BaseException, action: Action) -> SafepointError:
         if isinstance(error, vmodl.fault.ManagedObjectNotFound):
