@@ -130,6 +130,19 @@ def test_what_a_call_costs_in_requests_hardly_grows_with_the_number_of_vms(crowd
     assert counted(crowd, lambda backend: backend.run(Present(Request(name="y")), vms[0])) <= 18
 
 
+def test_an_inventory_that_comes_in_pages_is_read_to_its_end(crowd: VCenter) -> None:
+    crowd.set(page_objects=100)
+    try:
+        seen: list[t.Any] = []
+        requests = counted(crowd, lambda backend: seen.extend(backend.looks()))
+    finally:
+        crowd.set(page_objects=0)
+    assert len({one.vm.id for one in seen}) == 500
+    assert all(next(iter(one.after.snapshots)).name == "x" for one in seen)
+    # Four more pages for each: the VMs (and a fifth for the folders), their snapshots, their states, their latest tasks.
+    assert requests <= 10 + 5 + 3 * 4
+
+
 @pytest.fixture(scope="module")
 def stock() -> Iterator[VCenter]:
     with VCenter(vms=2, stock=True) as vcenter:

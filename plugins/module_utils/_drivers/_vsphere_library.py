@@ -22,19 +22,20 @@ from xml.parsers.expat import ExpatError
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 
 try:
+    import pyVmomi as pyvmomi
     from pyVmomi import SoapStubAdapter, vim, vmodl
 
     PYVMOMI_IMPORT_ERROR = None
 except ImportError:
-    SoapStubAdapter = vim = vmodl = None
+    pyvmomi = SoapStubAdapter = vim = vmodl = None
     PYVMOMI_IMPORT_ERROR = traceback.format_exc()
 
-__all__ = ["PYVMOMI_IMPORT_ERROR", "Session", "typed", "vim", "vmodl"]
+__all__ = ["PYVMOMI_IMPORT_ERROR", "Session", "pyvmomi", "typed", "vim", "vmodl"]
 
 # 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
 _VERSION = "vim.version.version11"
 # A new connection for a request that finds none free; this many are kept, and none longer than proxies keep theirs.
-_POOL = 8
+_POOL = 32
 _IDLE_SECONDS = 30
 # More than the longest request keeps us waiting (_vsphere_tasks.py): a connection that was cut without a word is given up then.
 _SILENCE_SECONDS = 60

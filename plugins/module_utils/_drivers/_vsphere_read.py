@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
@@ -64,7 +65,7 @@ def plain(name: str) -> str:
 
 def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[t.Any, Properties]]:
     """The objects that the filter specs select, with those of the properties that are set. One request, and one more for each full page."""
-    collector = session.content.propertyCollector
+    collector = vmodl.query.PropertyCollector(session.content.propertyCollector._moId, LazyStub(session.stub))
 
     def ask() -> list[tuple[t.Any, Properties]]:
         found: list[tuple[t.Any, Properties]] = []

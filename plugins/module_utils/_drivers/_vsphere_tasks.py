@@ -14,6 +14,7 @@ import time
 import typing as t
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, SafepointError
 
@@ -118,7 +119,7 @@ class Tasks:
 
     def _ask(self) -> None:
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
-        collector = self._session.content.propertyCollector
+        collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
         failures = 0
         pace, ended_at = 0.0, time.monotonic()
         try:
