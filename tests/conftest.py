@@ -20,7 +20,8 @@ _link = COLLECTIONS / "ansible_collections" / "safepoint" / "vm"
 if not _link.exists():
     _link.parent.mkdir(parents=True, exist_ok=True)
     _link.symlink_to("../../../..", target_is_directory=True)
-for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance", ROOT / "tests" / "simulators" / "vcsim"):
+SIMULATORS = ROOT / "tests" / "simulators"
+for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance", SIMULATORS / "vcsim", SIMULATORS / "pve"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
@@ -53,3 +54,13 @@ def vcenter() -> Iterator[object]:
 
     with VCenter(vms=1) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def pve() -> Iterator[object]:
+    """A Proxmox VE cluster of two nodes on loopback, in this process."""
+    from pve_server import PveServer
+
+    with PveServer() as started:
+        yield started
+        assert started.errors == ""

@@ -1,0 +1,240 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What people do by hand, and what they see: the part of the server that tests talk to directly."""
+
+from __future__ import annotations
+
+import copy
+import time
+import typing as t
+from collections.abc import Sequence
+
+from pve_cluster import Cluster
+from pve_guests import Config, Guest, Snapshot, copied, stored
+from pve_storage import make_state_volid, make_volid
+
+
+class ByHand(Cluster):
+    """A cluster with hands."""
+
+    # -- guests --------------------------------------------------------------------------------------------------------
+
+    def make_guest(
+        self,
+        name: str,
+        vmid: int | None = None,
+        node: str | None = None,
+        type: str = "qemu",  # noqa: A002 - what the vendor calls it
+        status: str = "running",
+        storage: str | Sequence[str] = "dir-qcow2",
+        memory_mb: int = 512,
+        template: bool = False,
+        agent: bool | str = False,
+        disks: int = 1,
+        tags: str = "",
+        pool: str | None = None,
+        config: Config | None = None,
+    ) -> int:
+        """Make a guest, by default on the first node, and return its id, by default the next one that is free from 100 on.
+
+        `storage` is a class of pve_storage.CLASSES for all disks, or a list with one for each. `agent` "silent": it is switched on
+        and does not answer. `config` is put over the configuration that a new guest has.
+        """
+        with self.lock:
+            vmid = vmid or next(number for number in range(100, 10**9) if number not in self.guests)
+            if vmid in self.guests:
+                raise ValueError(f"There is a guest {vmid} already")
+            node = node or self.nodes[0]
+            if node not in self.nodes:
+                raise ValueError(f"There is no node {node}")
+            made: Config = {"memory": str(memory_mb), "cores": 1, "ostype": "l26"}
+            if type == "qemu":
+                made |= {"name": name, "boot": "order=scsi0", "cpu": "qemu64", "kvm": 0, "scsihw": "virtio-scsi-pci"}
+            else:
+                made |= {
+                    "hostname": name,
+                    "ostype": "debian",
+                    "arch": "amd64",
+                    "memory": memory_mb,
+                    "swap": 512,
+                    "unprivileged": 1,
+                }
+            classes = [storage] * disks if isinstance(storage, str) else list(storage)
+            for number, one in enumerate(classes):
+                key = f"scsi{number}" if type == "qemu" else f"mp{number - 1}" if number else "rootfs"
+                made[key] = f"{make_volid(one, type, vmid, number)},size=1G" + (
+                    f",mp=/srv{number}" if key.startswith("mp") else ""
+                )
+            if template:
+                made["template"] = 1
+            if agent:
+                made["agent"] = "1"
+            if tags:
+                made["tags"] = tags
+            guest = Guest(vmid, type, node, made | (config or {}), data=f"fresh {name}", pool=pool)
+            guest.agent = "silent" if agent == "silent" else "ok"
+            guest.power(status)
+            self.guests[vmid] = guest
+            return vmid
+
+    def guest(self, vmid: int) -> dict[str, t.Any]:
+        """A guest as it is: name, vmid, type, node, status, lock, config, data, pool, and its snapshots in the order they were made.
+
+        A snapshot has name, snaptime, parent, vmstate, description, snapstate (None where there is none), config and data.
+        """
+        with self.lock:
+            guest = self.guests[vmid]
+            return {
+                "name": guest.name,
+                "vmid": vmid,
+                "type": guest.type,
+                "node": guest.node,
+                "status": guest.status,
+                "lock": guest.config.get("lock"),
+                "config": copy.deepcopy(guest.config),
+                "data": guest.data,
+                "pool": guest.pool,
+                "snapshots": [
+                    {
+                        "name": name,
+                        "snaptime": snapshot.section.get("snaptime"),
+                        "parent": snapshot.section.get("parent"),
+                        "vmstate": bool(snapshot.section.get("vmstate")),
+                        "description": snapshot.section.get("description"),
+                        "snapstate": snapshot.section.get("snapstate"),
+                        "config": copy.deepcopy(snapshot.section),
+                        "data": snapshot.data,
+                    }
+                    for name, snapshot in guest.snapshots.items()
+                ],
+            }
+
+    def set_guest(self, vmid: int, **changes: t.Any) -> None:
+        """Change a guest, as a person at the node does, past all locks.
+
+        name, lock, protection, template, tags, memory_mb; status, node (it was migrated), data, pool; agent (True, False, "silent"),
+        managed (by high availability), replicated (a replication job needs its snapshots); config, a dict. None takes away.
+        """
+        with self.lock:
+            guest = self.guests[vmid]
+            config = dict(changes.pop("config", {}))
+            for key, value in changes.items():
+                if key in ("lock", "tags", "protection", "template"):
+                    config[key] = int(value) if isinstance(value, bool) and value else value or None
+                elif key == "name":
+                    config[guest.name_key] = value
+                elif key == "memory_mb":
+                    config["memory"] = str(value) if guest.type == "qemu" else value
+                elif key == "status":
+                    guest.power(value)
+                elif key == "agent":
+                    config["agent"] = "1" if value else None
+                    guest.agent = "silent" if value == "silent" else "ok"
+                elif key in ("node", "data", "pool", "managed", "replicated"):
+                    setattr(guest, key, value)
+                else:
+                    raise TypeError(f"A guest has no {key}")
+            for key, value in config.items():
+                if value is None:
+                    guest.config.pop(key, None)
+                else:
+                    guest.config[key] = value
+
+    def remove_guest(self, vmid: int) -> None:
+        """Remove a guest with its snapshots."""
+        with self.lock:
+            guest = self.guests.pop(vmid)
+            for _, volid in guest.disks(guest.config):
+                self.volumes.snapshots.pop(volid, None)
+
+    def add_disk(self, vmid: int, storage: str = "dir-qcow2") -> str:
+        """Attach one more disk and return its key."""
+        with self.lock:
+            guest = self.guests[vmid]
+            number = len(list(guest.disks(guest.config)))
+            key = f"scsi{number}" if guest.type == "qemu" else f"mp{number - 1}"
+            guest.config[key] = f"{make_volid(storage, guest.type, vmid, number)},size=1G"
+            return key
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot_by_hand(self, vmid: int, name: str, description: str = "", vmstate: bool = False) -> None:
+        """Take a snapshot, finished at once, whatever is locked."""
+        with self.lock:
+            guest = self.guests[vmid]
+            section = copied(guest.config) | {"snaptime": int(time.time())}
+            text = stored(guest.type, description)
+            if text is not None:
+                section["description"] = text
+            if vmstate:
+                section["vmstate"] = make_state_volid(vmid, name, "local")
+            for _, volid in guest.disks(section):
+                self.volumes.take(volid, name)
+            guest.snapshots[name] = Snapshot(section, guest.data)
+            guest.config["parent"] = name
+
+    def remove_snapshot(self, vmid: int, name: str) -> None:
+        """Delete a snapshot, finished at once."""
+        with self.lock:
+            guest = self.guests[vmid]
+            section = guest.snapshots.pop(name).section
+            for _, volid in guest.disks(section):
+                self.volumes.delete(volid, name)
+            guest.unlink(name, section.get("parent"))
+
+    def set_snapshot(self, vmid: int, name: str, **section: t.Any) -> None:
+        """Change what the configuration says of a snapshot: snaptime, parent, snapstate, description; None takes away."""
+        with self.lock:
+            kept = self.guests[vmid].snapshots[name].section
+            kept.update(section)
+            for key in [key for key, value in kept.items() if value is None]:
+                del kept[key]
+
+    def snapshots_on_disk(self, vmid: int) -> dict[str, list[str]]:
+        """The snapshots that the volumes of a guest really have, by volume id."""
+        with self.lock:
+            guest = self.guests[vmid]
+            return {volid: list(self.volumes.snapshots.get(volid, [])) for _, volid in guest.disks(guest.config)}
+
+    # -- tasks and nodes -----------------------------------------------------------------------------------------------
+
+    def set_task_seconds(self, seconds: float, type: str | None = None) -> None:  # noqa: A002
+        """How long tasks run that are begun from now on: those of a type, as qmsnapshot, or all that have no time of their own."""
+        with self.lock:
+            self.task_seconds[type] = seconds
+
+    def finish_tasks(self) -> None:
+        """Let all tasks that run end now, with success."""
+        with self.lock:
+            for task in self.tasks.values():
+                if task.running and self.loop is not None:
+                    self.loop.call_soon_threadsafe(task.hurry)
+
+    def task_list(self, type: str | None = None) -> list[dict[str, t.Any]]:  # noqa: A002
+        """All tasks in the order they were begun, or those of one type: upid, type, vmid, user, exitstatus (None: it runs), log."""
+        with self.lock:
+            return [
+                {
+                    "upid": task.upid,
+                    "type": task.type,
+                    "vmid": int(task.id),
+                    "user": task.user,
+                    "exitstatus": task.exitstatus,
+                    "log": list(task.log),
+                }
+                for task in self.tasks.values()
+                if type in (None, task.type)
+            ]
+
+    def node_offline(self, node: str, status: int = 595, reason: str = "Connection refused") -> None:
+        """Take a node down: what is for it is answered so, and its guests have no name and an unknown status."""
+        with self.lock:
+            self.offline[node] = (status, reason)
+            self._broadcast_at = 0.0
+
+    def node_online(self, node: str) -> None:
+        """Bring a node back."""
+        with self.lock:
+            self.offline.pop(node, None)
+            self._broadcast_at = 0.0

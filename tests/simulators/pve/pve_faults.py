@@ -1,0 +1,73 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a test lets go wrong: rules for requests and rules for tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+
+
+@dataclasses.dataclass
+class Rule:
+    """Applies from the `nth` match on, `count` times; a `count` of None never ends."""
+
+    nth: int
+    count: int | None
+    seen: int = 0
+
+    def hit(self) -> bool:
+        """Count a match; say whether the rule applies to it."""
+        self.seen += 1
+        return self.seen >= self.nth and (self.count is None or self.seen < self.nth + self.count)
+
+
+@dataclasses.dataclass
+class RequestFault(Rule):
+    """What happens to a request. `after`: first all is done, and then the client does not hear of it."""
+
+    method: str = "*"
+    path: str = "*"
+    status: int | None = None
+    reason: str = ""
+    after: bool = False
+    cut: bool = False
+    delay: float = 0.0
+
+    def matches(self, method: str, path: str) -> bool:
+        """Whether it is for this request; `*` in the path matches slashes too."""
+        return fnmatch.fnmatchcase(method, self.method) and fnmatch.fnmatchcase(path, self.path)
+
+
+@dataclasses.dataclass
+class TaskFault(Rule):
+    """How a worker ends."""
+
+    type: str = "*"
+    vmid: int | None = None
+    exitstatus: str = ""
+    killed: bool = False
+    warnings: int = 0
+
+    def matches(self, task_type: str, vmid: int) -> bool:
+        """Whether it is for this worker."""
+        return fnmatch.fnmatchcase(task_type, self.type) and self.vmid in (None, vmid)
+
+
+class Faults:
+    """All rules of a server. The first that applies wins; all that match count."""
+
+    def __init__(self) -> None:
+        self.requests: list[RequestFault] = []
+        self.tasks: list[TaskFault] = []
+
+    def for_request(self, method: str, path: str) -> RequestFault | None:
+        """The rule for this request."""
+        hits = [rule for rule in self.requests if rule.matches(method, path) and rule.hit()]
+        return hits[0] if hits else None
+
+    def for_task(self, task_type: str, vmid: int) -> TaskFault | None:
+        """The rule for this worker."""
+        hits = [rule for rule in self.tasks if rule.matches(task_type, vmid) and rule.hit()]
+        return hits[0] if hits else None

@@ -1,0 +1,268 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A Proxmox VE cluster on loopback, in the process of the test: HTTPS in front, plain objects behind.
+
+It answers as PVE 9.2.11 was seen to. In short:
+
+    with PveServer() as pve:
+        vmid = pve.make_guest("web01")
+        ... https://{pve.hostname}:{pve.port}/api2/json, verified by pve.ca_path ...
+        assert pve.guest(vmid)["snapshots"] == []
+
+Every node of it is reached through the one port. What a test may do to a guest and see of it is in pve_by_hand.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from types import TracebackType
+
+from pve_access import ROOT
+from pve_by_hand import ByHand
+from pve_faults import RequestFault, TaskFault
+from pve_http import Front
+from pve_tls import make_certificates
+
+START_TIMEOUT = 30.0
+
+
+class PveServer(ByHand):
+    """One cluster, from `start()` to `stop()` (or as a context manager).
+
+    Settings that may be changed at any time: `auth_delay` (each 401 comes so much later; 3.0 in reality), `lock_seconds` (how
+    long a worker waits for a lock of another, 10.0), `second_start_seconds` (how long after a rollback with start=1 the guest
+    runs), `version` (what GET /version says).
+    """
+
+    def __init__(self, nodes: Sequence[str] = ("pve1", "pve2")) -> None:
+        super().__init__(tuple(nodes), "safepoint-root")
+        self.hostname = "127.0.0.1"
+        self.port = 0
+        self.ca_path = ""
+        self.username, self.password = ROOT, "safepoint-root"
+        self.token_id = f"{ROOT}!safepoint"
+        self.token_secret = self.access.add_token(self.token_id, None, privsep=False, privileges={})
+        self._front = Front(self)
+        self._folder: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Event | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> PveServer:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> PveServer:
+        """Listen on a free port of loopback and serve from a thread."""
+        self._folder = Path(tempfile.mkdtemp(prefix="sp-pve-"))
+        ca_path, context = make_certificates(self._folder)
+        self.ca_path = str(ca_path)
+        listener = socket.create_server((self.hostname, 0), backlog=512)
+        listener.setblocking(False)
+        self.port = listener.getsockname()[1]
+        ready = threading.Event()
+        self._thread = threading.Thread(
+            target=self._thread_main, args=(listener, context, ready), name=f"pve-{self.port}", daemon=True
+        )
+        self._thread.start()
+        if not ready.wait(START_TIMEOUT):
+            raise RuntimeError(f"The simulator did not start within {START_TIMEOUT:g} s:\n{self.errors}")
+        return self
+
+    def stop(self) -> None:
+        """Drop connections, end tasks where they are, and wait for the thread. Safe to call twice."""
+        thread, self._thread = self._thread, None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        if thread is not None and self.loop is not None and self._ended is not None:
+            self.loop.call_soon_threadsafe(self._ended.set)
+            thread.join(START_TIMEOUT)
+            if thread.is_alive():
+                raise RuntimeError("The simulator did not stop")
+
+    def _thread_main(self, listener: socket.socket, context: ssl.SSLContext, ready: threading.Event) -> None:
+        with listener:
+            asyncio.run(self._serve(listener, context, ready))
+
+    async def _serve(self, listener: socket.socket, context: ssl.SSLContext, ready: threading.Event) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self._loop_failed)
+        self._ended = asyncio.Event()
+        self._front.listen(listener, context)
+        ready.set()
+        await self._ended.wait()
+        await self._front.close()
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """An exception that nobody waits for. A client that leaves in the middle of the handshake is none of ours."""
+        exc = context.get("exception")
+        if not isinstance(exc, (OSError, asyncio.CancelledError)):
+            self.errors += f"{context.get('message')}: {exc!r}\n"
+
+    @property
+    def auth_delay(self) -> float:
+        """How many seconds after the request each 401 comes."""
+        return self._front.auth_delay
+
+    @auth_delay.setter
+    def auth_delay(self, seconds: float) -> None:
+        self._front.auth_delay = seconds
+
+    # -- what it saw ---------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, int]:
+        """How often each call came since `reset_counters`, as "METHOD /path/with/{placeholders}"."""
+        with self.lock:
+            return dict(self._front.counters)
+
+    def reset_counters(self) -> None:
+        """Begin to count anew: calls, requests, logins, connections and bytes."""
+        with self.lock:
+            self._front.counters.clear()
+            self._front.requests = self._front.logins = self._front.connections = self._front.bytes_sent = 0
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return self._front.requests
+
+    @property
+    def logins(self) -> int:
+        """The requests for a ticket, those that were refused too."""
+        return self._front.logins
+
+    @property
+    def connections(self) -> int:
+        """The connections that were made."""
+        return self._front.connections
+
+    @property
+    def bytes_sent(self) -> int:
+        """The bytes of all bodies, compressed where they were."""
+        return self._front.bytes_sent
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------
+
+    def fault(
+        self,
+        method: str = "*",
+        path_glob: str = "*",
+        *,
+        nth: int = 1,
+        count: int | None = 1,
+        status: int | None = None,
+        reason: str = "",
+        after: bool = False,
+        cut: bool = False,
+        delay: float = 0.0,
+    ) -> None:
+        """Let the `nth` request of a call from now on, and those after it up to `count` of them (None: all), go wrong.
+
+        The path has no /api2/json; `*` in it matches slashes too. With `status` it is answered so, with `cut` the connection
+        ends without an answer, with `delay` all is fine but late; a delay goes with the others. With `after` the work is done
+        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s.
+        """
+        if after and status is None and not cut and not delay:
+            status = 596
+        if status is not None and not reason:
+            reason = {595: "Connection refused", 596: "Connection timed out"}.get(status, "fault of the test")
+        path = "/" + path_glob.lstrip("/") if not path_glob.startswith("*") else path_glob
+        rule = RequestFault(nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay)
+        with self.lock:
+            self.faults.requests.append(rule)
+
+    def fault_task(
+        self,
+        type: str,  # noqa: A002 - what the vendor calls it
+        vmid: int | None = None,
+        *,
+        exitstatus: str = "",
+        killed: bool = False,
+        warnings: int = 0,
+        nth: int = 1,
+        count: int | None = 1,
+    ) -> None:
+        """Let workers of a type (a glob) end badly while they are at the disks, with what the real one leaves behind then.
+
+        A create cleans up; a delete leaves its lock and snapstate, or goes on if it was forced; a rollback leaves its lock and
+        the guest stopped. `killed`: the worker is gone, lock and snapstate stay, and no disk has the new snapshot. With
+        `warnings` all is done, and the exit text is WARNINGS: n.
+        """
+        with self.lock:
+            self.faults.tasks.append(
+                TaskFault(nth, count, type=type, vmid=vmid, exitstatus=exitstatus, killed=killed, warnings=warnings)
+            )
+
+    def clear_faults(self) -> None:
+        """Forget all faults."""
+        with self.lock:
+            self.faults.requests.clear()
+            self.faults.tasks.clear()
+
+    def mute(self) -> None:
+        """Accept connections and answer nothing, not even the handshake of TLS; requests that come now are answered later."""
+        self._front.muted = True
+
+    def unmute(self) -> None:
+        """Answer again."""
+        self._front.muted = False
+
+    def expire_tickets(self) -> None:
+        """End the life of all tickets."""
+        with self.lock:
+            self.access.expire_tickets()
+
+    # -- users ---------------------------------------------------------------------------------------------------------
+
+    def add_user(self, userid: str, password: str, privileges: Mapping[str, Set[str]]) -> None:
+        """Add a user; `privileges` are sets by path. Those on a path hold below it too, unless a deeper path has its own."""
+        with self.lock:
+            self.access.add_user(userid, password, privileges)
+
+    def add_token(
+        self,
+        tokenid: str,
+        secret: str | None = None,
+        *,
+        privsep: bool = True,
+        privileges: Mapping[str, Set[str]] | None = None,
+    ) -> str:
+        """Add a token "user@realm!name" and return its secret; with `privsep` it has rights of its own, and none without them."""
+        with self.lock:
+            return self.access.add_token(tokenid, secret, privsep=privsep, privileges=privileges or {})
+
+    # -- locks of others -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def hold_migration_lock(self, vmid: int) -> Iterator[None]:
+        """Hold the lock that a replication holds: deletes and rollbacks wait for it."""
+        with self._held(self.migrating, vmid):
+            yield
+
+    @contextlib.contextmanager
+    def hold_config_lock(self, vmid: int) -> Iterator[None]:
+        """Hold the lock of the configuration file."""
+        with self._held(self.held_configs, vmid):
+            yield
+
+    @contextlib.contextmanager
+    def _held(self, held: set[int], vmid: int) -> Iterator[None]:
+        with self.lock:
+            held.add(vmid)
+        try:
+            yield
+        finally:
+            with self.lock:
+                held.discard(vmid)
