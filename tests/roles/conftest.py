@@ -18,6 +18,14 @@ from hypervisor import Hypervisor
 from stage import Guest, Stage
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is in this folder: `make test` runs it with the oldest and the newest ansible-core."""
+    here = Path(__file__).resolve().parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker("role")
+
+
 @pytest.fixture
 def stage() -> Iterator[Stage]:
     """An empty project; the test adds guests, files and a playbook."""
