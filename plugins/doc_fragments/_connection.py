@@ -15,6 +15,8 @@ options:
     required: true
     choices:
       libvirt: libvirt with QEMU, through the connection O(uri).
+      proxmox: Proxmox VE 8.4 and later, virtual machines and containers, through any node of the cluster (O(hostname)), with O(token_id) and O(token_secret) or
+        O(username) and O(password).
       vsphere: VMware vCenter or ESXi 6.5 and later, through O(hostname), O(username) and O(password).
   uri:
     description:
@@ -25,25 +27,35 @@ options:
     type: str
   hostname:
     description:
-      - With O(backend=vsphere), the vCenter or ESXi host.
-      - When it is not set, the environment variable E(VMWARE_HOST) of the machine that runs the module is used.
+      - With O(backend=vsphere), the vCenter or ESXi host. With O(backend=proxmox), any node of the cluster.
+      - When it is not set, the environment variable E(VMWARE_HOST) or E(PROXMOX_HOST) of the machine that runs the module is used.
     type: str
   port:
     description:
-      - Its port. When it is not set, the environment variable E(VMWARE_PORT) is used, and else 443.
+      - Its port. When it is not set, the environment variable E(VMWARE_PORT) or E(PROXMOX_PORT) is used, and else 443 for vSphere and 8006 for Proxmox VE.
     type: int
   username:
     description:
-      - The user to log in as. When it is not set, the environment variable E(VMWARE_USER) is used.
+      - The user to log in as, for Proxmox VE with its realm, such as V(root@pam).
+      - When it is not set, the environment variable E(VMWARE_USER) or E(PROXMOX_USER) is used.
     type: str
   password:
     description:
-      - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) is used.
+      - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) or E(PROXMOX_PASSWORD) is used.
+    type: str
+  token_id:
+    description:
+      - With O(backend=proxmox), the API token to use instead of a password, such as V(automation@pve!safepoint), or its name alone beside O(username).
+      - When it is not set, the environment variable E(PROXMOX_TOKEN_ID) is used.
+    type: str
+  token_secret:
+    description:
+      - The token's secret. When it is not set, the environment variable E(PROXMOX_TOKEN_SECRET) is used.
     type: str
   validate_certs:
     description:
       - Whether the server's certificate must be one that is trusted, and be made out to O(hostname).
-      - When it is not set, the environment variable E(VMWARE_VALIDATE_CERTS) is used, and else V(true).
+      - When it is not set, the environment variable E(VMWARE_VALIDATE_CERTS) or E(PROXMOX_VALIDATE_CERTS) is used, and else V(true).
     type: bool
   ca_path:
     description:
@@ -64,5 +76,6 @@ options:
     type: str
     default: 15m
 requirements:
-  - libvirt-python for libvirt and pyVmomi for vSphere, on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
+  - libvirt-python for libvirt, proxmoxer and requests for Proxmox VE, pyVmomi for vSphere.
+  - They are needed on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
 """

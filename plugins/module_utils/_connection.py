@@ -16,7 +16,7 @@ import os
 import re
 import signal
 import typing as t
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ansible.module_utils.parsing.convert_bool import boolean
 
@@ -41,13 +41,27 @@ _VARIABLES: Mapping[str, Mapping[str, str | None]] = {
         "validate_certs": "VMWARE_VALIDATE_CERTS",
         "ca_path": None,
     },
+    "proxmox": {
+        "hostname": "PROXMOX_HOST",
+        "port": "PROXMOX_PORT",
+        "username": "PROXMOX_USER",
+        "password": "PROXMOX_PASSWORD",
+        "token_id": "PROXMOX_TOKEN_ID",
+        "token_secret": "PROXMOX_TOKEN_SECRET",
+        "validate_certs": "PROXMOX_VALIDATE_CERTS",
+        "ca_path": None,
+    },
 }
 
 
 def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
     """Values among the options and their fallbacks that must never be shown."""
     resolved = _resolved(options, environ)
-    found = {resolved.get("password"), _uri_password(options.get("uri") or resolved.get("uri") or "")}
+    found = {
+        resolved.get("password"),
+        resolved.get("token_secret"),
+        _uri_password(options.get("uri") or resolved.get("uri") or ""),
+    }
     return {one for one in found if one}
 
 
@@ -63,7 +77,7 @@ def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float)
         if options.get(other) is not None:
             owners = " or ".join(one for one, names in _VARIABLES.items() if other in names)
             raise InvalidOption(f"{other} goes with backend={owners}, and backend={backend} is set; leave it out")
-    opener = {"libvirt": _open_libvirt, "vsphere": _open_vsphere}[backend]
+    opener = {"libvirt": _open_libvirt, "proxmox": _open_proxmox, "vsphere": _open_vsphere}[backend]
     return opener(_resolved(options, environ), seconds)
 
 
@@ -109,20 +123,7 @@ def _open_vsphere(options: Options, seconds: float) -> SnapshotDriver:
     _need(options, "vsphere", "hostname", example="hostname: vcenter.example.com")
     _need(options, "vsphere", "username", example="username: automation@vsphere.local")
     _need(options, "vsphere", "password", example="password from a vault")
-    validate = options["validate_certs"]
-    try:
-        validate_certs = True if validate is None else boolean(validate)
-        port = int(options["port"] or 443)
-    except (TypeError, ValueError) as exc:
-        raise InvalidOption(
-            f"VMWARE_VALIDATE_CERTS={validate!r} and VMWARE_PORT={options['port']!r}: the one is no boolean, or the other no number; "
-            "write for example true and 443"
-        ) from exc
-
-    if options["ca_path"] and not validate_certs:
-        raise InvalidOption(
-            f"ca_path={options['ca_path']!r} says whom to trust, and validate_certs=false trusts anybody; leave one of them out"
-        )
+    port, validate_certs = _address(options, "vsphere", 443)
 
     def log_in() -> SnapshotDriver:
         session = Session(
@@ -135,11 +136,86 @@ def _open_vsphere(options: Options, seconds: float) -> SnapshotDriver:
         )
         return VsphereDriver(session)
 
+    return _log_in(log_in, f"{options['hostname']}:{port}", seconds)
+
+
+def _open_proxmox(options: Options, seconds: float) -> SnapshotDriver:
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
+
+    _need(options, "proxmox", "hostname", example="hostname: pve1.example.com")
+    user, token = _proxmox_login(options)
+    port, validate_certs = _address(options, "proxmox", 8006)
+
+    def log_in() -> SnapshotDriver:
+        session = Session(
+            hostname=options["hostname"],
+            port=port,
+            user=user,
+            password=options["password"],
+            token=token,
+            validate_certs=validate_certs,
+            ca_path=options["ca_path"],
+        )
+        return ProxmoxDriver(session)
+
+    return _log_in(log_in, f"{options['hostname']}:{port}", seconds)
+
+
+def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
+    """The user with its realm, and the token's name and secret where there is one.
+
+    :raises InvalidOption: something of that is missing, or says two things.
+    """
+    token_id, user = options["token_id"], options["username"]
+    if not token_id:
+        if options["token_secret"]:
+            raise InvalidOption(
+                "token_secret is given, and token_id is not; write for example token_id: automation@pve!safepoint"
+            )
+        _need(options, "proxmox", "username", example="username: automation@pve, or token_id: automation@pve!safepoint")
+        _need(options, "proxmox", "password", example="password from a vault, or token_id and token_secret")
+    else:
+        _need(options, "proxmox", "token_secret", example="token_secret from a vault")
+        owner, mark, name = token_id.rpartition("!")
+        if mark and user and user != owner:
+            raise InvalidOption(
+                f"token_id={token_id!r} is one of {owner!r}, and username={user!r} is another user; leave username out"
+            )
+        token_id, user = name, owner or user
+    if "@" not in (user or ""):
+        given = f"username={user!r}" if user else f"token_id={token_id!r}"
+        raise InvalidOption(
+            f"{given} does not say which user of which realm is meant; write for example username: root@pam, or token_id: automation@pve!safepoint"
+        )
+    return user, (token_id, options["token_secret"]) if token_id else None
+
+
+def _address(options: Options, backend: str, default: int) -> tuple[int, bool]:
+    """The port, and whether the certificate is verified."""
+    validate = options["validate_certs"]
+    variables = _VARIABLES[backend]
+    try:
+        validate_certs = True if validate is None else boolean(validate)
+        port = int(options["port"] or default)
+    except (TypeError, ValueError) as exc:
+        raise InvalidOption(
+            f"{variables['validate_certs']}={validate!r} and {variables['port']}={options['port']!r}: the one is no boolean, or the other no number; "
+            f"write for example true and {default}"
+        ) from exc
+    if options["ca_path"] and not validate_certs:
+        raise InvalidOption(
+            f"ca_path={options['ca_path']!r} says whom to trust, and validate_certs=false trusts anybody; leave one of them out"
+        )
+    return port, validate_certs
+
+
+def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) -> SnapshotDriver:
     try:
         return in_time("the login", log_in, Deadline(seconds))
     except TimedOut:
         raise ConnectionFailed(
-            f"{options['hostname']}:{port} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that it is up"
+            f"{where} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that it is up"
         ) from None
 
 

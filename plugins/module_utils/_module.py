@@ -54,12 +54,14 @@ def _variable(name: str) -> str:
 
 # Must be kept in sync with plugins/doc_fragments/_connection.py
 CONNECTION_SPEC: Spec = {
-    "backend": {"type": "str", "required": True, "choices": ["libvirt", "vsphere"]},
+    "backend": {"type": "str", "required": True, "choices": ["libvirt", "proxmox", "vsphere"]},
     "uri": {"type": "str"},
     "hostname": {"type": "str"},
     "port": {"type": "int"},
     "username": {"type": "str"},
     "password": {"type": "str", "no_log": True},
+    "token_id": {"type": "str"},
+    "token_secret": {"type": "str", "no_log": True},
     "validate_certs": {"type": "bool"},
     "ca_path": {"type": "path"},
     "connect_timeout": {"type": "str", "default": "15s"},

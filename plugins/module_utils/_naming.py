@@ -21,6 +21,10 @@ class NameRule:
     extra: str = "._-"
     """Characters beside letters and digits that a name may contain."""
     reserved: frozenset[str] = frozenset()
+    """In lower case; a backend may keep them for itself in any."""
+    min_bytes: int = 1
+    first_letter: bool = False
+    """Whether a name begins with a letter, and not with a digit."""
 
 
 def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
@@ -30,19 +34,21 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
 
     :raises InvalidOption: names the option, the value and what is allowed.
     """
-    allowed = f"use at most {rule.max_bytes} of the letters a-z and A-Z, digits and {' '.join(rule.extra)}, beginning with a letter or digit"
+    first = "a letter" if rule.first_letter else "a letter or digit"
+    many = f"{rule.min_bytes} to {rule.max_bytes}" if rule.min_bytes > 1 else f"at most {rule.max_bytes}"
+    allowed = f"use {many} of the letters a-z and A-Z, digits and {' '.join(rule.extra)}, beginning with {first}"
     shown = name if len(name) <= 60 else name[:57] + "..."
     size = len(name.encode("utf-8", "surrogatepass"))
     if not name:
         raise InvalidOption(f"{option} is empty; {allowed}")
-    if size > rule.max_bytes:
+    if not rule.min_bytes <= size <= rule.max_bytes:
         raise InvalidOption(f"{option}={shown!r} is {size} bytes long; {allowed}")
-    if not _plain(name[0]):
+    if not _plain(name[0]) or (rule.first_letter and name[0].isdigit()):
         raise InvalidOption(f"{option}={shown!r} begins with {name[0]!r}; {allowed}")
     wrong = sorted({char for char in name if not _plain(char) and char not in rule.extra})
     if wrong:
         raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
-    if name in rule.reserved:
+    if name.lower() in rule.reserved:
         raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
 
 

@@ -18,6 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
     Locked,
+    NewerSnapshots,
     NotStarted,
     PermissionDenied,
     SafepointError,
@@ -30,7 +31,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Configu
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
 
 # With these the hypervisor says no before it touches anything.
-_CLEAN_REFUSALS = (Unsupported, Locked, PermissionDenied, SnapshotNotFound)
+_CLEAN_REFUSALS = (Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound)
 
 
 @dataclasses.dataclass

@@ -11,6 +11,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import collections
 import queue
 import threading
 import typing as t
@@ -21,6 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Finish
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 
 _T = t.TypeVar("_T")
+_I = t.TypeVar("_I")
 
 
 def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | None], None]) -> None:
@@ -51,6 +53,36 @@ def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
     if error is not None:
         raise error
     return t.cast("_T", value)
+
+
+def each(items: Sequence[_I], call: Callable[[_I], _T], *, at_once: int) -> list[_T]:
+    """What ``call`` returns for each of ``items``, in their order, asked for so many at a time.
+
+    What one of them raises is raised when all have ended.
+    """
+    left = collections.deque(enumerate(items))
+    results: dict[int, _T] = {}
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        while left:
+            try:
+                number, item = left.popleft()
+            except IndexError:
+                return
+            try:
+                results[number] = call(item)
+            except BaseException as exc:
+                failed.append(exc)
+
+    threads = [threading.Thread(target=work, daemon=True) for _each in range(min(at_once, len(items)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return [results[number] for number in range(len(items))]
 
 
 class Endings:

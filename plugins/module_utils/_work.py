@@ -14,7 +14,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import Locked, SnapshotExists, SnapshotNotFound, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    Locked,
+    NewerSnapshots,
+    SnapshotExists,
+    SnapshotNotFound,
+    TimedOut,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 
@@ -143,6 +149,9 @@ class Work:
                 outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
         elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and outcome.done:
             pass  # a newer one that was to be discarded: somebody else was faster
+        elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
+            # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
+            outcome.todo.append(action)
         elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
             # Somebody else was faster between our look and our write: look again, decide again, once.
             outcome.raced = True

@@ -39,6 +39,8 @@ class Backend(abc.ABC):
     """In which state VMs are up unless a test asks for another: the cheapest in which a snapshot holds the memory."""
     memory_implied = False
     """Whether a snapshot of a running VM holds its memory without being asked."""
+    memory_possible = True
+    """Whether a snapshot can hold the memory."""
 
     @abc.abstractmethod
     def open(self) -> SnapshotDriver:
@@ -49,8 +51,8 @@ class Backend(abc.ABC):
         """Make a VM of that name."""
 
     @abc.abstractmethod
-    def uuid(self, name: str) -> str:
-        """The UUID of the VM."""
+    def identity(self, name: str) -> tuple[str, str]:
+        """What no other VM is called: ``uuid`` or ``id``, and its value."""
 
     @abc.abstractmethod
     def by_hand(self, vm: str, name: str, description: str) -> None:

@@ -34,8 +34,8 @@ class LibvirtBackend(Backend):
     def open(self) -> SnapshotDriver:
         return LibvirtDriver(self.uri)
 
-    def uuid(self, name: str) -> str:
-        return t.cast("str", self.person.lookupByName(name).UUIDString())
+    def identity(self, name: str) -> tuple[str, str]:
+        return "uuid", t.cast("str", self.person.lookupByName(name).UUIDString())
 
     def by_hand(self, vm: str, name: str, description: str) -> None:
         xml = f"<domainsnapshot><name>{name}</name><description>{escape(description)}</description></domainsnapshot>"

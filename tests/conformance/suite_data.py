@@ -69,8 +69,8 @@ class WithMemory(WithData):
         vm = backend.vm()
         backend.stir(vm)
         then = backend.memory(vm)
-        backend.take(vm, "a", memory=True)
+        backend.take(vm, "sa", memory=True)
         backend.stir(vm)
         assert backend.memory(vm) != then
-        assert backend.revert(vm, "a").error is None
+        assert backend.revert(vm, "sa").error is None
         assert backend.memory(vm) == then

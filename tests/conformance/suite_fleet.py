@@ -22,30 +22,31 @@ class FleetOfVms:
 
     def test_a_vm_that_is_not_there_is_an_error_with_a_hint(self, backend: Backend) -> None:
         vm = backend.vm()
-        done = only(backend.run(Present(Request(name="x")), vm + "x"))
+        done = only(backend.run(Present(Request(name="sx")), vm + "x"))
         assert code(done) == "vm_not_found"
         assert vm in str(done.error)
 
-    def test_a_vm_is_found_by_name_and_by_uuid(self, backend: Backend) -> None:
+    def test_a_vm_is_found_by_its_name_and_by_what_no_other_is_called(self, backend: Backend) -> None:
         vm = backend.vm()
-        uuid = backend.uuid(vm)
-        for ref in (vm, uuid, f"name:{vm}", f"uuid:{uuid}"):
+        kind, text = backend.identity(vm)
+        for ref in (vm, text, f"name:{vm}", f"{kind}:{text}"):
             found = backend.look(ref).vm
-            assert found and (found.name, found.uuid) == (vm, uuid)
+            assert found and found.name == vm and text in (found.uuid, found.id)
 
     def test_a_name_that_matches_two_vms_is_an_error_that_lists_both(self, backend: Backend) -> None:
         vm = backend.vm()
         # A VM may be named like the UUID of another one.
-        backend.add(backend.uuid(vm), power="off")
-        done = only(backend.run(Present(Request(name="x")), backend.uuid(vm)))
+        kind, text = backend.identity(vm)
+        backend.add(text, power="off")
+        done = only(backend.run(Present(Request(name="sx")), text))
         assert code(done) == "vm_ambiguous"
-        assert str(done.error).count(backend.uuid(vm)) >= 2 and vm in str(done.error)
-        assert only(backend.run(Present(Request(name="x")), f"uuid:{backend.uuid(vm)}")).word == "created"
-        assert backend.names(vm) == ["x"]
+        assert str(done.error).count(text) >= 2 and vm in str(done.error)
+        assert only(backend.run(Present(Request(name="sx")), f"{kind}:{text}")).word == "created"
+        assert backend.names(vm) == ["sx"]
 
     def test_a_vm_named_twice_in_two_ways_is_refused(self, backend: Backend) -> None:
         vm = backend.vm()
-        outcomes = backend.run(Present(Request(name="x")), vm, backend.uuid(vm))
+        outcomes = backend.run(Present(Request(name="sx")), vm, backend.identity(vm)[1])
         assert [code(one) for one in outcomes] == ["not_started", "invalid_option"]
         assert backend.names(vm) == []
 
@@ -61,28 +62,28 @@ class FleetOfVms:
 
     def test_one_missing_vm_holds_back_the_others_unless_they_are_to_continue(self, backend: Backend) -> None:
         vm = backend.vm()
-        stopped = backend.run(Present(Request(name="x")), vm, "nowhere", on_error="stop")
+        stopped = backend.run(Present(Request(name="sx")), vm, "nowhere", on_error="stop")
         assert [(code(one), one.changed) for one in stopped] == [("not_started", False), ("vm_not_found", False)]
         assert backend.names(vm) == []
-        went_on = backend.run(Present(Request(name="x")), vm, "nowhere", on_error="continue")
+        went_on = backend.run(Present(Request(name="sx")), vm, "nowhere", on_error="continue")
         assert [(code(one), one.changed) for one in went_on] == [(None, True), ("vm_not_found", False)]
-        assert backend.names(vm) == ["x"]
+        assert backend.names(vm) == ["sx"]
 
     @pytest.mark.parametrize("number", [1, 2, 3])
     @pytest.mark.parametrize("on_error", ["undo", "stop", "continue"])
     def test_a_failure_at_any_vm_leaves_what_on_error_says(self, backend: Backend, number: int, on_error: str) -> None:
         vms = [backend.vm(power="off") for _each in range(3)]
-        plan = Present(Request(name="x"))
+        plan = Present(Request(name="sx"))
         done = backend.run(plan, *vms, on_error=on_error, max_parallel=1, fails_at=number)
         failed = number - 1
         made = {"undo": [], "stop": vms[:failed], "continue": vms[:failed] + vms[failed + 1 :]}[on_error]
-        assert [vm for vm in vms if backend.names(vm) == ["x"]] == made
+        assert [vm for vm in vms if backend.names(vm) == ["sx"]] == made
         assert [one.target.ref for one in done if one.changed] == made
         assert code(done[failed]) == "backend_failed" and "no space left" in str(done[failed].error)
 
     def test_all_vms_of_the_endpoint_are_seen(self, backend: Backend) -> None:
         vms = [backend.vm(power="off") for _each in range(3)]
-        backend.take(vms[1], "x")
+        backend.take(vms[1], "sx")
         seen = {one.target.ref: one for one in backend.looks()}
         assert set(vms) <= set(seen)
         assert [len(seen[vm].after.snapshots) for vm in vms if seen[vm].after] == [0, 1, 0]  # type: ignore[union-attr]

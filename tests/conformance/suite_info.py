@@ -19,7 +19,7 @@ class Info:
 
     def test_each_snapshot_is_told_with_its_age_and_a_size_or_why_there_is_none(self, backend: Backend) -> None:
         vm = backend.vm()
-        backend.take(vm, "a")
+        backend.take(vm, "sa")
         (shown,) = backend.info(vm)["snapshots"]
         assert 0 <= shown["age_seconds"] < 300
         assert (shown["size_bytes"] is None) == bool(shown["size_unknown"])
@@ -49,7 +49,7 @@ class Info:
     def test_nothing_has_drifted_right_after_a_snapshot(self, backend: Backend) -> None:
         for power in ("off", backend.up, "running"):
             vm = backend.vm(power=power)
-            backend.take(vm, "a")
+            backend.take(vm, "sa")
             seen = backend.info(vm, drift=True)
             (shown,) = seen["snapshots"]
             assert shown["drift"] == []
@@ -58,14 +58,14 @@ class Info:
 
     def test_what_a_revert_would_change_is_told_before_and_is_what_it_changes(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
-        backend.take(vm, "a")
+        backend.take(vm, "sa")
         before = backend.info(vm, drift=True)["configuration"]["memory_bytes"]
         backend.grow(vm)
-        backend.take(vm, "b")
+        backend.take(vm, "sb")
         first, second = backend.info(vm, drift=True)["snapshots"]
         assert first["drift"] == [{"what": "memory_bytes", "then": before, "now": 2 * before}]
         assert second["drift"] == []
-        plan = Reverted(Request(name="a", discard_newer=True))
+        plan = Reverted(Request(name="sa", discard_newer=True))
         would = only(backend.run(plan, vm, dry_run=True, drift=True))
         assert backend.info(vm, drift=True)["configuration"]["memory_bytes"] == 2 * before
         does = only(backend.run(plan, vm, drift=True))
@@ -73,5 +73,5 @@ class Info:
         shown = outcome_diff(does)
         assert outcome_diff(would) == shown
         assert f"memory_bytes: {2 * before}\n" in shown["before"] and f"memory_bytes: {before}\n" in shown["after"]
-        assert "\n  b " in shown["before"] and "\n  b " not in shown["after"]
+        assert "\n  sb " in shown["before"] and "\n  sb " not in shown["after"]
         assert backend.info(vm, drift=True)["snapshots"][0]["drift"] == []

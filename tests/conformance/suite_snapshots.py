@@ -67,7 +67,8 @@ class Snapshots:
 
     def test_memory_is_reported_as_obtained(self, backend: Backend) -> None:
         vm = backend.vm()
-        assert backend.take(vm, "with", memory=True).consistency == "memory"
+        if backend.memory_possible:
+            assert backend.take(vm, "with", memory=True).consistency == "memory"
         without = backend.take(vm, "without")
         assert without.memory is backend.memory_implied
         off = backend.vm(power="off")
@@ -76,8 +77,8 @@ class Snapshots:
     def test_memory_of_a_vm_that_is_off_is_refused_before_any_write(self, backend: Backend) -> None:
         vm, off = backend.vm(), backend.vm(power="off")
         up, down = backend.run(Present(Request(name="with", memory=True)), vm, off)
-        assert (code(up), code(down)) == ("not_started", "unsupported")
-        assert off in str(down.error) and "start it" in str(down.error)
+        assert (code(up), code(down)) == ("not_started" if backend.memory_possible else "unsupported", "unsupported")
+        assert off in str(down.error) and ("start it" if backend.memory_possible else "leave memory out") in str(down.error)
         assert backend.names(vm) == backend.names(off) == []
 
     def test_an_existing_snapshot_without_memory_is_no_stand_in_for_one_with(self, backend: Backend) -> None:
@@ -136,14 +137,14 @@ class Snapshots:
 
     def test_children_survive_the_removal_of_their_parent(self, backend: Backend) -> None:
         vm = backend.vm()
-        for name in ("a", "b", "c"):
+        for name in ("sa", "sb", "sc"):
             backend.take(vm, name)
-        plan = Absent(Request(name="b"))
+        plan = Absent(Request(name="sb"))
         would = only(backend.run(plan, vm, dry_run=True))
         does = only(backend.run(plan, vm))
         assert tree(would.after) == tree(does.after)
         ids = {one.name: one.id for one in backend.list(vm)}
-        assert {one.name: one.parent for one in backend.list(vm)} == {"a": None, "c": ids["a"]}
+        assert {one.name: one.parent for one in backend.list(vm)} == {"sa": None, "sc": ids["sa"]}
 
     def test_children_go_with_it_when_asked(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
@@ -163,42 +164,42 @@ class Snapshots:
 
     def test_children_that_are_foreign_or_held_keep_the_whole_subtree(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
-        backend.take(vm, "a")
+        backend.take(vm, "sa")
         backend.by_hand(vm, "by-a-person", "mine")
         backend.take(vm, "kept", hold=True)
-        plan = Absent(Request(name="a", children="remove"))
+        plan = Absent(Request(name="sa", children="remove"))
         foreign = only(backend.run(plan, vm))
         assert (code(foreign), foreign.changed) == ("foreign", False) and "by-a-person" in str(foreign.error)
-        held = only(backend.run(Absent(Request(name="a", children="remove", foreign_allowed=True)), vm))
+        held = only(backend.run(Absent(Request(name="sa", children="remove", foreign_allowed=True)), vm))
         assert (code(held), held.changed) == ("held", False) and "kept" in str(held.error)
-        assert backend.names(vm) == ["a", "by-a-person", "kept"]
+        assert backend.names(vm) == ["sa", "by-a-person", "kept"]
 
     def test_removing_the_current_one_makes_its_parent_current(self, backend: Backend) -> None:
         vm = backend.vm()
-        backend.take(vm, "a")
-        backend.take(vm, "b")
-        plan = Absent(Request(name="b"))
+        backend.take(vm, "sa")
+        backend.take(vm, "sb")
+        plan = Absent(Request(name="sb"))
         would = only(backend.run(plan, vm, dry_run=True))
         does = only(backend.run(plan, vm))
         assert tree(would.after) == tree(does.after)
-        assert [(one.name, one.current) for one in backend.list(vm)] == [("a", True)]
+        assert [(one.name, one.current) for one in backend.list(vm)] == [("sa", True)]
 
     # revert
 
     def test_reverted_the_vm_is_at_the_snapshot_and_each_time_it_is_a_change(self, backend: Backend) -> None:
         vm = backend.vm()
-        backend.take(vm, "a", memory=True)
-        backend.take(vm, "b", memory=True)
-        would = only(backend.run(Reverted(Request(name="a")), vm, dry_run=True))
-        assert [one.name for one in backend.list(vm) if one.current] == ["b"]
+        backend.take(vm, "sa", memory=backend.memory_possible)
+        backend.take(vm, "sb", memory=backend.memory_possible)
+        would = only(backend.run(Reverted(Request(name="sa")), vm, dry_run=True))
+        assert [one.name for one in backend.list(vm) if one.current] == ["sb"]
         for _time in range(2):
-            does = backend.revert(vm, "a")
+            does = backend.revert(vm, "sa")
             assert (does.word, does.changed, does.error) == ("reverted", True, None)
             assert tree(would.after) == tree(does.after)
-            assert [one.name for one in backend.list(vm) if one.current] == ["a"]
-        assert backend.names(vm) == ["a", "b"]
+            assert [one.name for one in backend.list(vm) if one.current] == ["sa"]
+        assert backend.names(vm) == ["sa", "sb"]
         assert would.changed
-        assert does.after and does.after.state.power == backend.up
+        assert does.after and does.after.state.power == (backend.up if backend.memory_possible else "off")
 
     @pytest.mark.parametrize("dry_run", [True, False])
     def test_a_revert_to_a_missing_snapshot_fails(self, backend: Backend, dry_run: bool) -> None:
@@ -212,9 +213,9 @@ class Snapshots:
 
     def test_a_revert_can_say_how_the_power_ends(self, backend: Backend) -> None:
         vm = backend.vm()
-        backend.take(vm, "a", memory=True)
-        for power, seen in (("off", "off"), ("on", "running"), ("as_snapshot", backend.up)):
-            done = backend.revert(vm, "a", power=power)
+        backend.take(vm, "sa", memory=backend.memory_possible)
+        for power, seen in (("off", "off"), ("on", "running"), ("as_snapshot", backend.up if backend.memory_possible else "off")):
+            done = backend.revert(vm, "sa", power=power)
             assert done.error is None, done.error
             after = backend.look(vm).after
             assert after and after.state.power == seen
@@ -238,28 +239,28 @@ class Snapshots:
 
     def test_newer_snapshots_go_when_asked_and_stay_otherwise(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
-        for name in ("a", "b", "c"):
+        for name in ("sa", "sb", "sc"):
             backend.take(vm, name)
-        assert backend.revert(vm, "b").error is None
-        assert backend.names(vm) == ["a", "b", "c"]
-        plan = Reverted(Request(name="a", discard_newer=True))
+        assert backend.revert(vm, "sb").error is None
+        assert backend.names(vm) == ["sa", "sb", "sc"]
+        plan = Reverted(Request(name="sa", discard_newer=True))
         would = only(backend.run(plan, vm, dry_run=True))
         does = only(backend.run(plan, vm))
         assert does.error is None, does.error
         assert tree(would.after) == tree(does.after)
-        assert backend.names(vm) == ["a"]
+        assert backend.names(vm) == ["sa"]
 
     def test_newer_snapshots_of_others_are_not_discarded_unasked(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
-        backend.take(vm, "a")
+        backend.take(vm, "sa")
         backend.by_hand(vm, "by-a-person", "mine, do not touch")
-        refused = backend.revert(vm, "a", discard_newer=True)
+        refused = backend.revert(vm, "sa", discard_newer=True)
         assert (code(refused), refused.changed) == ("foreign", False)
         assert "by-a-person" in str(refused.error)
-        assert backend.names(vm) == ["a", "by-a-person"]
-        allowed = backend.revert(vm, "a", discard_newer=True, foreign_allowed=True)
+        assert backend.names(vm) == ["sa", "by-a-person"]
+        allowed = backend.revert(vm, "sa", discard_newer=True, foreign_allowed=True)
         assert allowed.error is None
-        assert backend.names(vm) == ["a"]
+        assert backend.names(vm) == ["sa"]
 
     # which snapshot to go back to
 

@@ -15,6 +15,7 @@ import pytest
 from fake import FakeDriver, Hypervisor, Machine
 from kit import Backend, code, only
 from libvirt_backends import LibvirtTestBackend, QemuBackend
+from proxmox_backend import ContainerBackend, ProxmoxBackend
 from suite import Conformance
 from suite_data import MemoryBackend, WithData, WithMemory
 from vsphere_backend import VsphereBackend
@@ -38,8 +39,8 @@ class FakeBackend(MemoryBackend):
     def machine(self, name: str) -> Vm:
         return next(one.vm for one in self.hypervisor.machines.values() if one.vm.name == name)
 
-    def uuid(self, name: str) -> str:
-        return self.machine(name).uuid or ""
+    def identity(self, name: str) -> tuple[str, str]:
+        return "uuid", self.machine(name).uuid or ""
 
     def by_hand(self, vm: str, name: str, description: str) -> None:
         driver = FakeDriver(self.hypervisor)
@@ -128,3 +129,15 @@ class TestVsphere(Conformance, WithData):
         backend = VsphereBackend(vcenter)
         yield backend
         backend.close()
+
+
+class TestProxmox(Conformance, WithData):
+    @pytest.fixture
+    def backend(self, pve: t.Any) -> Backend:
+        return ProxmoxBackend(pve)
+
+
+class TestProxmoxContainers(Conformance, WithData):
+    @pytest.fixture
+    def backend(self, pve: t.Any) -> Backend:
+        return ContainerBackend(pve)

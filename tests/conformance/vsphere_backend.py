@@ -52,8 +52,8 @@ class VsphereBackend(DataBackend):
     def add(self, name: str, *, power: str) -> None:
         self.vcenter.make_vms({"name": name, "power": POWERS[power], "tools": False})
 
-    def uuid(self, name: str) -> str:
-        return t.cast("str", self.vcenter.vm(name)["instance_uuid"])
+    def identity(self, name: str) -> tuple[str, str]:
+        return "uuid", t.cast("str", self.vcenter.vm(name)["instance_uuid"])
 
     def by_hand(self, vm: str, name: str, description: str) -> None:
         machine = vim.VirtualMachine(self.vcenter.vm(vm)["moid"], self.person._stub)

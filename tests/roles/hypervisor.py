@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The hypervisors of the role's tests, under the real modules: libvirt's own test driver, without QEMU, and a simulated vCenter."""
+"""The hypervisors of the role's tests, under the real modules: libvirt's own test driver, without QEMU, and the simulators."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ class Endpoint(t.Protocol):
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """The labels of the snapshots of a VM, each with the ``name`` of its snapshot."""
+
+
+class ElsewhereEndpoint(Endpoint, t.Protocol):
+    """One that is logged in to."""
+
+    secret: str
+
+    def runs(self, name: str) -> bool:
+        """Whether a VM is switched on."""
 
 
 class Hypervisor:
@@ -55,6 +64,7 @@ class VsphereHypervisor:
 
     def __init__(self, vcenter: t.Any) -> None:
         self._vcenter = vcenter
+        self.secret: str = vcenter.password
         self.connection = {
             "backend": "vsphere",
             "hostname": vcenter.hostname,
@@ -70,9 +80,34 @@ class VsphereHypervisor:
     def labels(self, name: str) -> list[dict[str, str]]:
         return [{**fields(one["description"]), "name": one["name"]} for one in self._vcenter.vm(name)["snapshots"]]
 
-    def power(self, name: str) -> str:
-        """The power state of a VM, in the server's words."""
-        return t.cast("str", self._vcenter.vm(name)["power"])
+    def runs(self, name: str) -> bool:
+        return bool(self._vcenter.vm(name)["power"] == "poweredOn")
+
+
+class ProxmoxHypervisor:
+    """A simulated Proxmox VE cluster, which is in this process."""
+
+    def __init__(self, pve: t.Any) -> None:
+        self._pve = pve
+        self._vmids: dict[str, int] = {}
+        self.secret: str = pve.token_secret
+        self.connection = {
+            "backend": "proxmox",
+            "hostname": pve.hostname,
+            "port": pve.port,
+            "token_id": pve.token_id,
+            "token_secret": pve.token_secret,
+            "ca_path": pve.ca_path,
+        }
+
+    def define(self, name: str) -> None:
+        self._vmids[name] = self._pve.make_guest(name)
+
+    def labels(self, name: str) -> list[dict[str, str]]:
+        return [{**fields(one["description"]), "name": one["name"]} for one in self._pve.guest(self._vmids[name])["snapshots"]]
+
+    def runs(self, name: str) -> bool:
+        return bool(self._pve.guest(self._vmids[name])["status"] == "running")
 
 
 def fields(description: str) -> dict[str, str]:

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The same role on vSphere: nothing but the connection is another."""
+"""The same role on vSphere and on Proxmox VE: nothing but the connection is another."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from collections.abc import Iterator
 
 import pytest
 from change import FAIL, GOOD, KILL, Change
-from hypervisor import VsphereHypervisor
+from hypervisor import ElsewhereEndpoint, ProxmoxHypervisor, VsphereHypervisor
+from pve_server import PveServer
 from server import VCenter
 from stage import Stage
 
-pytestmark = [pytest.mark.vcenter, pytest.mark.core_versions]
+pytestmark = pytest.mark.core_versions
+
+
+@pytest.fixture(params=[pytest.param("vsphere", marks=pytest.mark.vcenter), "proxmox"])
+def endpoint(request: pytest.FixtureRequest) -> Iterator[ElsewhereEndpoint]:
+    if request.param == "vsphere":
+        with VCenter(vms=0) as vcenter:
+            yield VsphereHypervisor(vcenter)
+    else:
+        with PveServer() as pve:
+            yield ProxmoxHypervisor(pve)
 
 
 @pytest.fixture
-def endpoint() -> Iterator[VsphereHypervisor]:
-    with VCenter(vms=0) as vcenter:
-        yield VsphereHypervisor(vcenter)
-
-
-@pytest.fixture
-def change(stage: Stage, endpoint: VsphereHypervisor) -> Change:
+def change(stage: Stage, endpoint: ElsewhereEndpoint) -> Change:
     return Change(stage, endpoint)
 
 
@@ -35,12 +40,12 @@ def test_a_change_that_goes_well_leaves_no_snapshot(change: Change) -> None:
 
 
 @pytest.mark.parametrize("broken", [FAIL, KILL])
-def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, endpoint: VsphereHypervisor, broken: str) -> None:
+def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, endpoint: ElsewhereEndpoint, broken: str) -> None:
     change.stage.write("change.yml", GOOD + broken)
     back = change.stage.guests["web01"].come_back_when(change.stage.write("flag", "")) if broken == KILL else None
     run = change.run(change="CHG0042")
     if back:
         back.join(30)
     assert change.was_rolled_back(run)
-    assert endpoint.power("web01") == "poweredOn"
-    assert endpoint.connection["password"] not in run.output
+    assert endpoint.runs("web01")
+    assert endpoint.secret not in run.output

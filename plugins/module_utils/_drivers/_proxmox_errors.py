@@ -1,0 +1,120 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The texts of Proxmox VE's errors as errors of ours, each with PVE's own words in it and what to do.
+
+The texts are those of PVE 9.2 (qemu-server 9.2.6, pve-container 6.1.10, pve-guest-common 6.0.2), which 8.4 shares.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Refused
+
+# By what PVE says: which error it is, and what to do. The first that fits.
+_TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
+    (r"snapshot name '.*' already used", _errors.SnapshotExists, "choose another name"),
+    (
+        r"can't rollback, snapshot '.*' does not exist on '",
+        _errors.BackendFailed,
+        "a disk has lost it, so that the VM can only go back without that disk",
+    ),
+    (r"snapshot '.*' does not exist", _errors.SnapshotNotFound, "look with snapshot_info what there is"),
+    (
+        r"snapshot feature is not available",
+        _errors.Unsupported,
+        "one of its disks is on a storage or in a format without snapshots; move it, for example to qcow2 on a directory, ZFS, LVM-thin, Ceph or Btrfs",
+    ),
+    (
+        r"is not most recent snapshot on",
+        _errors.NewerSnapshots,
+        "its storage goes back to the newest snapshot only; set discard_newer=true to lose the newer ones",
+    ),
+    (
+        r"storage '.*' does not exist",
+        _errors.Unsupported,
+        "name a storage that is there in the VM's configuration (its disks and vmstatestorage)",
+    ),
+    (r"if (it's|vm is) a template", _errors.Unsupported, "clone it, and take a snapshot of the clone"),
+    (r"incomplete snapshot", _errors.Unsupported, "it was never finished; remove it"),
+    (r"can't lock file .* got timeout", _errors.Locked, "another operation works on it, try again later"),
+    (
+        r"Failed to obtain guest migration lock",
+        _errors.Locked,
+        "another removal, a replication or a migration works on it, try again later",
+    ),
+    (r"needed by replication job", _errors.Unsupported, "let the replication run first"),
+    (r"requires QEMU machine version >= 10\.0", _errors.Unsupported, "set a newer machine version and start the VM anew"),
+    (r"TPM state .* cannot be removed while the VM is running", _errors.Unsupported, "switch the VM off first"),
+    (r"Cannot live-migrate, snapshot \(with RAM\), or hibernate", _errors.Unsupported, "leave memory out"),
+    (r"reserved name", _errors.InvalidOption, "choose another name"),
+    (r"received interrupt", _errors.BackendFailed, "somebody has stopped the task; PVE has cleaned up"),
+    (
+        r"unexpected status",
+        _errors.BackendFailed,
+        "its worker was killed, and the lock and an unfinished snapshot may be left; look with snapshot_info",
+    ),
+    (r"no quorum", _errors.BackendFailed, "most of the cluster's nodes are not there, and nothing can be changed until they are"),
+    (r"hostname lookup '.*' failed", _errors.ConnectionFailed, "the cluster does not know that node"),
+)
+_LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<kind>[a-z-]+)\)")
+# What a lock means that is not simply held by a task that will end.
+_WAYS_OUT = {
+    "backup": "a backup runs; wait for its end",
+    "suspended": "the VM is suspended to disk; resume it first",
+    "suspending": "the VM is being suspended to disk",
+    "migrate": "it is being migrated",
+    "mounted": "somebody has mounted it; run pct unmount on its node",
+}
+
+
+def way_out(kind: str, tool: str, vmid: str) -> str:
+    """What to do about a lock that no running task is seen to hold."""
+    if kind in _WAYS_OUT:
+        return _WAYS_OUT[kind]
+    left = {
+        "snapshot-delete": f", then {tool} delsnapshot {vmid} NAME --force for the snapshot with snapstate delete",
+        "snapshot": ", then remove the snapshot with snapstate prepare",
+    }
+    unlock = f"run {tool} unlock {vmid} on its node{left.get(kind, '')}"
+    return f"no task is seen to hold it, and one that died may have left it: when nothing runs any more, {unlock}"
+
+
+def lock_kind(text: str) -> str | None:
+    """The kind of the lock that PVE complains of."""
+    match = _LOCKED.search(text)
+    return match["kind"] if match else None
+
+
+def typed(text: str, what: str) -> _errors.SafepointError:
+    """How a task ended, or what a call was refused with."""
+    said = f"Proxmox VE failed to {what}: {text.strip()}"
+    kind = lock_kind(text)
+    if kind is not None:
+        return _errors.Locked(f"{said}; {_WAYS_OUT.get(kind, 'another operation holds it, try again later')}")
+    for pattern, made, advice in _TABLE:
+        if re.search(pattern, text):
+            return made(f"{said}; {advice}")
+    return _errors.BackendFailed(said)
+
+
+def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:
+    """What a request was refused with."""
+    if error.status == 403:
+        match = re.search(r"Permission check failed \((?P<path>[^,]+), (?P<needs>[^)]+)\)", error.text)
+        missing = f"; the privilege {' or '.join(match['needs'].split('|'))} on {match['path']} is missing" if match else ""
+        return _errors.PermissionDenied(f"Proxmox VE refused to {what}: {error.text}{missing}")
+    if error.status in (595, 596, 597, 599):
+        # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to.
+        return _errors.ConnectionFailed(
+            f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up"
+        )
+    if error.status == 400:
+        return _errors.InvalidOption(f"Proxmox VE refused to {what}: {error.text}")
+    if error.status == 501:
+        return _errors.Unsupported(f"Proxmox VE refused to {what}: {error.text}; it is older than 7.0, or no Proxmox VE at all")
+    return typed(error.text, what)

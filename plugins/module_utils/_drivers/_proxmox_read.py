@@ -1,0 +1,220 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What Proxmox VE tells about guests and snapshots, as the values of the core.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing as t
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _label
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import way_out
+from ansible_collections.safepoint.vm.plugins.module_utils._model import (
+    Configuration,
+    Finding,
+    Snapshot,
+    Vm,
+    VmState,
+    Way,
+    parents_first,
+)
+
+Row = Mapping[str, t.Any]
+
+# The entry of the list that stands for the guest as it is now.
+_NOW = "current"
+_QEMU_DISK = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
+_LXC_DISK = re.compile(r"rootfs|mp\d+")
+_TEMPLATE = "is a template, which has no snapshots (PVE would leave it locked); clone it, and use the clone"
+_SIZE_UNKNOWN = "Proxmox VE does not tell the size of a snapshot"
+# "agent: 1", or "agent: enabled=1,fstrim_cloned_disks=1".
+_AGENT = re.compile(r"(?:^|,)(?:enabled=)?1(?:,|$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """A row of cluster/resources. Name, status and template in it are up to ten seconds old, the lock is of now."""
+
+    vmid: str
+    kind: str
+    """``qemu`` or ``lxc``."""
+    node: str
+    name: str | None
+    """None where its node is not there to tell."""
+    running: bool
+    template: bool
+    lock: str | None
+
+    @property
+    def vm(self) -> Vm:
+        return Vm(self.name or self.vmid, self.vmid)
+
+    @property
+    def path(self) -> str:
+        return f"nodes/{self.node}/{self.kind}/{self.vmid}"
+
+    @property
+    def container(self) -> bool:
+        return self.kind == "lxc"
+
+    @property
+    def tool(self) -> str:
+        """The command of its node that it is managed with."""
+        return "pct" if self.container else "qm"
+
+    def worker(self, action: str) -> str:
+        """What PVE calls the worker of an action: ``snapshot``, ``delsnapshot``, ``rollback``, ``start``, ``stop``."""
+        return f"{'vz' if self.container else 'qm'}{action}"
+
+
+def read_guest(row: Row, *, kind: str | None = None, node: str | None = None) -> Guest:
+    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``."""
+    return Guest(
+        vmid=str(row["vmid"]),
+        kind=kind or row["type"],
+        node=node or row["node"],
+        name=row.get("name"),
+        running=row.get("status") == "running",
+        template=bool(int(row.get("template") or 0)),
+        lock=row.get("lock") or None,
+    )
+
+
+def ref_kind(ref: str) -> tuple[str, str]:
+    """What a ref says it is (``name``, ``id``, ``path``, ``uuid``, or ``any``), and the rest of it."""
+    kind, colon, rest = ref.partition(":")
+    return (kind, rest) if colon and kind in ("name", "id", "path", "uuid") else ("any", ref)
+
+
+def matching(ref: str, guests: Iterable[Guest]) -> list[Guest]:
+    """The guests that a ref means: a vmid, a name, or a node with a vmid."""
+    kind, text = ref_kind(ref)
+    return [
+        guest
+        for guest in guests
+        if (kind in ("id", "any") and guest.vmid == text)
+        or (kind in ("name", "any") and guest.name == text)
+        or (kind in ("path", "any") and f"{guest.node}/{guest.vmid}" == text.strip("/"))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """What the list of a guest's snapshots says."""
+
+    snapshots: tuple[Snapshot, ...]
+    running: bool
+    unfinished: Mapping[str, str]
+    """By the name of the snapshot its snapstate, ``prepare`` or ``delete``."""
+
+
+def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
+    """The list, which comes in an order of its own at each call."""
+    by_name = {row["name"]: row for row in rows}
+    # The guest itself is the one entry that has no time.
+    now = by_name.get(_NOW, {})
+    if "snaptime" not in now:
+        by_name.pop(_NOW, None)
+    snapshots = []
+    for name, row in by_name.items():
+        # qemu strips what is blank at the end, lxc adds a newline.
+        description = str(row.get("description") or "").rstrip()
+        label = _label.parse(description).label
+        memory = bool(int(row.get("vmstate") or 0))
+        known = label.consistency if label is not None else None
+        snapshots.append(
+            Snapshot(
+                id=name,
+                name=name,
+                created=datetime.fromtimestamp(int(row["snaptime"]), timezone.utc) if row.get("snaptime") else None,
+                parent=row.get("parent") or None,
+                description=description,
+                memory=memory,
+                consistency="memory" if memory else known if known in ("filesystem", "offline") else "crash",
+                current=name == now.get("parent"),
+                size_unknown=_SIZE_UNKNOWN,
+                obstacles=_obstacles(guest, row.get("snapstate")),
+            )
+        )
+    unfinished = {name: str(row["snapstate"]) for name, row in by_name.items() if row.get("snapstate")}
+    return Listing(parents_first(snapshots), bool(int(now.get("running") or 0)), unfinished)
+
+
+def _obstacles(guest: Guest, snapstate: str | None) -> dict[str, str]:
+    obstacles = {}
+    if snapstate:
+        obstacles["revert"] = f"is incomplete (snapstate {snapstate}); remove it"
+    if guest.template:
+        obstacles["revert"] = obstacles["remove"] = f"belongs to {guest.vm}, which {_TEMPLATE}"
+    return obstacles
+
+
+def read_state(guest: Guest, listing: Listing | None, holder: str | None) -> VmState:
+    """The state of a guest; ``holder`` is the task that is seen to work on it."""
+    running = listing.running if listing is not None else guest.running
+    busy = None
+    findings = []
+    if guest.lock:
+        busy = f"the lock {guest.lock!r}"
+        if holder is not None:
+            busy += f" of the task {holder}"
+        else:
+            out = way_out(guest.lock, guest.tool, guest.vmid)
+            busy += f" ({out})"
+            findings.append(Finding("locked", f"{guest.vm} has the lock {guest.lock!r}", out))
+    for name, snapstate in (listing.unfinished if listing is not None else {}).items():
+        if not guest.lock:
+            findings.append(
+                Finding(
+                    "unfinished_snapshot",
+                    f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})",
+                    f"remove it, with {guest.tool} delsnapshot {guest.vmid} {name} --force on its node where that fails",
+                )
+            )
+    return VmState("running" if running else "off", (_way(guest, running),), busy=busy, findings=tuple(findings))
+
+
+def _way(guest: Guest, running: bool) -> Way:
+    refusals = {}
+    if guest.template:
+        refusals["create"] = f"{guest.vm} {_TEMPLATE}"
+    if guest.container:
+        refusals["memory"] = f"{guest.vm} is a container, and the memory of containers cannot be kept; leave memory out"
+        refusals["quiesce"] = f"{guest.vm} is a container, in which nothing can be quiesced; set quiesce=never"
+    elif not running:
+        # PVE would take one without, and say nothing (9.2).
+        refusals["memory"] = f"{guest.vm} is off and has no memory to keep; start it first, or leave memory out"
+    if running:
+        refusals.setdefault(
+            "memory_and_quiesce",
+            f"{guest.vm} keeps its memory or is quiesced, and Proxmox VE does not quiesce a guest whose memory it keeps; leave one out",
+        )
+    return Way(refusals=refusals, unrecorded=("filesystem", "offline"))
+
+
+def has_agent(configuration: Row) -> bool:
+    """Whether the guest agent is switched on in a VM's options."""
+    return _AGENT.search(str(configuration.get("agent") or "")) is not None
+
+
+def read_configuration(found: Row, *, container: bool) -> Configuration:
+    """What a guest is made of, or was when the snapshot was taken."""
+    disk = _LXC_DISK if container else _QEMU_DISK
+    if container:
+        cpus = found.get("cores")
+    else:
+        cpus = int(found.get("sockets") or 1) * int(found.get("cores") or 1)
+    memory = found.get("memory") or 512  # PVE's own default, in MiB
+    return Configuration(
+        cpus=None if cpus is None else int(cpus),
+        memory_bytes=int(re.sub(r"^(?:current=)?(\d+).*$", r"\1", str(memory))) * 1024**2,
+        disks={key: str(value) for key, value in found.items() if disk.fullmatch(key) and "media=cdrom" not in str(value)},
+        networks={key: str(value) for key, value in found.items() if re.fullmatch(r"net\d+", key)},
+    )

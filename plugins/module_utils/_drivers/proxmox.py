@@ -1,0 +1,404 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Proxmox VE: virtual machines and containers, over proxmoxer.
+
+One question tells where all guests of the cluster are and how they do. The snapshots of each guest are a question of their own, and so is
+each action; how those go on is asked once a round for all of a node.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing as t
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
+    Action,
+    Create,
+    Delete,
+    Describe,
+    Finished,
+    Job,
+    Revert,
+    SnapshotDriver,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused, typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import (
+    Guest,
+    Listing,
+    has_agent,
+    matching,
+    read_configuration,
+    read_guest,
+    read_listing,
+    read_state,
+    ref_kind,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin, each
+
+# How long a guest may take from the end of its start's task until it runs; a guest under high availability is started by others.
+_START_SECONDS = 60.0
+# After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
+_SLACK_SECONDS = 1
+_LOST = (596, 597, 599)
+# From this release on a task's log says when file systems were not frozen.
+_TELLS_OF_FREEZING = (9, 2)
+_NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
+_QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
+
+_T = t.TypeVar("_T")
+
+
+class ProxmoxDriver(SnapshotDriver):
+    """One login. A guest is known by its vmid, since a rollback brings back its name too; a snapshot by its name, which is unique in its guest."""
+
+    name = "proxmox"
+    # pve-common 9.2, pve-configid. PVE takes vzdump as a name, but leaves data of such a snapshot behind when it is deleted.
+    name_rule = NameRule(
+        max_bytes=40, min_bytes=2, extra="_-", first_letter=True, reserved=frozenset({"current", "pending", "vzdump"})
+    )
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._tasks = Tasks(session)
+        self._endings = Endings()
+        self._begun: set[str] = set()
+        self._guests: dict[str, Guest] = {}
+        self._listings: dict[str, Listing] = {}
+        self._version: tuple[int, ...] | None = None
+        # Also tells, within connect_timeout, whether anybody is there; the first look-up takes it as it is.
+        self._first: list[Guest] | None = self._resources()
+
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) + self._session.ahead
+
+    # look
+
+    def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
+        guests = self._all()
+        found = {ref: matching(ref, guests) for ref in refs}
+        if any(not some and ref_kind(ref)[0] in ("any", "name") for ref, some in found.items()):
+            # The cluster's list learns of a new or renamed guest within ten seconds only.
+            live = self._live(guests)
+            found = {ref: some or matching(ref, live) for ref, some in found.items()}
+        return {ref: self._pick(ref, some, guests) for ref, some in found.items()}
+
+    def vms(self) -> Sequence[Vm]:
+        return sorted((guest.vm for guest in self._all()), key=lambda vm: (vm.name, int(vm.id)))
+
+    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+        self._all()
+        locked = [vm.id for vm in vms if vm.id in self._guests and self._guests[vm.id].lock]
+        holders = self._holders(locked) if locked else {}
+        states: dict[str, VmState | SafepointError] = {}
+        for vm in vms:
+            guest = self._guests.get(vm.id)
+            if guest is None:
+                states[vm.id] = self._gone(vm)
+            else:
+                states[vm.id] = read_state(guest, self._listings.get(vm.id), holders.get(vm.id))
+        return states
+
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+        def read(vm: Vm) -> tuple[Snapshot, ...] | SafepointError:
+            try:
+                rows = self._of(
+                    vm, f"list the snapshots of {vm}", lambda guest: self._session.ask("get", f"{guest.path}/snapshot")
+                )
+            except SafepointError as exc:
+                return exc
+            listing = self._listings[vm.id] = read_listing(rows, self._guests[vm.id])
+            return listing.snapshots
+
+        return {vm.id: seen for vm, seen in zip(vms, each(vms, read, at_once=PARALLEL))}
+
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        def read(one: tuple[Vm, Snapshot | None]) -> Configuration | SafepointError:
+            vm, snapshot = one
+            tail = f"snapshot/{snapshot.id}/config" if snapshot else "config"
+            try:
+                found = self._of(
+                    vm, f"read the configuration of {vm}", lambda guest: self._session.ask("get", f"{guest.path}/{tail}")
+                )
+            except SafepointError as exc:
+                return exc
+            return read_configuration(found, container=self._guests[vm.id].container)
+
+        read_ones = each(wanted, read, at_once=PARALLEL)
+        return {(vm.id, snapshot.id if snapshot else None): seen for (vm, snapshot), seen in zip(wanted, read_ones)}
+
+    def _resources(self) -> list[Guest]:
+        """All guests of the cluster that the user may see."""
+        rows = self._call("list the guests", lambda: self._session.ask("get", "cluster/resources", type="vm"))
+        guests = [read_guest(row) for row in rows if row.get("type") in ("qemu", "lxc")]
+        # Replaced as a whole, since any thread may read it.
+        self._guests = {guest.vmid: guest for guest in guests}
+        return guests
+
+    def _all(self) -> list[Guest]:
+        guests, self._first = self._first or self._resources(), None
+        return guests
+
+    def _live(self, guests: Sequence[Guest]) -> list[Guest]:
+        """The guests as their nodes list them."""
+        rows = self._call("list the nodes", lambda: self._session.ask("get", "nodes"))
+        places = [(row["node"], kind) for row in rows if row.get("status") == "online" for kind in ("qemu", "lxc")]
+
+        def read(place: tuple[str, str]) -> list[Guest]:
+            node, kind = place
+            try:
+                found = self._session.ask("get", f"nodes/{node}/{kind}")
+            except (Refused, SafepointError):
+                return []  # what it has stays as the cluster knows it
+            return [read_guest(row, kind=kind, node=node) for row in found]
+
+        live = [guest for some in each(places, read, at_once=PARALLEL) for guest in some]
+        self._guests = {**self._guests, **{guest.vmid: guest for guest in live}}
+        return live
+
+    def _pick(self, ref: str, found: Sequence[Guest], guests: Sequence[Guest]) -> Vm | SafepointError:
+        if len(found) == 1:
+            return found[0].vm
+        if found:
+            listed = ", ".join(f"{guest.node}/{guest.vmid} ({guest.vm})" for guest in found)
+            return _errors.VmAmbiguous(
+                f"{len(found)} guests match {ref!r}: {listed}. Name one of them by its vmid, for example id:{found[0].vmid}"
+            )
+        if not guests:
+            return _errors.VmNotFound(
+                f"{self._session.where} has no guest that {self._session.user} may see; give it VM.Audit on /vms (a token with "
+                "privilege separation needs rights of its own)"
+            )
+        names = [guest.name for guest in guests if guest.name]
+        near = difflib.get_close_matches(ref_kind(ref)[1].lower(), [name.lower() for name in names], n=3)
+        like = sorted({name for name in names if name.lower() in near})
+        hint = f"did you mean {' or '.join(like)}?" if like else "check its name, and that the user has VM.Audit on it"
+        nameless = [guest.vmid for guest in guests if guest.name is None]
+        if nameless:
+            hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"
+        return _errors.VmNotFound(f"{self._session.where} has no guest {ref!r}; {hint}")
+
+    def _holders(self, vmids: Sequence[str]) -> dict[str, str]:
+        """The running tasks of these guests, by the vmid."""
+        rows = self._call("look at the tasks", lambda: self._session.ask("get", "cluster/tasks"))
+        return {str(row["id"]): row["upid"] for row in rows if str(row.get("id")) in vmids and not row.get("endtime")}
+
+    def _gone(self, vm: Vm) -> _errors.VmNotFound:
+        return _errors.VmNotFound(f"The guest {vm} ({vm.id}) does not exist any more")
+
+    def _call(self, what: str, call: t.Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except Refused as exc:
+            raise refused(exc, what, where=self._session.where) from exc
+
+    def _of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
+        """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
+        guest = self._guests.get(vm.id)
+        if guest is None:
+            raise self._gone(vm)
+        try:
+            return call(guest)
+        except Refused as exc:
+            if "Configuration file" not in exc.text or "does not exist" not in exc.text:
+                raise refused(exc, what, where=self._session.where) from exc
+        self._resources()
+        moved = self._guests.get(vm.id)
+        if moved is None or moved.node == guest.node:
+            raise self._gone(vm)
+        return self._call(what, lambda: call(moved))
+
+    # act, each action in a thread of its own
+
+    def start(self, action: Action) -> Job:
+        job = Job(action)
+
+        def done(end: Finished | None, error: BaseException | None) -> None:
+            if isinstance(error, TaskFailed):
+                error = typed(str(error), str(action))
+            elif isinstance(error, Refused):
+                error = refused(error, str(action), where=self._session.where)
+            elif error is not None and not isinstance(error, SafepointError):
+                error = _errors.BackendFailed(f"To {action} failed: {type(error).__name__}: {error}")
+            self._endings.put(end or Finished(job, error=error))
+
+        begin(lambda: self._run(job, action), done)
+        return job
+
+    def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
+        return self._endings.wait(jobs, deadline)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def _run(self, job: Job, action: Action) -> Finished:
+        if isinstance(action, Create):
+            return self._create(job, action)
+        if isinstance(action, Revert):
+            return self._revert(job, action)
+        if isinstance(action, Delete):
+            self._do(job, "delsnapshot", "delete", f"snapshot/{action.snapshot.id}")
+        elif isinstance(action, Describe):
+            self._describe(action, action.snapshot.id, action.description)
+        return Finished(job)
+
+    def _do(self, job: Job, worker: str, method: str, tail: str, **values: t.Any) -> None:
+        """Begin a worker and wait until it has ended.
+
+        :raises TaskFailed: it did not work.
+        """
+        action = job.action
+
+        def ask(guest: Guest) -> str:
+            since = int(self.now().timestamp()) - _SLACK_SECONDS
+            try:
+                return str(self._session.ask(method, f"{guest.path}/{tail}", **values))
+            except (Refused, _errors.ConnectionFailed) as exc:
+                upid = self._look_for_task(guest, guest.worker(worker), since) if _is_lost(exc) else None
+                if upid is None:
+                    raise
+                return upid
+
+        job.handle = self._of(action.vm, str(action), ask)
+        self._begun.add(job.handle)
+        self._tasks.result(job.handle)
+
+    def _look_for_task(self, guest: Guest, worker: str, since: int) -> str | None:
+        """The task that a request has begun whose answer was lost. What was sent is never simply sent again."""
+        try:
+            rows = self._session.ask("get", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, since=since)
+        except (Refused, SafepointError):
+            return None
+        # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
+        upids = [str(row["upid"]) for row in rows if row.get("type") == worker]
+        mine = [upid for upid in upids if upid.split(":")[7] == self._session.user and upid not in self._begun]
+        return max(mine, key=lambda upid: upid.split(":")[4], default=None)
+
+    def _create(self, job: Job, action: Create) -> Finished:
+        why = self._why_not_to_quiesce(action) if action.quiesce != "never" else None
+        if why is not None and action.quiesce == "require":
+            raise _errors.Unsupported(f"{action.vm} cannot be quiesced: {why}; {_QUIESCE_ADVICE}")
+        plain = action.unquiesced_description or action.description
+        values: dict[str, t.Any] = {"snapname": action.name, "description": plain if why else action.description}
+        if action.memory:
+            values["vmstate"] = 1
+        self._do(job, "snapshot", "post", "snapshot", **values)
+        if action.quiesce != "never" and why is None:
+            why = self._why_not_quiesced(job)
+            if why is not None and action.quiesce == "require":
+                self._do(job, "delsnapshot", "delete", f"snapshot/{action.name}")
+                raise _errors.Unsupported(
+                    f"The snapshot {action.name} of {action.vm} was removed again: {why}; {_QUIESCE_ADVICE}"
+                )
+            if why is not None:
+                self._describe(action, action.name, plain)
+        warnings = (
+            () if why is None else (f"The snapshot {action.name} of {action.vm} is not quiesced: {why}; {_QUIESCE_ADVICE}",)
+        )
+        return Finished(job, snapshot_id=action.name, warnings=warnings)
+
+    def _describe(self, action: Action, name: str, description: str) -> None:
+        def ask(guest: Guest) -> None:
+            path = f"{guest.path}/snapshot/{name}/config"
+            try:
+                self._session.ask("put", path, description=description)
+            except (Refused, _errors.ConnectionFailed) as exc:
+                if not (_is_lost(exc) and self._says(path, description)):
+                    raise
+
+        self._of(action.vm, str(action), ask)
+
+    def _says(self, path: str, description: str) -> bool:
+        """Whether a description that was written has arrived although its answer was lost."""
+        try:
+            found = self._session.ask("get", path)
+        except (Refused, SafepointError):
+            return False
+        return str(found.get("description") or "").rstrip() == description.rstrip()
+
+    def _why_not_to_quiesce(self, action: Create) -> str | None:
+        """Why it is of no use to try, seen before anything is written. One more request for each VM that is to be quiesced, and one in all."""
+        if self._release() < _TELLS_OF_FREEZING:
+            return "Proxmox VE before 9.2 does not tell whether it was"
+        what = f"read the configuration of {action.vm}"
+        found = self._of(action.vm, what, lambda guest: self._session.ask("get", f"{guest.path}/config"))
+        return None if has_agent(found) else "the guest agent is off in its options"
+
+    def _why_not_quiesced(self, job: Job) -> str | None:
+        """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
+        upid = str(job.handle)
+        rows = self._call(
+            f"read the log of {upid}", lambda: self._session.ask("get", f"nodes/{upid.split(':')[1]}/tasks/{upid}/log", limit=500)
+        )
+        return next((row["t"].strip() for row in rows if any(sign in row["t"] for sign in _NO_FREEZE)), None)
+
+    def _release(self) -> tuple[int, ...]:
+        if self._version is None:
+            said = self._call("read the version", lambda: self._session.ask("get", "version"))
+            self._version = tuple(int(part) for part in str(said["version"]).split(".")[:2])
+        return self._version
+
+    def _revert(self, job: Job, action: Revert) -> Finished:
+        # With memory it runs after that, without it is off (qemu-server 9.2). PVE's own start=1 would hide how the start has ended.
+        turn = {"on": None if action.snapshot.memory else "start", "off": "stop" if action.snapshot.memory else None}.get(
+            action.power
+        )
+        if turn is not None:
+            self._need_power(action)
+        self._do(job, "rollback", "post", f"snapshot/{action.snapshot.id}/rollback")
+        if turn is None:
+            return Finished(job)
+        try:
+            self._do(job, turn, "post", f"status/{turn}")
+        except (TaskFailed, SafepointError) as exc:
+            # A lock, or anything else that was refused before it was begun, would be taken for one of the whole.
+            raise _errors.BackendFailed(f"{action.vm} is back at {action.snapshot}, and its {turn} failed: {exc}") from exc
+        if turn == "start":
+            self._await_start(action)
+        return Finished(job)
+
+    def _need_power(self, action: Revert) -> None:
+        """Refuse before the rollback what would leave the guest off for want of a right. One more request for each guest."""
+        path = f"/vms/{action.vm.id}"
+        rights = self._call("look at the privileges", lambda: self._session.ask("get", "access/permissions", path=path))
+        if "VM.PowerMgmt" not in rights.get(path, {}):
+            raise _errors.PermissionDenied(
+                f"To {action} with power={action.power} needs the privilege VM.PowerMgmt on {path}, which {self._session.user} does not have; "
+                "grant it, or set power=as_snapshot"
+            )
+
+    def _await_start(self, action: Revert) -> None:
+        """Under high availability the task only orders the start."""
+
+        def runs() -> bool | None:
+            seen = self._of(
+                action.vm,
+                f"look whether {action.vm} runs",
+                lambda guest: self._session.ask("get", f"{guest.path}/status/current"),
+            )
+            return seen.get("status") == "running" or None
+
+        try:
+            Deadline(_START_SECONDS).poll("the start", runs)
+        except _errors.TimedOut as exc:
+            raise _errors.BackendFailed(
+                f"{action.vm} is back at {action.snapshot}, and does not run {_START_SECONDS:g} seconds after its start; look at its tasks in Proxmox VE"
+            ) from exc
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether what was asked for may have been done."""
+    return isinstance(error, _errors.ConnectionFailed) or (isinstance(error, Refused) and error.status in _LOST)
