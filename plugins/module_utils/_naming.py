@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which snapshot names can be used, said before anything is written.
+"""Which snapshot names can be used, said before anything is written, and which name may have been meant.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,6 +9,8 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 
@@ -50,6 +52,14 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
         raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
     if name.lower() in rule.reserved:
         raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
+
+
+def did_you_mean(name: str, there: Iterable[str]) -> str | None:
+    """The question that names those of the names ``there`` are that look most like ``name``, or None."""
+    names = sorted(set(there))
+    near = difflib.get_close_matches(name.lower(), [one.lower() for one in names], n=3)
+    like = [one for one in names if one.lower() in near]
+    return f"did you mean {' or '.join(like)}?" if like else None
 
 
 def _plain(char: str) -> bool:

@@ -11,7 +11,6 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import shlex
 import typing as t
@@ -54,7 +53,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import (
     Way,
     parents_first,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
 __all__ = ["CHECK", "LibvirtDriver", "public_uri", "uri_password"]
@@ -205,9 +204,7 @@ class LibvirtDriver(SnapshotDriver):
             return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Write name: or uuid: before it")
         if found:
             return found[0]
-        near = difflib.get_close_matches(rest.lower(), [vm.name.lower() for vm in vms], n=3)
-        like = [vm.name for vm in vms if vm.name.lower() in near]
-        hint = f"did you mean {' or '.join(like)}?" if like else f"it has {len(vms)} VMs; virsh list --all names them"
+        hint = did_you_mean(rest, (vm.name for vm in vms)) or f"it has {len(vms)} VMs; virsh list --all names them"
         return _errors.VmNotFound(f"libvirt at {self._where} has no VM {ref!r}; {hint}")
 
     def _domain(self, vm: Vm) -> t.Any:

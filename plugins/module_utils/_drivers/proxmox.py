@@ -11,7 +11,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import typing as t
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -44,7 +44,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_rea
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin, each
 
 # How long a guest may take from the end of its start's task until it runs; a guest under high availability is started by others.
@@ -76,6 +76,7 @@ class ProxmoxDriver(SnapshotDriver):
         self._begun: set[str] = set()
         self._guests: dict[str, Guest] = {}
         self._listings: dict[str, Listing] = {}
+        self._doubted: set[tuple[str, str]] = set()
         self._version: tuple[int, ...] | None = None
         # Also tells, within connect_timeout, whether anybody is there; the first look-up takes it as it is.
         self._first: list[Guest] | None = self._resources()
@@ -107,8 +108,18 @@ class ProxmoxDriver(SnapshotDriver):
             if guest is None:
                 states[vm.id] = self._gone(vm)
             else:
-                states[vm.id] = read_state(guest, self._listings.get(vm.id), holders.get(vm.id))
+                states[vm.id] = self._state(guest, holders.get(vm.id))
         return states
+
+    def _state(self, guest: Guest, holder: str | None) -> VmState:
+        listing = self._listings.get(guest.vmid)
+        state = read_state(guest, listing, holder)
+        unfinished = {(guest.vmid, name) for name in listing.unfinished} if listing is not None else set()
+        if not guest.lock and unfinished - self._doubted:
+            # It was listed before the lock was looked at, and may be finished, or taken back, by now.
+            self._doubted |= unfinished
+            state = dataclasses.replace(state, busy="a snapshot that was not finished a moment ago")
+        return state
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         def read(vm: Vm) -> tuple[Snapshot, ...] | SafepointError:
@@ -182,10 +193,8 @@ class ProxmoxDriver(SnapshotDriver):
                 f"{self._session.where} has no guest that {self._session.user} may see; give it VM.Audit on /vms (a token with "
                 "privilege separation needs rights of its own)"
             )
-        names = [guest.name for guest in guests if guest.name]
-        near = difflib.get_close_matches(ref_kind(ref)[1].lower(), [name.lower() for name in names], n=3)
-        like = sorted({name for name in names if name.lower() in near})
-        hint = f"did you mean {' or '.join(like)}?" if like else "check its name, and that the user has VM.Audit on it"
+        like = did_you_mean(ref_kind(ref)[1], (guest.name for guest in guests if guest.name))
+        hint = like or "check its name, and that the user has VM.Audit on it"
         nameless = [guest.vmid for guest in guests if guest.name is None]
         if nameless:
             hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"

@@ -13,7 +13,6 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing as t
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -47,7 +46,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_rea
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_tasks import Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
 _NAMES = ("name", "config.uuid", "config.instanceUuid")
@@ -223,11 +222,8 @@ class VsphereDriver(SnapshotDriver):
         return found[0].vm if found else self._missing(ref, index.entries)
 
     def _missing(self, ref: str, everything: Sequence[_Entry]) -> _errors.VmNotFound:
-        names = sorted({one.vm.name for one in everything})
-        last = ref.rpartition("/")[2].rpartition(":")[2].lower()
-        near = difflib.get_close_matches(last, [name.lower() for name in names], n=3)
-        like = [name for name in names if name.lower() in near]
-        hint = f"did you mean {' or '.join(like)}?" if like else "check its name, and that the user may see it"
+        last = ref.rpartition("/")[2].rpartition(":")[2]
+        hint = did_you_mean(last, (one.vm.name for one in everything)) or "check its name, and that the user may see it"
         return _errors.VmNotFound(f"{self._session.where} has no VM {ref!r}; {hint}")
 
     def _unreadable(self, vm: Vm, seen: Mapping[str, Properties], path: str) -> SafepointError | None:
