@@ -30,7 +30,7 @@ test-all: setup-lab ## everything, the slow ones and the documentation site as w
 lint: setup ## the static checks alone
 	@tests/tools/test.sh lint
 
-bench: setup-lab ## measure; asserts nothing
+bench: setup-lab ## measure beside others; asserts nothing (5 minutes, and the first time 560 MB of their collections)
 	@. tests/tools/env.sh && .venv/bin/python tests/benchmarks/run.py
 
 clean: ## remove all that was made here

@@ -1,100 +1,38 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make bench`: what the collection adds to the same libvirt calls made by hand in threads. Measures, asserts nothing.
 
-usage: run.py [VMS]     20 tiny paused QEMU domains unless told otherwise
-"""
+"""`make bench`: run all benchmarks, or those that are named. They measure and assert nothing; the tables are in Markdown."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import argparse
+import importlib
+import os
+import platform
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tests" / "lab")]
-
-import libvirt  # noqa: E402
-from lab import Lab  # noqa: E402
-from lab_counting import CountingLab  # noqa: E402
-
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds  # noqa: E402
-
-XML = "<domainsnapshot><name>bench</name></domainsnapshot>"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    began = time.monotonic()
-    work()
-    return time.monotonic() - began
-
-
-def by_hand(uri: str, names: list[str], call: Callable[[libvirt.virDomain], object]) -> float:
-    """The bare call on every domain, in 16 threads on one connection, which a module would open as well."""
-
-    def work() -> None:
-        connection = libvirt.open(uri)
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda name: call(connection.lookupByName(name)), names))
-        connection.close()
-
-    return seconds(work)
-
-
-def by_us(uri: str, names: list[str], plan: Plan) -> float:
-    def work() -> None:
-        driver = LibvirtDriver(uri)
-        fleet = Fleet(driver, Bounds())
-        outcomes = fleet.apply([Target(name) for name in names], plan, dry_run=False)
-        driver.close()
-        failed = [one for one in outcomes if one.error]
-        if failed:
-            raise SystemExit(f"{failed[0].target.ref}: {failed[0].error}")
-
-    return seconds(work)
-
-
-def requests_of_a_listing(snapshots: int) -> int:
-    """How many requests a listing of one VM costs, the connection included."""
-    with CountingLab() as lab:
-        domain = lab.define_tiny("many", paused=True)
-        for number in range(snapshots):
-            domain.snapshotCreateXML(f"<domainsnapshot><name>s{number}</name></domainsnapshot>")
-        with lab.counted() as asked:
-            driver = LibvirtDriver(lab.uri)
-            Fleet(driver, Bounds()).look([Target("many")])
-            driver.close()
-    return asked.total()
+BENCHMARKS = ["libvirt", "vsphere", "proxmox"]
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    with Lab() as lab:
-        names = [f"bench{number:03d}" for number in range(count)]
-        for name in names:
-            lab.define_tiny(name, paused=True)
-        # A new daemon looks into QEMU's binaries when it is first asked for this, which takes half a second once.
-        lab.connect().getCapabilities()
-        rows: list[tuple[str, float, float | None]] = []
-        create = by_hand(lab.uri, names, lambda domain: domain.snapshotCreateXML(XML))
-        revert = by_hand(lab.uri, names, lambda domain: domain.revertToSnapshot(domain.snapshotLookupByName("bench")))
-        remove = by_hand(lab.uri, names, lambda domain: domain.snapshotLookupByName("bench").delete())
-        rows.append(("create", by_us(lab.uri, names, Present(Request(name="bench"))), create))
-        rows.append(("create again", by_us(lab.uri, names, Present(Request(name="bench"))), None))
-        rows.append(("revert", by_us(lab.uri, names, Reverted(Request(name="bench"))), revert))
-        rows.append(("remove", by_us(lab.uri, names, Absent(Request(name="bench"))), remove))
-    print(f"{count} paused VMs{'':14}collection   by hand   ratio")
-    for name, ours, bare in rows:
-        beside = f"{bare:8.2f} s {ours / bare:7.2f}" if bare is not None else ""
-        print(f"{name:24}{ours:9.2f} s {beside}")
-    print(f"listing 100 snapshots of one VM: {requests_of_a_listing(100)} requests to libvirtd")
+    modules = {name: importlib.import_module(f"bench_{name}") for name in BENCHMARKS}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{' or '.join(BENCHMARKS)} (all)")
+    peers = parser.add_argument_group("what the others are measured with, unless it is libvirt")
+    peers.add_argument("--peer-vms", type=int, default=20, metavar="N", help="how many VMs the peers get besides one (20)")
+    peers.add_argument(
+        "--peer-forks", type=int, default=0, metavar="N", help="a host for each VM of the peers, N at a time (a loop)"
+    )
+    for name, module in modules.items():
+        module.add_options(parser.add_argument_group(name))
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in modules]
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]}")
+    if options.peer_vms < 1:
+        parser.error("--peer-vms: at least one")
+    print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}", flush=True)
+    for name in options.names or BENCHMARKS:
+        modules[name].run(options)
 
 
 if __name__ == "__main__":
