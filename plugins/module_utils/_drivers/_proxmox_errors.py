@@ -11,6 +11,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Refused
@@ -72,15 +73,13 @@ _WAYS_OUT = {
 }
 
 
-def way_out(kind: str, tool: str, vmid: str) -> str:
-    """What to do about a lock that no running task is seen to hold."""
+def way_out(kind: str, tool: str, vmid: str, unfinished: Iterable[str]) -> str:
+    """What to do about a lock that no running task is seen to hold, and the snapshots that it has left ``unfinished``."""
     if kind in _WAYS_OUT:
         return _WAYS_OUT[kind]
-    left = {
-        "snapshot-delete": f", then {tool} delsnapshot {vmid} NAME --force for the snapshot with snapstate delete",
-        "snapshot": ", then remove the snapshot with snapstate prepare",
-    }
-    unlock = f"run {tool} unlock {vmid} on its node{left.get(kind, '')}"
+    # Without force a disk that does not have the snapshot would leave the next lock (qemu-server 9.2).
+    left = "".join(f", then {tool} delsnapshot {vmid} {name} --force" for name in sorted(unfinished))
+    unlock = f"run {tool} unlock {vmid} on its node{left}"
     return f"no task is seen to hold it, and one that died may have left it: when nothing runs any more, {unlock}"
 
 
@@ -92,7 +91,7 @@ def lock_kind(text: str) -> str | None:
 
 def typed(text: str, what: str) -> _errors.SafepointError:
     """How a task ended, or what a call was refused with."""
-    said = f"Proxmox VE failed to {what}: {text.strip()}"
+    said = f"Proxmox VE failed to {what}: {text.strip().rstrip('.')}"
     kind = lock_kind(text)
     if kind is not None:
         return _errors.Locked(f"{said}; {_WAYS_OUT.get(kind, 'another operation holds it, try again later')}")

@@ -140,17 +140,24 @@ def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
                 consistency="memory" if memory else known if known in ("filesystem", "offline") else "crash",
                 current=name == now.get("parent"),
                 size_unknown=_SIZE_UNKNOWN,
-                obstacles=_obstacles(guest, row.get("snapstate")),
+                obstacles=_obstacles(guest, name, row.get("snapstate")),
             )
         )
     unfinished = {name: str(row["snapstate"]) for name, row in by_name.items() if row.get("snapstate")}
     return Listing(parents_first(snapshots), bool(int(now.get("running") or 0)), unfinished)
 
 
-def _obstacles(guest: Guest, snapstate: str | None) -> dict[str, str]:
+def _remove_by_force(guest: Guest, name: str) -> str:
+    return f"run {guest.tool} delsnapshot {guest.vmid} {name} --force on its node"
+
+
+def _obstacles(guest: Guest, name: str, snapstate: str | None) -> dict[str, str]:
     obstacles = {}
     if snapstate:
-        obstacles["revert"] = f"is incomplete (snapstate {snapstate}); remove it"
+        obstacles["revert"] = f"was never finished (snapstate {snapstate}); {_remove_by_force(guest, name)}"
+    if snapstate == "prepare":
+        # A disk that does not have it yet lets the removal fail, which leaves the guest locked (qemu-server 9.2).
+        obstacles["remove"] = obstacles["revert"]
     if guest.template:
         obstacles["revert"] = obstacles["remove"] = f"belongs to {guest.vm}, which {_TEMPLATE}"
     return obstacles
@@ -159,6 +166,7 @@ def _obstacles(guest: Guest, snapstate: str | None) -> dict[str, str]:
 def read_state(guest: Guest, listing: Listing | None, holder: str | None) -> VmState:
     """The state of a guest; ``holder`` is the task that is seen to work on it."""
     running = listing.running if listing is not None else guest.running
+    unfinished = listing.unfinished if listing is not None else {}
     busy = None
     findings = []
     if guest.lock:
@@ -166,18 +174,13 @@ def read_state(guest: Guest, listing: Listing | None, holder: str | None) -> VmS
         if holder is not None:
             busy += f" of the task {holder}"
         else:
-            out = way_out(guest.lock, guest.tool, guest.vmid)
+            out = way_out(guest.lock, guest.tool, guest.vmid, unfinished)
             busy += f" ({out})"
             findings.append(Finding("locked", f"{guest.vm} has the lock {guest.lock!r}", out))
-    for name, snapstate in (listing.unfinished if listing is not None else {}).items():
+    for name, snapstate in unfinished.items():
         if not guest.lock:
-            findings.append(
-                Finding(
-                    "unfinished_snapshot",
-                    f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})",
-                    f"remove it, with {guest.tool} delsnapshot {guest.vmid} {name} --force on its node where that fails",
-                )
-            )
+            said = f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})"
+            findings.append(Finding("unfinished_snapshot", said, _remove_by_force(guest, name)))
     return VmState("running" if running else "off", (_way(guest, running),), busy=busy, findings=tuple(findings))
 
 

@@ -118,7 +118,8 @@ class ProxmoxDriver(SnapshotDriver):
         if not guest.lock and unfinished - self._doubted:
             # It was listed before the lock was looked at, and may be finished, or taken back, by now.
             self._doubted |= unfinished
-            state = dataclasses.replace(state, busy="a snapshot that was not finished a moment ago")
+            named = ", ".join(sorted(name for _vmid, name in unfinished))
+            state = dataclasses.replace(state, busy=f"whoever was not finished with the snapshot {named} a moment ago")
         return state
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:

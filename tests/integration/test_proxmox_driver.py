@@ -1,0 +1,312 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the driver does when a Proxmox VE cluster moves, answers late or not at all, and when others are at work."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from kit import at_once, code, only
+from proxmox_backend import ProxmoxBackend
+from pve_server import PveServer
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+
+OURS = "[safepoint v=1 owner=safepoint]"
+TAKE = "/nodes/*/snapshot"
+
+
+@pytest.fixture
+def cluster() -> Iterator[PveServer]:
+    with PveServer() as started:
+        started.lock_seconds = 0.2
+        yield started
+        assert started.errors == ""
+
+
+@pytest.fixture
+def backend(cluster: PveServer) -> ProxmoxBackend:
+    return ProxmoxBackend(cluster)
+
+
+@pytest.fixture
+def vmid(cluster: PveServer) -> int:
+    return cluster.make_guest("web01")
+
+
+class WithPassword(ProxmoxBackend):
+    """The same with a ticket."""
+
+    def open(self) -> SnapshotDriver:
+        where = {"hostname": self.pve.hostname, "port": self.pve.port, "ca_path": self.pve.ca_path}
+        return ProxmoxDriver(Session(user=self.pve.username, password=self.pve.password, **where))
+
+
+class Meanwhile(ProxmoxBackend):
+    """Something happens between the look and the first write."""
+
+    def __init__(self, pve: PveServer, happens: t.Callable[[], object]) -> None:
+        super().__init__(pve)
+        self.happens = [happens]
+
+    def open(self) -> SnapshotDriver:
+        driver = super().open()
+        start = driver.start
+
+        def begin(action: Action) -> Job:
+            if self.happens:
+                self.happens.pop()()
+            return start(action)
+
+        driver.start = begin  # type: ignore[method-assign]
+        return driver
+
+
+def names(cluster: PveServer, vmid: int) -> list[str]:
+    return [one["name"] for one in cluster.guest(vmid)["snapshots"]]
+
+
+# -- where guests are ----------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_is_migrated_between_look_and_call_is_followed(cluster: PveServer, vmid: int) -> None:
+    backend = Meanwhile(cluster, lambda: cluster.set_guest(vmid, node="pve2"))
+    done = only(backend.run(Present(Request(name="xx")), "web01"))
+    assert (done.word, done.error, names(cluster, vmid)) == ("created", None, ["xx"])
+
+
+def test_a_guest_that_is_removed_between_look_and_call_is_told_to_be_gone(cluster: PveServer, vmid: int) -> None:
+    backend = Meanwhile(cluster, lambda: cluster.remove_guest(vmid))
+    done = only(backend.run(Present(Request(name="xx")), "web01"))
+    assert code(done) == "vm_not_found" and "does not exist any more" in str(done.error)
+    assert done.changed is False
+
+
+def test_guests_on_a_node_that_is_off_are_named_by_vmid_and_the_others_go_on(backend: ProxmoxBackend, cluster: PveServer) -> None:
+    here, there = cluster.make_guest("here"), cluster.make_guest("there", node="pve2")
+    cluster.node_offline("pve2")
+    lost, done, unknown = backend.run(Present(Request(name="xx")), str(there), "here", "there", on_error="continue")
+    assert (done.word, names(cluster, here)) == ("created", ["xx"])
+    assert code(lost) == "connection_failed" and "595" in str(lost.error) and "node is up" in str(lost.error)
+    assert code(unknown) == "vm_not_found" and f"name them by vmid, {there}" in str(unknown.error)
+    assert names(cluster, there) == []
+
+
+def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(
+    backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks._RETRY_SECONDS", 0.1)
+    there, here = cluster.make_guest("a-there", node="pve2"), cluster.make_guest("b-here")
+    cluster.set_task_seconds(1, "qmsnapshot")
+    threading.Timer(0.5, cluster.node_offline, ["pve2"]).start()
+    lost, done = backend.run(Present(Request(name="xx")), str(there), str(here), on_error="continue")
+    assert (done.word, done.error) == ("created", None)
+    assert code(lost) == "connection_failed" and "node is up" in str(lost.error)
+
+
+def test_a_node_that_is_away_for_a_moment_does_not_fail_its_tasks(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks._RETRY_SECONDS", 0.1)
+    cluster.fault("GET", "/nodes/*/tasks", status=596, count=3)
+    assert only(backend.run(Present(Request(name="xx")), "web01")).word == "created"
+
+
+def test_a_guest_that_is_new_or_was_renamed_is_found_by_its_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    cluster.stale(60)
+    cluster.make_guest("fresh")
+    cluster.set_guest(vmid, name="renamed")
+    fresh, renamed = backend.run(Present(Request(name="xx")), "fresh", "renamed")
+    assert (fresh.word, renamed.word) == ("created", "created")
+    assert names(cluster, vmid) == ["xx"]
+
+
+def test_guests_of_one_name_are_listed_with_node_and_vmid(backend: ProxmoxBackend, cluster: PveServer) -> None:
+    one, two = cluster.make_guest("twin"), cluster.make_guest("twin", node="pve2", type="lxc", storage="lvmthin")
+    seen = backend.look("twin")
+    assert code(seen) == "vm_ambiguous"
+    assert f"pve1/{one}" in str(seen.error) and f"pve2/{two}" in str(seen.error) and f"id:{one}" in str(seen.error)
+    for ref in (str(two), f"id:{two}", f"pve2/{two}"):
+        assert backend.look(ref).vm.id == str(two)  # type: ignore[union-attr]
+
+
+def test_a_rollback_may_bring_back_another_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    backend.take("web01", "xx")
+    cluster.set_guest(vmid, name="web02")
+    done = backend.revert("web02", "xx", power="on")
+    assert (done.word, done.error) == ("reverted", None)
+    assert (cluster.guest(vmid)["name"], cluster.guest(vmid)["status"]) == ("web01", "running")
+
+
+# -- answers that are lost -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{"status": 596}, {"cut": True}])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("what", ["create", "describe", "revert", "start", "remove"])
+def test_a_write_whose_answer_is_lost_is_looked_for_and_never_sent_twice(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, what: str, after: bool, how: dict[str, t.Any]
+) -> None:
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    method, path, plan = {
+        "create": ("POST", TAKE, Present(Request(name="new"))),
+        "describe": ("PUT", "*/config", Present(Request(name="old", description="text"))),
+        "revert": ("POST", "*/rollback", Reverted(Request(name="old"))),
+        "start": ("POST", "*/status/start", Reverted(Request(name="old", power="on"))),
+        "remove": ("DELETE", "*/snapshot/old", Absent(Request(name="old"))),
+    }[what]
+    begun = len(cluster.task_list())
+    cluster.reset_counters()
+    cluster.set_guest(vmid, data="later")
+    cluster.fault(method, path, after=after, **how)
+    done = only(backend.run(plan, "web01", on_error="stop"))
+    sent = sum(number for call, number in cluster.counters().items() if call.startswith(method) and "ticket" not in call)
+    assert sent == (2 if what == "start" else 1)
+    seen = cluster.guest(vmid)
+    if after:
+        assert done.error is None and done.changed
+        assert len(cluster.task_list()) - begun == {"describe": 0, "start": 2}.get(what, 1)
+        assert names(cluster, vmid) == {"create": ["old", "new"], "remove": []}.get(what, ["old"])
+        assert what != "describe" or "text" in seen["snapshots"][0]["description"]
+        assert what != "start" or seen["status"] == "running"
+    else:
+        assert code(done) == ("backend_failed" if what == "start" else "connection_failed")
+        assert names(cluster, vmid) == ["old"]
+        assert seen["data"] == ("fresh web01" if what == "start" else "later")
+        if what == "start":
+            assert done.changed and "is back at old, and its start failed" in str(done.error)
+
+
+def test_the_task_of_an_earlier_run_is_not_taken_for_one_whose_answer_is_lost(
+    backend: ProxmoxBackend, cluster: PveServer
+) -> None:
+    vmid = cluster.make_guest("web01")
+    for name in ("a", "b", "c"):
+        cluster.snapshot_by_hand(vmid, f"s-{name}", description=OURS)
+    # Three are removed by one call, and of the third nobody has ever heard.
+    cluster.fault("DELETE", "*", nth=3, cut=True)
+    done = only(backend.run(Absent(Request(name="s-a", children="remove")), "web01", on_error="stop"))
+    assert code(done) == "connection_failed"
+    assert names(cluster, vmid) == ["s-a"]
+    assert done.changed and done.also_removed == ["s-c", "s-b"]
+
+
+def test_a_lost_answer_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    other = cluster.make_guest("web02")
+    # The task is begun, and neither its answer nor the list of tasks comes through.
+    cluster.fault("POST", TAKE.replace("*", f"pve1/qemu/{vmid}"), after=True)
+    cluster.fault("GET", "/nodes/pve1/tasks", status=596, count=1)
+    done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo", max_parallel=1)
+    assert code(done[0]) == "connection_failed" and not done[0].changed
+    assert names(cluster, vmid) == names(cluster, other) == []
+
+
+# -- logins --------------------------------------------------------------------------------------------------------------
+
+
+def test_tickets_that_end_in_the_middle_are_renewed_with_one_login(cluster: PveServer, vmid: int) -> None:
+    guests = [cluster.make_guest(f"app{number}") for number in range(8)]
+    backend = WithPassword(cluster)
+    cluster.set_task_seconds(0.6, "qmsnapshot")
+    threading.Timer(0.3, cluster.expire_tickets).start()
+    cluster.reset_counters()
+    done = backend.run(Present(Request(name="xx")), *(str(guest) for guest in guests))
+    assert {one.word for one in done} == {"created"}
+    assert cluster.logins == 2
+    assert all(names(cluster, guest) == ["xx"] for guest in guests)
+
+
+def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(
+    cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = WithPassword(cluster).open()
+    cluster.expire_tickets()
+    auth = driver._session._api._store["session"].auth  # type: ignore[attr-defined]
+    auth.birth_time -= 3 * 3600  # proxmoxer tries to renew it by itself, with a ticket that is good for nothing
+    assert len(driver.snapshots(driver.vms())) == 1
+    driver.close()
+
+
+def test_a_password_that_is_changed_meanwhile_ends_in_a_clear_error(cluster: PveServer, vmid: int) -> None:
+    cluster.add_user("ops@pve", "first", privileges={"/": {"VM.Audit"}})
+    session = Session(hostname=cluster.hostname, port=cluster.port, ca_path=cluster.ca_path, user="ops@pve", password="first")
+    driver = ProxmoxDriver(session)
+    (vm,) = driver.vms()
+    cluster.add_user("ops@pve", "second", privileges={"/": {"VM.Audit"}})
+    cluster.expire_tickets()
+    error = driver.snapshots([vm])[vm.id]
+    assert error.code == "permission_denied" and "ops@pve" in str(error)  # type: ignore[union-attr]
+    driver.close()
+
+
+# -- others --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.3])
+def test_two_runs_at_the_same_moment_leave_one_snapshot(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, seconds: float
+) -> None:
+    cluster.set_task_seconds(seconds, "qmsnapshot")
+    barrier = threading.Barrier(2)
+    runs = [Meanwhile(cluster, barrier.wait) for _each in range(2)]  # both have looked, and none has created
+    done = at_once(2, lambda: only(runs.pop().run(Present(Request(name="race")), "web01")))
+    assert [one.error for one in done] == [None, None]
+    assert sorted(one.word for one in done) == ["created", "lost_race"]
+    assert sorted(one.changed for one in done) == [False, True]
+    assert names(cluster, vmid) == ["race"]
+
+
+def test_a_lock_that_is_let_go_is_waited_for(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    cluster.set_guest(vmid, lock="backup")
+    threading.Timer(0.7, cluster.set_guest, [vmid], {"lock": None}).start()
+    done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=20.0))
+    assert (done.word, done.error) == ("created", None)
+
+
+def test_a_lock_that_comes_between_look_and_write_is_waited_for(cluster: PveServer, vmid: int) -> None:
+    backend = Meanwhile(cluster, lambda: cluster.set_guest(vmid, lock="backup"))
+    threading.Timer(0.7, cluster.set_guest, [vmid], {"lock": None}).start()
+    done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=20.0))
+    assert (done.word, names(cluster, vmid)) == ("created", ["xx"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("backup", ["a backup runs"]),
+        ("snapshot", ["no task is seen", "qm unlock {vmid}"]),
+        ("snapshot-delete", ["no task is seen", "qm unlock {vmid}"]),
+        ("rollback", ["qm unlock {vmid}"]),
+        ("suspended", ["resume it"]),
+        ("migrate", ["being migrated"]),
+    ],
+)
+def test_a_lock_that_stays_is_reported_with_its_kind_and_the_way_out(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, kind: str, words: list[str]
+) -> None:
+    cluster.set_guest(vmid, lock=kind)
+    done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=0.1))
+    (finding,) = backend.info("web01")["findings"]
+    assert code(done) == "locked" and done.changed is False
+    for word in words:
+        assert word.format(vmid=vmid) in str(done.error) and word.format(vmid=vmid) in finding["remedy"]
+    assert f"'{kind}'" in str(done.error) and f"'{kind}'" in finding["msg"]
+
+
+def test_the_age_is_by_the_servers_clock(cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = 7200
+    # The simulator's clock is ours; what it is asked to say here is what one that goes wrong would say.
+    date = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + ahead))
+    monkeypatch.setattr("aiohttp.web_response.rfc822_formatted_time", lambda: date)
+    driver = ProxmoxBackend(cluster).open()
+    assert abs(driver.now().timestamp() - time.time() - ahead) < 10
+    driver.close()

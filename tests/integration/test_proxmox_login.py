@@ -1,0 +1,284 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Who may log in at a Proxmox VE cluster, what stands in the way, and which privileges are needed."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit import only
+from proxmox_backend import ProxmoxBackend
+from pve_server import PveServer
+from pve_tls import make_certificates
+
+from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+
+ROLE = frozenset({"VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt"})
+TIME = 3.0
+
+
+@pytest.fixture
+def cluster() -> Iterator[PveServer]:
+    with PveServer() as started:
+        yield started
+        assert started.errors == ""
+
+
+def options(cluster: PveServer, **changed: t.Any) -> dict[str, t.Any]:
+    found = {
+        "backend": "proxmox",
+        "hostname": cluster.hostname,
+        "port": cluster.port,
+        "token_id": cluster.token_id,
+        "token_secret": cluster.token_secret,
+        "ca_path": cluster.ca_path,
+    }
+    return {**found, **changed}
+
+
+def refusal(given: dict[str, t.Any], *, environ: dict[str, str] | None = None, seconds: float = TIME) -> SafepointError:
+    """Why there is no login, which must be known in time."""
+    began = time.monotonic()
+    with pytest.raises(SafepointError) as caught:
+        open_driver(given, environ=environ or {}, seconds=seconds).close()
+    assert time.monotonic() - began < seconds + 1
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"token_id": "safepoint", "username": "root@pam"},
+        {"username": "root@pam"},
+        {"token_id": None, "token_secret": None, "username": "root@pam", "password": "safepoint-root"},
+        {"ca_path": None, "validate_certs": False},
+    ],
+)
+def test_a_login_is_a_token_by_its_whole_or_short_id_or_a_password(cluster: PveServer, given: dict[str, t.Any]) -> None:
+    cluster.make_guest("web01")
+    driver = open_driver(options(cluster, **given), environ={}, seconds=TIME)
+    assert [vm.name for vm in driver.vms()] == ["web01"]
+    driver.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "words"),
+    [
+        ({"hostname": None}, "invalid_option", ["hostname", "PROXMOX_HOST"]),
+        ({"token_secret": None}, "invalid_option", ["token_secret", "PROXMOX_TOKEN_SECRET"]),
+        ({"token_id": None}, "invalid_option", ["token_secret is given", "token_id: "]),
+        ({"token_id": None, "token_secret": None}, "invalid_option", ["username", "PROXMOX_USER", "token_id"]),
+        ({"token_id": None, "token_secret": None, "username": "root@pam"}, "invalid_option", ["password", "PROXMOX_PASSWORD"]),
+        ({"token_id": "safepoint"}, "invalid_option", ["token_id='safepoint'", "realm", "username: root@pam"]),
+        ({"token_id": None, "token_secret": None, "username": "root", "password": "x"}, "invalid_option", ["'root'", "realm"]),
+        ({"username": "ops@pve"}, "invalid_option", ["root@pam", "ops@pve", "leave username out"]),
+        ({"validate_certs": False}, "invalid_option", ["ca_path", "validate_certs=false"]),
+        ({"uri": "qemu:///system"}, "invalid_option", ["uri", "backend=libvirt"]),
+        ({"token_secret": "wrong"}, "permission_denied", ["root@pam!safepoint", "token_id and token_secret"]),
+        ({"token_id": "root@pam!nobody"}, "permission_denied", ["root@pam!nobody", "token_id and token_secret"]),
+        (
+            {"token_id": None, "token_secret": None, "username": "root@pam", "password": "wrong"},
+            "permission_denied",
+            ["'root@pam'", "username (with its realm) and password"],
+        ),
+        ({"ca_path": None}, "connection_failed", ["certificate", "not trusted", "ca_path", "/etc/pve/pve-root-ca.pem"]),
+        ({"ca_path": "/nowhere/ca.pem"}, "connection_failed", ["ca_path", "/nowhere/ca.pem", "PEM"]),
+        ({"ca_path": __file__}, "connection_failed", ["ca_path", __file__, "PEM"]),
+        ({"hostname": "localhost.invalid"}, "connection_failed", ["localhost.invalid", "name is not known", "check hostname"]),
+        ({"port": 1}, "connection_failed", ["127.0.0.1:1", "refused", "port"]),
+    ],
+)
+def test_what_is_wrong_with_a_login_is_told_in_time_with_the_remedy(
+    cluster: PveServer, given: dict[str, t.Any], code: str, words: list[str]
+) -> None:
+    error = refusal(options(cluster, **given))
+    assert error.code == code
+    for word in words:
+        assert word in str(error)
+
+
+def test_a_ca_that_signed_something_else_is_not_enough(cluster: PveServer, tmp_path: Path) -> None:
+    other, _context = make_certificates(tmp_path)
+    error = refusal(options(cluster, ca_path=str(other)))
+    assert error.code == "connection_failed" and "not trusted" in str(error) and "ca_path" in str(error)
+
+
+def test_a_bundle_in_the_environment_does_not_stand_in_for_what_the_options_say(
+    cluster: PveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, _context = make_certificates(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
+    for given in ({}, {"ca_path": None, "validate_certs": False}):
+        for login in ({}, {"token_id": None, "token_secret": None, "username": "root@pam", "password": cluster.password}):
+            open_driver(options(cluster, **given, **login), environ={}, seconds=TIME).close()
+
+
+def test_a_slow_answer_to_a_wrong_token_is_waited_for_and_a_mute_server_given_up(cluster: PveServer) -> None:
+    cluster.auth_delay = 1.0
+    assert refusal(options(cluster, token_secret="wrong")).code == "permission_denied"
+    cluster.mute()
+    error = refusal(options(cluster), seconds=1.0)
+    assert error.code == "connection_failed" and "connect_timeout=1" in str(error)
+
+
+class Other(http.server.BaseHTTPRequestHandler):
+    """A web server that is no Proxmox VE."""
+
+    status: t.ClassVar[int] = 200
+    body: t.ClassVar[bytes] = b""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_words: t.Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["token", "password"])
+@pytest.mark.parametrize(("status", "body"), [(200, b"<html>"), (200, b"{}"), (200, b"[]"), (404, b"<html>"), (404, b"[]")])
+def test_a_web_server_that_is_no_proxmox_is_told_for_what_it_is(tmp_path: Path, how: str, status: int, body: bytes) -> None:
+    ca_path, context = make_certificates(tmp_path)
+    handler = type("Handler", (Other,), {"status": status, "body": body})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        given = {"backend": "proxmox", "hostname": "127.0.0.1", "port": server.server_port, "ca_path": str(ca_path)}
+        login = {"token_id": "root@pam!a", "token_secret": "b"} if how == "token" else {"username": "root@pam", "password": "b"}
+        try:
+            error = refusal({**dict.fromkeys(("token_id", "token_secret", "username", "password")), **given, **login})
+        finally:
+            server.shutdown()
+            thread.join()
+    assert error.code == "connection_failed" and "no Proxmox VE" in str(error) and "check hostname and port" in str(error)
+
+
+@pytest.mark.parametrize("talk", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])
+def test_a_port_where_nobody_speaks_tls_is_told_for_what_it_is(talk: bytes) -> None:
+    def serve(listener: socket.socket) -> None:
+        for _each in range(3):
+            try:
+                connection, _address = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(1)
+                connection.sendall(talk)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        given = {"backend": "proxmox", "hostname": "127.0.0.1", "port": listener.getsockname()[1], "token_id": "root@pam!a"}
+        error = refusal({**given, "token_secret": "b"})
+        listener.shutdown(socket.SHUT_RDWR)
+    assert error.code == "connection_failed" and "check hostname and port" in str(error)
+
+
+# -- privileges ----------------------------------------------------------------------------------------------------------
+
+
+class As(ProxmoxBackend):
+    """The cluster as one of its users sees it."""
+
+    def __init__(self, pve: PveServer, privileges: t.Iterable[str], path: str = "/vms") -> None:
+        super().__init__(pve)
+        pve.add_user("ops@pve", "ops-secret", privileges={path: set(privileges)})
+
+    def open(self) -> SnapshotDriver:
+        where = {"hostname": self.pve.hostname, "port": self.pve.port, "ca_path": self.pve.ca_path}
+        return ProxmoxDriver(Session(user="ops@pve", password="ops-secret", **where))
+
+
+@pytest.mark.parametrize(("kind", "storage"), [("qemu", "dir-qcow2"), ("lxc", "lvmthin")])
+def test_the_documented_role_is_enough_for_everything(cluster: PveServer, kind: str, storage: str) -> None:
+    cluster.make_guest("web01", type=kind, storage=storage, agent=kind == "qemu")
+    backend = As(cluster, ROLE)
+    backend.take("web01", "before", labels={"a": "1"}, quiesce="prefer")
+    assert backend.info("web01", drift=True)["snapshots"][0]["name"] == "before"
+    assert only(backend.run(Present(Request(name="before", description="new")), "web01")).word == "updated"
+    for power in ("as_snapshot", "on", "off"):
+        assert backend.revert("web01", "before", power=power).error is None
+    if kind == "qemu":
+        backend.revert("web01", "before", power="on")
+        backend.take("web01", "with-memory", memory=True)
+        assert backend.revert("web01", "with-memory", power="off").error is None
+    assert backend.remove("web01", "before").error is None
+
+
+@pytest.mark.parametrize("missing", ["VM.Audit", "VM.Snapshot", "VM.PowerMgmt"])
+def test_a_missing_privilege_is_named_and_nothing_is_changed(cluster: PveServer, missing: str) -> None:
+    vmid = cluster.make_guest("web01")
+    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
+    before = cluster.guest(vmid)
+    backend = As(cluster, ROLE - {missing})
+    if missing == "VM.PowerMgmt":
+        done = [backend.revert("web01", "old", power="on")]
+    else:
+        done = [only(backend.run(Present(Request(name="new")), "web01")), backend.remove("web01", "old")]
+        done.append(only(backend.run(Present(Request(name="old", labels={"a": "1"})), "web01")))
+    for one in done:
+        assert one.error is not None and missing in str(one.error) and one.changed is False
+        assert one.error.code == ("vm_not_found" if missing == "VM.Audit" else "permission_denied")
+        if missing == "VM.Snapshot":
+            assert f"/vms/{vmid}" in str(one.error)
+    assert cluster.guest(vmid) == before
+
+
+def test_either_of_the_two_snapshot_privileges_lets_a_guest_go_back(cluster: PveServer) -> None:
+    vmid = cluster.make_guest("web01")
+    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
+    assert As(cluster, {"VM.Audit", "VM.Snapshot.Rollback"}).revert("web01", "old").error is None
+    refused = As(cluster, {"VM.Audit"}).revert("web01", "old")
+    assert refused.error is not None and "VM.Snapshot or VM.Snapshot.Rollback" in str(refused.error)
+    assert refused.changed is False
+
+
+def test_a_guest_that_one_may_not_see_is_told_with_the_privilege_that_shows_it(cluster: PveServer) -> None:
+    hidden = cluster.make_guest("hidden")
+    cluster.make_guest("shown", vmid=200)
+    backend = As(cluster, ROLE, path="/vms/200")
+    assert [one.vm.name for one in backend.looks() if one.vm] == ["shown"]
+    for ref in ("hidden", str(hidden)):
+        seen = backend.look(ref)
+        assert seen.error is not None and seen.error.code == "vm_not_found" and "VM.Audit" in str(seen.error)
+
+
+def test_a_token_with_privilege_separation_needs_rights_of_its_own(cluster: PveServer) -> None:
+    cluster.make_guest("web01")
+    given = options(cluster, token_id="root@pam!ci", token_secret=cluster.add_token("root@pam!ci", privsep=True))
+    driver = open_driver(given, environ={}, seconds=TIME)
+    error = driver.find(["web01"])["web01"]
+    driver.close()
+    assert isinstance(error, SafepointError) and error.code == "vm_not_found"
+    assert "VM.Audit" in str(error) and "privilege separation" in str(error)
+
+
+def test_no_secret_is_in_any_error(cluster: PveServer) -> None:
+    secrets = {"token_secret": "s3cret-token"}
+    for given in ({}, {"port": 1}, {"ca_path": None}, {"hostname": "localhost.invalid"}):
+        error = refusal(options(cluster, **given, **secrets))
+        text, inner = "", error
+        while inner is not None:
+            text += str(inner)
+            inner = inner.__cause__  # type: ignore[assignment]
+        assert "s3cret" not in text
