@@ -64,6 +64,9 @@ class Present(Plan):
             return self._create(view, now)
         if snapshot_id is None:
             self._may_stand_for_ours(view, found)
+        if snapshot_id is None:
+            # One that was never finished is no way back.
+            refuse_obstacle(view, found, "revert", "It is there, but no VM can go back to it")
         self._compare(view, found)
         return self._describe(view, found)
 

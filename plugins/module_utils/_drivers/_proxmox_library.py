@@ -162,6 +162,13 @@ class Session:
             raise Refused(exc.status_code, _text(exc)) from exc
         except AuthenticationError as exc:
             raise Refused(401, "the ticket could not be renewed") from exc  # proxmoxer tries that each hour
+        except ValueError as exc:
+            if isinstance(exc, OSError):  # one of requests' own
+                raise self.unreached(f"{method} {path}", exc) from exc
+            # Its text would show the header, with the secret in it.
+            raise _errors.InvalidOption(
+                "token_id, token_secret or password has a character that no header can have, such as the line break at the end of a file; take it away"
+            ) from None
         except OSError as exc:  # requests' own are such, and a file of certificates that is none
             raise self.unreached(f"{method} {path}", exc) from exc
         except (AttributeError, KeyError, TypeError) as exc:

@@ -161,7 +161,8 @@ def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointEr
 
 def _fault(fault: t.Any, what: str) -> _errors.SafepointError:
     said = f"vSphere failed to {what}: {_words(fault)}"
-    if isinstance(fault, vim.fault.NoPermission):
+    # The one is a kind of the other.
+    if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
         on = getattr(fault.object, "_moId", "it")
         return _errors.PermissionDenied(f"{said}; the privilege {fault.privilegeId} on {on} is missing")
     for kinds, made, advice in _table():

@@ -121,6 +121,7 @@ class Tasks:
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
         collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
         failures = 0
+        anew = False
         pace, ended_at = 0.0, time.monotonic()
         try:
             while True:
@@ -130,11 +131,14 @@ class Tasks:
                         return
                 login = self._view_login
                 try:
+                    if anew:
+                        self._begin()
+                        anew, login = False, self._view_login
                     update = collector.WaitForUpdatesEx(self._version, options)
                 except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
                     # The session has ended; the tasks go on.
                     self._session.renew(login)
-                    self._begin()
+                    anew = True
                     continue
                 except (OSError, http.client.HTTPException):
                     # The connection was cut; the tasks go on. What the lost answer told is told again on a new list.
@@ -142,7 +146,7 @@ class Tasks:
                     if failures > _RETRIES:
                         raise
                     time.sleep(_RETRY_SECONDS)
-                    self._begin()
+                    anew = True
                     continue
                 failures = 0
                 if update is not None:
