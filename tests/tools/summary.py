@@ -4,7 +4,8 @@
 
 The folder holds steps.tsv (name, status, seconds) and the JUnit files of the pytest steps. A pytest step counts with its tests,
 every other step as one. Ends with 1 when anything failed, and under CI also when a test was skipped: a run that leaves
-something out must not look complete.
+something out must not look complete. A test marked xfail was run and failed as it had to (xfail_strict): it is named, and neither passed nor
+skipped.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 
-def count(report: Path) -> tuple[int, int, list[str]]:
-    """Passed, failed, and a line for each skipped test."""
+def count(report: Path) -> tuple[int, int, list[str], list[str]]:
+    """Passed, failed, a line for each skipped test, and one for each that failed as expected."""
     passed = failed = 0
-    skipped = []
+    skipped: list[str] = []
+    expected: list[str] = []
     for case in ET.parse(report).getroot().iter("testcase"):
         if case.find("failure") is not None or case.find("error") is not None:
             failed += 1
         elif (skip := case.find("skipped")) is not None:
-            skipped.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}")
+            lines = expected if skip.get("type") == "pytest.xfail" else skipped
+            lines.append(f"{case.get('classname')}::{case.get('name')}: {skip.get('message')}")
         else:
             passed += 1
-    return passed, failed, skipped
+    return passed, failed, skipped, expected
 
 
 def main() -> int:
@@ -34,23 +37,27 @@ def main() -> int:
     steps = [line.split("\t") for line in (folder / "steps.tsv").read_text().splitlines()]
     passed = failed = 0
     all_skipped: list[str] = []
+    all_expected: list[str] = []
     print("\n=== summary")
     for name, status, seconds in steps:
         report = folder / f"{name}.xml"
         detail = ""
         if report.exists():
-            step_passed, step_failed, step_skipped = count(report)
+            step_passed, step_failed, step_skipped, step_expected = count(report)
             # pytest can fail without a failing test: nothing collected, an internal error, the time limit.
             if status != "ok" and not step_failed:
                 step_failed = 1
             passed, failed = passed + step_passed, failed + step_failed
             all_skipped += step_skipped
+            all_expected += step_expected
             detail = f"   {step_passed} passed, {step_failed} failed, {len(step_skipped)} skipped"
         elif status == "ok":
             passed += 1
         else:
             failed += 1
         print(f"{int(seconds):6d} s  {name:<20} {status}{detail}")
+    for line in all_expected:
+        print(f"failed as expected: {line}")
     for line in all_skipped:
         print(f"skipped: {line}")
     not_complete = bool(all_skipped) and os.environ.get("CI") == "true"
