@@ -46,7 +46,7 @@ func parseOptions() options {
 	flag.BoolVar(&o.stock, "stock", false, "add nothing to the simulator but the counters and the making of VMs")
 	flag.BoolVar(&o.verbose, "verbose", false, "let the simulator log to stderr")
 	flag.StringVar(&o.user, "username", "administrator@vsphere.local", "who may do everything")
-	flag.StringVar(&o.password, "password", "secret", "the password of all users")
+	flag.StringVar(&o.password, "password", "vc-Pa55word", "the password of all users")
 	flag.StringVar(&o.apiVersion, "api-version", "", "report this version of the API")
 	flag.StringVar(&o.tlsNames, "tls-names", "localhost,127.0.0.1", "names and addresses in the server's certificate")
 	flag.Var(&o.faults, "fault", "method:vm-glob:FaultType[:nth], may be given again; see faults.go")
