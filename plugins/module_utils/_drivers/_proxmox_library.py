@@ -33,13 +33,16 @@ except ImportError:
     AuthenticationError = ProxmoxAPI = ResourceException = None
     MISSING = ("requests", traceback.format_exc())
 
-__all__ = ["MISSING", "Refused", "Session"]
+__all__ = ["MISSING", "PARALLEL", "Refused", "Session", "is_lost", "pauses"]
 
 # To connect, and to answer. A node forwards what is for another one and waits 30 s for it (pve-http-server 6.0); proxmoxer's own 5 s are
 # less than the 10 s that PVE waits for a lock.
 _TIMES = (10.0, 45.0)
 # Requests at the same time; urllib3 would close what exceeds its ten.
 PARALLEL = 16
+# AnyEvent::HTTP's codes, from the node that we speak to about one that it forwards to, for what may have arrived there: no answer in time, a
+# broken one, and others. With 595 there was no connection.
+_LOST = (596, 597, 599)
 
 
 class Refused(Exception):
@@ -211,6 +214,11 @@ class Session:
     def close(self) -> None:
         """Close the connections; a ticket has no log-out (PVE 9.2)."""
         self._api._store["session"].close()
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether what was asked for may have been done, although no answer came."""
+    return isinstance(error, _errors.ConnectionFailed) or (isinstance(error, Refused) and error.status in _LOST)
 
 
 def _text(error: t.Any) -> str:

@@ -29,35 +29,30 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
     SnapshotDriver,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused, typed
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session, is_lost
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import (
     Guest,
     Listing,
     has_agent,
-    matching,
     read_configuration,
-    read_guest,
     read_listing,
     read_state,
-    ref_kind,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin, each
 
 # How long a guest may take from the end of its start's task until it runs; a guest under high availability is started by others.
 _START_SECONDS = 60.0
 # After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
 _SLACK_SECONDS = 1
-_LOST = (596, 597, 599)
 # From this release on a task's log says when file systems were not frozen.
 _TELLS_OF_FREEZING = (9, 2)
 _NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
 _QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
-
-_T = t.TypeVar("_T")
 
 
 class ProxmoxDriver(SnapshotDriver):
@@ -71,15 +66,13 @@ class ProxmoxDriver(SnapshotDriver):
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._inventory = Inventory(session)
         self._tasks = Tasks(session)
         self._endings = Endings()
         self._begun: set[str] = set()
-        self._guests: dict[str, Guest] = {}
         self._listings: dict[str, Listing] = {}
         self._doubted: set[tuple[str, str]] = set()
         self._version: tuple[int, ...] | None = None
-        # Also tells, within connect_timeout, whether anybody is there; the first look-up takes it as it is.
-        self._first: list[Guest] | None = self._resources()
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc) + self._session.ahead
@@ -87,28 +80,21 @@ class ProxmoxDriver(SnapshotDriver):
     # look
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
-        guests = self._all()
-        found = {ref: matching(ref, guests) for ref in refs}
-        if any(not some and ref_kind(ref)[0] in ("any", "name") for ref, some in found.items()):
-            # The cluster's list learns of a new or renamed guest within ten seconds only.
-            live = self._live(guests)
-            found = {ref: some or matching(ref, live) for ref, some in found.items()}
-        return {ref: self._pick(ref, some, guests) for ref, some in found.items()}
+        return self._inventory.find(refs)
 
     def vms(self) -> Sequence[Vm]:
-        return sorted((guest.vm for guest in self._all()), key=lambda vm: (vm.name, int(vm.id)))
+        return sorted((guest.vm for guest in self._inventory.all()), key=lambda vm: (vm.name, int(vm.id)))
 
     def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
-        self._all()
-        locked = [vm.id for vm in vms if vm.id in self._guests and self._guests[vm.id].lock]
+        guests = {guest.vmid: guest for guest in self._inventory.refresh()}
+        locked = [vm.id for vm in vms if vm.id in guests and guests[vm.id].lock]
         holders = self._holders(locked) if locked else {}
         states: dict[str, VmState | SafepointError] = {}
         for vm in vms:
-            guest = self._guests.get(vm.id)
-            if guest is None:
-                states[vm.id] = self._gone(vm)
-            else:
-                states[vm.id] = self._state(guest, holders.get(vm.id))
+            try:
+                states[vm.id] = self._state(self._inventory.guest(vm), holders.get(vm.id))
+            except SafepointError as exc:
+                states[vm.id] = exc
         return states
 
     def _state(self, guest: Guest, holder: str | None) -> VmState:
@@ -124,13 +110,13 @@ class ProxmoxDriver(SnapshotDriver):
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         def read(vm: Vm) -> tuple[Snapshot, ...] | SafepointError:
+            def ask(guest: Guest) -> Listing:
+                return read_listing(self._session.ask("get", f"{guest.path}/snapshot"), guest)
+
             try:
-                rows = self._of(
-                    vm, f"list the snapshots of {vm}", lambda guest: self._session.ask("get", f"{guest.path}/snapshot")
-                )
+                listing = self._listings[vm.id] = self._inventory.of(vm, f"list the snapshots of {vm}", ask)
             except SafepointError as exc:
                 return exc
-            listing = self._listings[vm.id] = read_listing(rows, self._guests[vm.id])
             return listing.snapshots
 
         return {vm.id: seen for vm, seen in zip(vms, each(vms, read, at_once=PARALLEL))}
@@ -141,95 +127,22 @@ class ProxmoxDriver(SnapshotDriver):
         def read(one: tuple[Vm, Snapshot | None]) -> Configuration | SafepointError:
             vm, snapshot = one
             tail = f"snapshot/{snapshot.id}/config" if snapshot else "config"
+
+            def ask(guest: Guest) -> Configuration:
+                return read_configuration(self._session.ask("get", f"{guest.path}/{tail}"), container=guest.container)
+
             try:
-                found = self._of(
-                    vm, f"read the configuration of {vm}", lambda guest: self._session.ask("get", f"{guest.path}/{tail}")
-                )
+                return self._inventory.of(vm, f"read the configuration of {vm}", ask)
             except SafepointError as exc:
                 return exc
-            return read_configuration(found, container=self._guests[vm.id].container)
 
         read_ones = each(wanted, read, at_once=PARALLEL)
         return {(vm.id, snapshot.id if snapshot else None): seen for (vm, snapshot), seen in zip(wanted, read_ones)}
 
-    def _resources(self) -> list[Guest]:
-        """All guests of the cluster that the user may see."""
-        rows = self._call("list the guests", lambda: self._session.ask("get", "cluster/resources", type="vm"))
-        guests = [read_guest(row) for row in rows if row.get("type") in ("qemu", "lxc")]
-        # Replaced as a whole, since any thread may read it.
-        self._guests = {guest.vmid: guest for guest in guests}
-        return guests
-
-    def _all(self) -> list[Guest]:
-        guests, self._first = self._first or self._resources(), None
-        return guests
-
-    def _live(self, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests as their nodes list them."""
-        rows = self._call("list the nodes", lambda: self._session.ask("get", "nodes"))
-        places = [(row["node"], kind) for row in rows if row.get("status") == "online" for kind in ("qemu", "lxc")]
-
-        def read(place: tuple[str, str]) -> list[Guest]:
-            node, kind = place
-            try:
-                found = self._session.ask("get", f"nodes/{node}/{kind}")
-            except (Refused, SafepointError):
-                return []  # what it has stays as the cluster knows it
-            return [read_guest(row, kind=kind, node=node) for row in found]
-
-        live = [guest for some in each(places, read, at_once=PARALLEL) for guest in some]
-        self._guests = {**self._guests, **{guest.vmid: guest for guest in live}}
-        return live
-
-    def _pick(self, ref: str, found: Sequence[Guest], guests: Sequence[Guest]) -> Vm | SafepointError:
-        if len(found) == 1:
-            return found[0].vm
-        if found:
-            listed = ", ".join(f"{guest.node}/{guest.vmid} ({guest.vm})" for guest in found)
-            return _errors.VmAmbiguous(
-                f"{len(found)} guests match {ref!r}: {listed}. Name one of them by its vmid, for example id:{found[0].vmid}"
-            )
-        if not guests:
-            return _errors.VmNotFound(
-                f"{self._session.where} has no guest that {self._session.user} may see; give it VM.Audit on /vms (a token with "
-                "privilege separation needs rights of its own)"
-            )
-        like = did_you_mean(ref_kind(ref)[1], (guest.name for guest in guests if guest.name))
-        hint = like or "check its name, and that the user has VM.Audit on it"
-        nameless = [guest.vmid for guest in guests if guest.name is None]
-        if nameless:
-            hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"
-        return _errors.VmNotFound(f"{self._session.where} has no guest {ref!r}; {hint}")
-
     def _holders(self, vmids: Sequence[str]) -> dict[str, str]:
         """The running tasks of these guests, by the vmid."""
-        rows = self._call("look at the tasks", lambda: self._session.ask("get", "cluster/tasks"))
+        rows = self._inventory.call("look at the tasks", lambda: self._session.ask("get", "cluster/tasks"))
         return {str(row["id"]): row["upid"] for row in rows if str(row.get("id")) in vmids and not row.get("endtime")}
-
-    def _gone(self, vm: Vm) -> _errors.VmNotFound:
-        return _errors.VmNotFound(f"The guest {vm} ({vm.id}) does not exist any more")
-
-    def _call(self, what: str, call: t.Callable[[], _T]) -> _T:
-        try:
-            return call()
-        except Refused as exc:
-            raise refused(exc, what, where=self._session.where) from exc
-
-    def _of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
-        """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
-        guest = self._guests.get(vm.id)
-        if guest is None:
-            raise self._gone(vm)
-        try:
-            return call(guest)
-        except Refused as exc:
-            if "Configuration file" not in exc.text or "does not exist" not in exc.text:
-                raise refused(exc, what, where=self._session.where) from exc
-        self._resources()
-        moved = self._guests.get(vm.id)
-        if moved is None or moved.node == guest.node:
-            raise self._gone(vm)
-        return self._call(what, lambda: call(moved))
 
     # act, each action in a thread of its own
 
@@ -277,12 +190,12 @@ class ProxmoxDriver(SnapshotDriver):
             try:
                 return str(self._session.ask(method, f"{guest.path}/{tail}", **values))
             except (Refused, _errors.ConnectionFailed) as exc:
-                upid = self._look_for_task(guest, guest.worker(worker), since) if _is_lost(exc) else None
+                upid = self._look_for_task(guest, guest.worker(worker), since) if is_lost(exc) else None
                 if upid is None:
                     raise
                 return upid
 
-        job.handle = self._of(action.vm, str(action), ask)
+        job.handle = self._inventory.of(action.vm, str(action), ask)
         self._begun.add(job.handle)
         self._tasks.result(job.handle)
 
@@ -326,10 +239,10 @@ class ProxmoxDriver(SnapshotDriver):
             try:
                 self._session.ask("put", path, description=description)
             except (Refused, _errors.ConnectionFailed) as exc:
-                if not (_is_lost(exc) and self._says(path, description)):
+                if not (is_lost(exc) and self._says(path, description)):
                     raise
 
-        self._of(action.vm, str(action), ask)
+        self._inventory.of(action.vm, str(action), ask)
 
     def _says(self, path: str, description: str) -> bool:
         """Whether a description that was written has arrived although its answer was lost."""
@@ -344,20 +257,20 @@ class ProxmoxDriver(SnapshotDriver):
         if self._release() < _TELLS_OF_FREEZING:
             return "Proxmox VE before 9.2 does not tell whether it was"
         what = f"read the configuration of {action.vm}"
-        found = self._of(action.vm, what, lambda guest: self._session.ask("get", f"{guest.path}/config"))
+        found = self._inventory.of(action.vm, what, lambda guest: self._session.ask("get", f"{guest.path}/config"))
         return None if has_agent(found) else "the guest agent is off in its options"
 
     def _why_not_quiesced(self, job: Job) -> str | None:
         """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
         upid = str(job.handle)
-        rows = self._call(
+        rows = self._inventory.call(
             f"read the log of {upid}", lambda: self._session.ask("get", f"nodes/{upid.split(':')[1]}/tasks/{upid}/log", limit=500)
         )
         return next((row["t"].strip() for row in rows if any(sign in row["t"] for sign in _NO_FREEZE)), None)
 
     def _release(self) -> tuple[int, ...]:
         if self._version is None:
-            said = self._call("read the version", lambda: self._session.ask("get", "version"))
+            said = self._inventory.call("read the version", lambda: self._session.ask("get", "version"))
             self._version = tuple(int(part) for part in str(said["version"]).split(".")[:2])
         return self._version
 
@@ -383,7 +296,7 @@ class ProxmoxDriver(SnapshotDriver):
     def _need_power(self, action: Revert) -> None:
         """Refuse before the rollback what would leave the guest off for want of a right. One more request for each guest."""
         path = f"/vms/{action.vm.id}"
-        rights = self._call("look at the privileges", lambda: self._session.ask("get", "access/permissions", path=path))
+        rights = self._inventory.call("look at the privileges", lambda: self._session.ask("get", "access/permissions", path=path))
         if "VM.PowerMgmt" not in rights.get(path, {}):
             raise _errors.PermissionDenied(
                 f"To {action} with power={action.power} needs the privilege VM.PowerMgmt on {path}, which {self._session.user} does not have; "
@@ -394,7 +307,7 @@ class ProxmoxDriver(SnapshotDriver):
         """Under high availability the task only orders the start."""
 
         def runs() -> bool | None:
-            seen = self._of(
+            seen = self._inventory.of(
                 action.vm,
                 f"look whether {action.vm} runs",
                 lambda guest: self._session.ask("get", f"{guest.path}/status/current"),
@@ -407,8 +320,3 @@ class ProxmoxDriver(SnapshotDriver):
             raise _errors.BackendFailed(
                 f"{action.vm} is back at {action.snapshot}, and does not run {_START_SECONDS:g} seconds after its start; look at its tasks in Proxmox VE"
             ) from exc
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether what was asked for may have been done."""
-    return isinstance(error, _errors.ConnectionFailed) or (isinstance(error, Refused) and error.status in _LOST)

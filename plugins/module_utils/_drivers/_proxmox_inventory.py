@@ -1,0 +1,131 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where the guests of a Proxmox VE cluster are, and which of them is meant.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping, Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, matching, read_guest, ref_kind
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, VmAmbiguous, VmNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import did_you_mean
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import each
+
+_T = t.TypeVar("_T")
+
+
+class Inventory:
+    """The guests that the user may see. Any thread may ask."""
+
+    def __init__(self, session: Session) -> None:
+        """Look once. That also tells, within connect_timeout, whether anybody is there."""
+        self._session = session
+        # Replaced as a whole, since any thread may read it.
+        self._guests: Mapping[str, Guest] = {}
+        # The first look-up takes what is known already.
+        self._first: list[Guest] | None = self.refresh()
+
+    def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
+        """What SnapshotDriver.find() promises."""
+        guests = self.all()
+        found = {ref: matching(ref, guests) for ref in refs}
+        if any(not some and ref_kind(ref)[0] in ("any", "name") for ref, some in found.items()):
+            # The cluster's list learns of a new or renamed guest within ten seconds only.
+            live = self._live()
+            found = {ref: some or matching(ref, live) for ref, some in found.items()}
+        return {ref: self._pick(ref, some, guests) for ref, some in found.items()}
+
+    def all(self) -> list[Guest]:
+        """All guests, as they are now or were a moment ago."""
+        guests, self._first = self._first or self.refresh(), None
+        return guests
+
+    def refresh(self) -> list[Guest]:
+        """All guests, as they are now. One request."""
+        rows = self.call("list the guests", lambda: self._session.ask("get", "cluster/resources", type="vm"))
+        guests = [read_guest(row) for row in rows if row.get("type") in ("qemu", "lxc")]
+        self._guests = {guest.vmid: guest for guest in guests}
+        return guests
+
+    def guest(self, vm: Vm) -> Guest:
+        """Where the guest was seen last.
+
+        :raises VmNotFound: it does not exist any more.
+        """
+        guest = self._guests.get(vm.id)
+        if guest is None:
+            raise _gone(vm)
+        return guest
+
+    def call(self, what: str, call: t.Callable[[], _T]) -> _T:
+        """What ``call`` returns.
+
+        :raises SafepointError: why it was refused.
+        """
+        try:
+            return call()
+        except Refused as exc:
+            raise refused(exc, what, where=self._session.where) from exc
+
+    def of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
+        """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
+        guest = self.guest(vm)
+        try:
+            return call(guest)
+        except Refused as exc:
+            if "Configuration file" not in exc.text or "does not exist" not in exc.text:
+                raise refused(exc, what, where=self._session.where) from exc
+        self.refresh()
+        moved = self.guest(vm)
+        if moved.node == guest.node:
+            raise _gone(vm)
+        return self.call(what, lambda: call(moved))
+
+    def _live(self) -> list[Guest]:
+        """The guests as their nodes list them. Two requests for each node, and one."""
+        rows = self.call("list the nodes", lambda: self._session.ask("get", "nodes"))
+        places = [(row["node"], kind) for row in rows if row.get("status") == "online" for kind in ("qemu", "lxc")]
+
+        def read(place: tuple[str, str]) -> list[Guest]:
+            node, kind = place
+            try:
+                found = self._session.ask("get", f"nodes/{node}/{kind}")
+            except (Refused, SafepointError):
+                return []  # what it has stays as the cluster knows it
+            return [read_guest(row, kind=kind, node=node) for row in found]
+
+        live = [guest for some in each(places, read, at_once=PARALLEL) for guest in some]
+        self._guests = {**self._guests, **{guest.vmid: guest for guest in live}}
+        return live
+
+    def _pick(self, ref: str, found: Sequence[Guest], guests: Sequence[Guest]) -> Vm | SafepointError:
+        if len(found) == 1:
+            return found[0].vm
+        if found:
+            listed = ", ".join(f"{guest.node}/{guest.vmid} ({guest.vm})" for guest in found)
+            return VmAmbiguous(
+                f"{len(found)} guests match {ref!r}: {listed}. Name one of them by its vmid, for example id:{found[0].vmid}"
+            )
+        if not guests:
+            return VmNotFound(
+                f"{self._session.where} has no guest that {self._session.user} may see; give it VM.Audit on /vms (a token with "
+                "privilege separation needs rights of its own)"
+            )
+        like = did_you_mean(ref_kind(ref)[1], (guest.name for guest in guests if guest.name))
+        hint = like or "check its name, and that the user has VM.Audit on it"
+        nameless = [guest.vmid for guest in guests if guest.name is None]
+        if nameless:
+            hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"
+        return VmNotFound(f"{self._session.where} has no guest {ref!r}; {hint}")
+
+
+def _gone(vm: Vm) -> VmNotFound:
+    return VmNotFound(f"The guest {vm} ({vm.id}) does not exist any more")
