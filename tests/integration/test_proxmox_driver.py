@@ -117,7 +117,7 @@ def test_a_node_that_is_away_for_a_moment_does_not_fail_its_tasks(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks._RETRY_SECONDS", 0.1)
-    cluster.fault("GET", "/nodes/*/tasks", status=596, count=3)
+    cluster.fault("GET", "/nodes/*/tasks", status=596, count=6)
     assert only(backend.run(Present(Request(name="xx")), "web01")).word == "created"
 
 
@@ -200,11 +200,25 @@ def test_the_task_of_an_earlier_run_is_not_taken_for_one_whose_answer_is_lost(
     assert done.changed and done.also_removed == ["s-c", "s-b"]
 
 
+@pytest.mark.parametrize("how", [{"status": 596}, {"cut": True}])
+def test_a_read_whose_answer_is_lost_once_is_sent_again(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, how: dict[str, t.Any]
+) -> None:
+    other = cluster.make_guest("web02")
+    # The lists of the first look are number one and two, those of the second three and four.
+    cluster.fault("GET", TAKE, nth=3, **how)
+    cluster.fault("GET", "/cluster/resources", nth=1, **how)
+    cluster.fault("GET", "/cluster/resources", nth=4, **how)
+    done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo")
+    assert [(one.word, one.error) for one in done] == [("created", None)] * 2
+    assert names(cluster, vmid) == names(cluster, other) == ["xx"]
+
+
 def test_a_lost_answer_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     other = cluster.make_guest("web02")
-    # The task is begun, and neither its answer nor the list of tasks comes through.
+    # The task is begun, and neither its answer nor the list of tasks comes through, also not when that is asked for again.
     cluster.fault("POST", TAKE.replace("*", f"pve1/qemu/{vmid}"), after=True)
-    cluster.fault("GET", "/nodes/pve1/tasks", status=596, count=1)
+    cluster.fault("GET", "/nodes/pve1/tasks", status=596, count=2)
     done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo", max_parallel=1)
     assert code(done[0]) == "connection_failed" and not done[0].changed
     assert names(cluster, vmid) == names(cluster, other) == []

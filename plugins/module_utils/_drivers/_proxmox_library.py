@@ -131,12 +131,20 @@ class Session:
                 pass  # a proxy's own idea of a date
 
     def ask(self, method: str, path: str, /, **values: t.Any) -> t.Any:
-        """The ``data`` of the answer to one request.
+        """The ``data`` of the answer to one request. A read whose answer was lost is sent again, a write never.
 
         :raises Refused: PVE's own error.
         :raises ConnectionFailed: no answer came, so that a write may have been done.
         :raises PermissionDenied: the login is not, or no longer, good for anything.
         """
+        try:
+            return self._logged_in(method, path, values)
+        except (Refused, _errors.ConnectionFailed) as exc:
+            if method != "get" or not is_lost(exc):
+                raise
+        return self._logged_in(method, path, values)
+
+    def _logged_in(self, method: str, path: str, values: dict[str, t.Any]) -> t.Any:
         logins = self._logins
         try:
             return self._once(method, path, values)
