@@ -239,6 +239,14 @@ def test_tickets_that_end_in_the_middle_are_renewed_with_one_login(cluster: PveS
     assert all(names(cluster, guest) == ["xx"] for guest in guests)
 
 
+def test_a_ticket_whose_csrf_token_is_refused_is_replaced(cluster: PveServer, vmid: int) -> None:
+    """As when the cluster has changed its keys."""
+    cluster.fault("POST", TAKE, status=401, reason="Permission denied - invalid csrf token")
+    cluster.reset_counters()
+    assert only(WithPassword(cluster).run(Present(Request(name="xx")), "web01")).word == "created"
+    assert (cluster.logins, names(cluster, vmid)) == (2, ["xx"])
+
+
 def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(
     cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
