@@ -16,6 +16,7 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import proxmox
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
@@ -186,6 +187,18 @@ def test_a_write_whose_answer_is_lost_is_looked_for_and_never_sent_twice(
             assert done.changed and "is back at old, and its start failed" in str(done.error)
 
 
+def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(cluster: PveServer, vmid: int) -> None:
+    def arrive() -> None:
+        driver = ProxmoxBackend(cluster).open()
+        driver._session.ask("post", f"nodes/pve1/qemu/{vmid}/snapshot", snapname="xx", description=OURS)  # type: ignore[attr-defined]
+        driver.close()
+
+    backend = Meanwhile(cluster, threading.Timer(0.6, arrive).start)
+    cluster.fault("POST", TAKE, status=596)
+    done = only(backend.run(Present(Request(name="xx")), "web01"))
+    assert (done.word, done.error, names(cluster, vmid)) == ("created", None, ["xx"])
+
+
 def test_the_task_of_an_earlier_run_is_not_taken_for_one_whose_answer_is_lost(
     backend: ProxmoxBackend, cluster: PveServer
 ) -> None:
@@ -214,8 +227,11 @@ def test_a_read_whose_answer_is_lost_once_is_sent_again(
     assert names(cluster, vmid) == names(cluster, other) == ["xx"]
 
 
-def test_a_lost_answer_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_a_lost_answer_is_undone_with_the_others(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = cluster.make_guest("web02")
+    monkeypatch.setattr(f"{proxmox.__name__}._LOOK_SECONDS", 0.0)
     # The task is begun, and neither its answer nor the list of tasks comes through, also not when that is asked for again.
     cluster.fault("POST", TAKE.replace("*", f"pve1/qemu/{vmid}"), after=True)
     cluster.fault("GET", "/nodes/pve1/tasks", status=596, count=2)

@@ -49,6 +49,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 _START_SECONDS = 60.0
 # After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
 _SLACK_SECONDS = 1
+# How long that task may take to be begun, and to be listed.
+_LOOK_SECONDS = 3.0
 # From this release on a task's log says when file systems were not frozen.
 _TELLS_OF_FREEZING = (9, 2)
 _NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
@@ -190,7 +192,7 @@ class ProxmoxDriver(SnapshotDriver):
             try:
                 return str(self._session.ask(method, f"{guest.path}/{tail}", **values))
             except (Refused, _errors.ConnectionFailed) as exc:
-                upid = self._look_for_task(guest, guest.worker(worker), since) if is_lost(exc) else None
+                upid = self._look_for_task(guest, worker, since) if is_lost(exc) else None
                 if upid is None:
                     raise
                 return upid
@@ -201,14 +203,21 @@ class ProxmoxDriver(SnapshotDriver):
 
     def _look_for_task(self, guest: Guest, worker: str, since: int) -> str | None:
         """The task that a request has begun whose answer was lost. What was sent is never simply sent again."""
+
+        def look() -> str | None:
+            try:
+                rows = self._session.ask("get", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, since=since)
+            except (Refused, SafepointError):
+                return None
+            # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
+            upids = [str(row["upid"]) for row in rows if row.get("type") == guest.worker(worker)]
+            mine = [upid for upid in upids if upid.split(":")[7] == self._session.user and upid not in self._begun]
+            return max(mine, key=lambda upid: upid.split(":")[4], default=None)
+
         try:
-            rows = self._session.ask("get", f"nodes/{guest.node}/tasks", source="all", vmid=guest.vmid, since=since)
-        except (Refused, SafepointError):
+            return Deadline(_LOOK_SECONDS).poll("the task", look, first=0.2)
+        except _errors.TimedOut:
             return None
-        # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
-        upids = [str(row["upid"]) for row in rows if row.get("type") == worker]
-        mine = [upid for upid in upids if upid.split(":")[7] == self._session.user and upid not in self._begun]
-        return max(mine, key=lambda upid: upid.split(":")[4], default=None)
 
     def _create(self, job: Job, action: Create) -> Finished:
         why = self._why_not_to_quiesce(action) if action.quiesce != "never" else None
