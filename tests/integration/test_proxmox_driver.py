@@ -153,9 +153,19 @@ def test_a_rollback_may_bring_back_another_name(backend: ProxmoxBackend, cluster
 
 @pytest.mark.parametrize("how", [{"status": 596}, {"cut": True}])
 @pytest.mark.parametrize("after", [True, False])
-@pytest.mark.parametrize("what", ["create", "describe", "revert", "start", "remove"])
+@pytest.mark.parametrize(
+    ("what", "managed"),
+    [("create", False), ("describe", False), ("revert", False), ("start", False), ("start", True), ("remove", False)],
+)
 def test_a_write_whose_answer_is_lost_is_looked_for_and_never_sent_twice(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int, what: str, after: bool, how: dict[str, t.Any]
+    backend: ProxmoxBackend,
+    cluster: PveServer,
+    vmid: int,
+    what: str,
+    managed: bool,
+    after: bool,
+    how: dict[str, t.Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     method, path, plan = {
@@ -165,9 +175,11 @@ def test_a_write_whose_answer_is_lost_is_looked_for_and_never_sent_twice(
         "start": ("POST", "*/status/start", Reverted(Request(name="old", power="on"))),
         "remove": ("DELETE", "*/snapshot/old", Absent(Request(name="old"))),
     }[what]
+    if not after:
+        monkeypatch.setattr(f"{proxmox.__name__}._LOOK_SECONDS", 0.2)
     begun = len(cluster.task_list())
     cluster.reset_counters()
-    cluster.set_guest(vmid, data="later")
+    cluster.set_guest(vmid, data="later", managed=managed)
     cluster.fault(method, path, after=after, **how)
     done = only(backend.run(plan, "web01", on_error="stop"))
     sent = sum(number for call, number in cluster.counters().items() if call.startswith(method) and "ticket" not in call)
@@ -175,7 +187,7 @@ def test_a_write_whose_answer_is_lost_is_looked_for_and_never_sent_twice(
     seen = cluster.guest(vmid)
     if after:
         assert done.error is None and done.changed
-        assert len(cluster.task_list()) - begun == {"describe": 0, "start": 2}.get(what, 1)
+        assert len(cluster.task_list()) - begun == {"describe": 0, "start": 3 if managed else 2}.get(what, 1)
         assert names(cluster, vmid) == {"create": ["old", "new"], "remove": []}.get(what, ["old"])
         assert what != "describe" or "text" in seen["snapshots"][0]["description"]
         assert what != "start" or seen["status"] == "running"
@@ -200,11 +212,12 @@ def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(c
 
 
 def test_the_task_of_an_earlier_run_is_not_taken_for_one_whose_answer_is_lost(
-    backend: ProxmoxBackend, cluster: PveServer
+    backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vmid = cluster.make_guest("web01")
     for name in ("a", "b", "c"):
         cluster.snapshot_by_hand(vmid, f"s-{name}", description=OURS)
+    monkeypatch.setattr(f"{proxmox.__name__}._LOOK_SECONDS", 0.2)
     # Three are removed by one call, and of the third nobody has ever heard.
     cluster.fault("DELETE", "*", nth=3, cut=True)
     done = only(backend.run(Absent(Request(name="s-a", children="remove")), "web01", on_error="stop"))

@@ -319,6 +319,16 @@ def test_a_guest_that_does_not_start_after_the_revert_is_told_to_be_back_and_off
     assert len(cluster.task_list("qmrollback")) == 1
 
 
+def test_a_guest_that_others_start_after_the_revert_is_as_it_was_asked_for(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int
+) -> None:
+    backend.take("web01", "xx")
+    cluster.fault_task("qmstart", exitstatus=f"VM {vmid} already running")
+    threading.Timer(0.5, cluster.set_guest, [vmid], {"status": "running"}).start()
+    done = backend.revert("web01", "xx", power="on")
+    assert (done.word, done.error, cluster.guest(vmid)["status"]) == ("reverted", None, "running")
+
+
 # -- requests ------------------------------------------------------------------------------------------------------------
 
 

@@ -203,6 +203,8 @@ class ProxmoxDriver(SnapshotDriver):
 
     def _look_for_task(self, guest: Guest, worker: str, since: int) -> str | None:
         """The task that a request has begun whose answer was lost. What was sent is never simply sent again."""
+        # Of a guest under high availability it only orders the start or stop.
+        types = (guest.worker(worker), f"ha{worker}")
 
         def look() -> str | None:
             try:
@@ -210,7 +212,7 @@ class ProxmoxDriver(SnapshotDriver):
             except (Refused, SafepointError):
                 return None
             # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
-            upids = [str(row["upid"]) for row in rows if row.get("type") == guest.worker(worker)]
+            upids = [str(row["upid"]) for row in rows if row.get("type") in types]
             mine = [upid for upid in upids if upid.split(":")[7] == self._session.user and upid not in self._begun]
             return max(mine, key=lambda upid: upid.split(":")[4], default=None)
 
@@ -296,8 +298,10 @@ class ProxmoxDriver(SnapshotDriver):
         try:
             self._do(job, turn, "post", f"status/{turn}")
         except (TaskFailed, SafepointError) as exc:
-            # A lock, or anything else that was refused before it was begun, would be taken for one of the whole.
-            raise _errors.BackendFailed(f"{action.vm} is back at {action.snapshot}, and its {turn} failed: {exc}") from exc
+            # High availability starts by itself what it finds stopped.
+            if turn != "start" or "already running" not in str(exc):
+                # A lock, or anything else that was refused before it was begun, would be taken for one of the whole.
+                raise _errors.BackendFailed(f"{action.vm} is back at {action.snapshot}, and its {turn} failed: {exc}") from exc
         if turn == "start":
             self._await_start(action)
         return Finished(job)
