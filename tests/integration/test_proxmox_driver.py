@@ -15,7 +15,8 @@ from kit import at_once, code, only
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import proxmox
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
@@ -112,6 +113,23 @@ def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(
     lost, done = backend.run(Present(Request(name="xx")), str(there), str(here), on_error="continue")
     assert (done.word, done.error) == ("created", None)
     assert code(lost) == "connection_failed" and "node is up" in str(lost.error)
+
+
+def test_a_node_that_answers_slowly_does_not_keep_the_others_waiting(backend: ProxmoxBackend, cluster: PveServer) -> None:
+    here = cluster.make_guest("a-here")
+    cluster.make_guest("b-there", node="pve2")
+    cluster.set_task_seconds(0.3, "qmsnapshot")
+    cluster.fault("GET", "/nodes/pve2/tasks", delay=3.0, count=None)
+    driver = backend.open()
+    vms = driver.vms()
+    jobs = [driver.start(Create(vm, "xx", OURS, memory=False)) for vm in vms]
+    began = time.monotonic()
+    (first,) = driver.wait(jobs, Deadline(30))
+    assert (first.job.action.vm.id, first.error) == (str(here), None) and time.monotonic() - began < 2.5
+    cluster.clear_faults()
+    (second,) = driver.wait([jobs[1]], Deadline(30))
+    assert second.error is None
+    driver.close()
 
 
 def test_a_node_that_is_away_for_a_moment_does_not_fail_its_tasks(

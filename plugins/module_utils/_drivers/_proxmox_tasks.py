@@ -8,7 +8,6 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import collections
 import re
 import threading
 import time
@@ -58,13 +57,13 @@ class _Waiting:
 
 
 class Tasks:
-    """All tasks of a driver, and one thread that asks how they are."""
+    """All tasks of a driver, and for each node where some run one thread that asks how they are."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._lock = threading.Lock()
         self._pending: dict[str, _Waiting] = {}
-        self._asking = False
+        self._asked: set[str] = set()
 
     def result(self, upid: str) -> str:
         """Block until the task has ended, and return ``OK`` or ``WARNINGS: n``. Any number of threads may wait.
@@ -75,9 +74,10 @@ class Tasks:
         waiting = _Waiting(upid)
         with self._lock:
             self._pending[upid] = waiting
-            start, self._asking = not self._asking, True
+            start = waiting.node not in self._asked
+            self._asked.add(waiting.node)
         if start:
-            threading.Thread(target=self._ask, name="Proxmox VE tasks", daemon=True).start()
+            threading.Thread(target=self._ask, args=(waiting.node,), name="Proxmox VE tasks", daemon=True).start()
         waiting.ended.wait()
         if waiting.error is not None:
             raise waiting.error
@@ -85,38 +85,28 @@ class Tasks:
             raise TaskFailed(waiting.status)
         return waiting.status
 
-    def _ask(self) -> None:
+    def _ask(self, node: str) -> None:
         time.sleep(_GATHER_SECONDS)
         pause = pauses(_LONGEST_PAUSE)
-        failures: collections.Counter[str] = collections.Counter()
-        not_before: dict[str, float] = {}
+        failures = 0
         while True:
             with self._lock:
-                by_node: dict[str, list[_Waiting]] = {}
-                for one in self._pending.values():
-                    by_node.setdefault(one.node, []).append(one)
-                if not by_node:
-                    self._asking = False
+                waiting = [one for one in self._pending.values() if one.node == node]
+                if not waiting:
+                    self._asked.remove(node)
                     return
-            ended = 0
-            for node, waiting in by_node.items():
-                # One node that does not answer must not keep the tasks of the others waiting.
-                if time.monotonic() < not_before.get(node, 0.0):
-                    continue
-                try:
-                    ended += self._look(node, waiting)
-                    failures[node] = 0
-                except (SafepointError, Refused) as exc:
-                    failures[node] += 1
-                    lasting = isinstance(exc, SafepointError) and not isinstance(exc, ConnectionFailed)
-                    if lasting or failures[node] > _RETRIES:
-                        self._fail(waiting, exc)
-                    not_before[node] = time.monotonic() + _RETRY_SECONDS
-                except BaseException as exc:  # whoever waits would wait for ever
+            try:
+                if self._look(node, waiting):
+                    pause = pauses(_LONGEST_PAUSE)
+                failures = 0
+                time.sleep(next(pause))
+            except (Refused, ConnectionFailed) as exc:
+                failures += 1
+                if failures > _RETRIES:
                     self._fail(waiting, exc)
-            if ended:
-                pause = pauses(_LONGEST_PAUSE)
-            time.sleep(next(pause))
+                time.sleep(_RETRY_SECONDS)
+            except BaseException as exc:  # whoever waits would wait for ever
+                self._fail(waiting, exc)
 
     def _look(self, node: str, waiting: list[_Waiting]) -> int:
         """Ask a node, and note what has ended; returns how many."""
@@ -139,8 +129,12 @@ class Tasks:
         return t.cast("dict[str, t.Any]", self._session.ask("get", f"nodes/{one.node}/tasks/{one.upid}/status"))
 
     def _fail(self, waiting: list[_Waiting], error: BaseException) -> None:
+        node = waiting[0].node
         if isinstance(error, Refused):
-            error = refused(error, "wait for tasks", where=self._session.where)
+            error = refused(error, f"wait for the tasks of {node}", where=self._session.where)
+        if isinstance(error, SafepointError):
+            # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
+            error = ConnectionFailed(f"How the tasks of {node} ended cannot be told: {error}")
         with self._lock:
             failed = [one for one in waiting if self._pending.pop(one.upid, None) is not None]
         for one in failed:
