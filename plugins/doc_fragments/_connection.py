@@ -46,7 +46,7 @@ options:
   token_id:
     description:
       - With O(backend=proxmox), the API token to use instead of a password, such as V(automation@pve!safepoint), or its name alone beside O(username).
-      - When it is not set, the environment variable E(PROXMOX_TOKEN_ID) is used.
+      - When it is not set, and O(password) is not either, the environment variable E(PROXMOX_TOKEN_ID) is used.
     type: str
   token_secret:
     description:

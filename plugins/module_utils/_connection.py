@@ -84,11 +84,21 @@ def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float)
 def _resolved(options: Options, environ: Mapping[str, str]) -> Options:
     """The backend's own options, those that are not set from the environment."""
     found = {}
+    overruled = _overruled(options)
     for name, variable in _VARIABLES[options["backend"]].items():
         value = options.get(name)
+        asked = value is None and variable and name not in overruled
         # In AWX a field that was left empty is an empty variable.
-        found[name] = (environ.get(variable) or None) if value is None and variable else value
+        found[name] = (environ.get(variable) or None) if asked else value
     return found
+
+
+def _overruled(options: Options) -> set[str]:
+    """What belongs to another way to log in than the one that the options have chosen; no variable may choose that after all."""
+    if options.get("token_id") or options.get("token_secret"):
+        # The short name of a token needs its user.
+        return {"password", "username"} if "!" in (options.get("token_id") or "") else {"password"}
+    return {"token_id", "token_secret"} if options.get("password") else set()
 
 
 def _need(options: Options, backend: str, *names: str, example: str) -> None:
@@ -152,7 +162,7 @@ def _open_proxmox(options: Options, seconds: float) -> SnapshotDriver:
             hostname=options["hostname"],
             port=port,
             user=user,
-            password=options["password"],
+            password=None if token else options["password"],
             token=token,
             validate_certs=validate_certs,
             ca_path=options["ca_path"],

@@ -113,6 +113,31 @@ def test_what_is_wrong_with_a_login_is_told_in_time_with_the_remedy(
         assert word in str(error)
 
 
+NO_TOKEN = {"token_id": None, "token_secret": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "logins"),
+    [
+        ({**NO_TOKEN, "username": "root@pam", "password": "safepoint-root"}, 1),
+        ({}, 0),
+        ({"token_secret": None}, None),
+        ({**NO_TOKEN, "username": "root@pam"}, None),
+        (NO_TOKEN, None),
+    ],
+)
+def test_a_login_that_the_options_name_is_not_replaced_by_one_of_the_environment(
+    cluster: PveServer, given: dict[str, t.Any], logins: int | None
+) -> None:
+    environ = {f"PROXMOX_{name}": "wrong@pve" for name in ("USER", "PASSWORD", "TOKEN_SECRET")}
+    environ["PROXMOX_TOKEN_ID"] = "wrong@pve!wrong"
+    if logins is None:  # what the options leave open is for the environment to say
+        assert refusal(options(cluster, **given), environ=environ).code in ("permission_denied", "invalid_option")
+    else:
+        open_driver(options(cluster, **given), environ=environ, seconds=TIME).close()
+        assert cluster.logins == logins
+
+
 def test_a_ca_that_signed_something_else_is_not_enough(cluster: PveServer, tmp_path: Path) -> None:
     other, _context = make_certificates(tmp_path)
     error = refusal(options(cluster, ca_path=str(other)))
