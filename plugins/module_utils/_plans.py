@@ -76,6 +76,11 @@ class Present(Plan):
         seen = view.by_id(done.snapshot.id) or done.snapshot
         if done.word == "created":
             self._give_way(view, seen)
+            if self.request.memory and not seen.memory:
+                raise Unverified(
+                    f"The snapshot {seen} of {view.vm} has no memory, since the VM was switched off in the moment before it was taken; remove it, and "
+                    "start the VM first"
+                )
         return self._describe(view, seen).actions
 
     def _create(self, view: View, now: datetime) -> Decision:

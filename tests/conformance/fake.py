@@ -232,7 +232,7 @@ class FakeDriver(SnapshotDriver):
             created=datetime.now(timezone.utc).replace(microsecond=0),
             parent=machine.current,
             description=action.description,
-            memory=action.memory,
+            memory=action.memory and machine.power != "off",
             consistency=self._consistency(machine, action),
             current=True,
             size_unknown="nothing in memory has a size",

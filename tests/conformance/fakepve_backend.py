@@ -67,7 +67,12 @@ class FakePveBackend(Backend):
         return "id", str(self.vmid(name))
 
     def by_hand(self, vm: str, name: str, description: str) -> None:
-        upid = self.guest(vm).snapshot.post(snapname=name, description=description)
+        self._work(self.guest(vm).snapshot.post(snapname=name, description=description))
+
+    def switch_off(self, vm: str) -> None:
+        self._work(self.guest(vm).status.stop.post())
+
+    def _work(self, upid: str) -> None:
         task = self.person.nodes(NODE).tasks(upid)
         while (status := task.status.get())["status"] == "running":
             time.sleep(0.01)

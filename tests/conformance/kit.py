@@ -59,6 +59,10 @@ class Backend(abc.ABC):
         """Take a snapshot the way a person does, without this collection."""
 
     @abc.abstractmethod
+    def switch_off(self, vm: str) -> None:
+        """Pull the plug of a VM that is up, the way a person does."""
+
+    @abc.abstractmethod
     def grow(self, vm: str) -> None:
         """Give a VM that is off twice the memory, the way a person does."""
 
@@ -75,10 +79,16 @@ class Backend(abc.ABC):
         dry_run: bool = False,
         drift: bool = False,
         fails_at: int | None = None,
+        meanwhile: t.Callable[[], object] | None = None,
         **bounds: t.Any,
     ) -> list[Outcome]:
-        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything."""
+        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything.
+
+        ``meanwhile`` happens between the look and the first write.
+        """
         driver = self.open()
+        if meanwhile is not None:
+            _before_the_first_write(driver, meanwhile)
         try:
             used = Tripwire(driver, fails_at) if fails_at else driver
             fleet = Fleet(used, Bounds(**{"timeout": 120.0, **bounds}), now=lambda: datetime.now(timezone.utc))
@@ -128,6 +138,17 @@ class Backend(abc.ABC):
 
     def revert(self, vm: str, name: str, **request: t.Any) -> Outcome:
         return only(self.run(Reverted(Request(name=name, **request)), vm))
+
+
+def _before_the_first_write(driver: SnapshotDriver, call: t.Callable[[], object]) -> None:
+    start, left = driver.start, [call]
+
+    def first(action: Action) -> Job:
+        if left:
+            left.pop()()
+        return start(action)
+
+    driver.start = first  # type: ignore[method-assign]
 
 
 class Tripwire(SnapshotDriver):

@@ -41,6 +41,9 @@ class LibvirtBackend(Backend):
         xml = f"<domainsnapshot><name>{name}</name><description>{escape(description)}</description></domainsnapshot>"
         self.person.lookupByName(vm).snapshotCreateXML(xml)
 
+    def switch_off(self, vm: str) -> None:
+        self.person.lookupByName(vm).destroy()
+
     def grow(self, vm: str) -> None:
         domain = self.person.lookupByName(vm)
         xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)

@@ -46,6 +46,9 @@ class ProxmoxBackend(DataBackend):
     def by_hand(self, vm: str, name: str, description: str) -> None:
         self.pve.snapshot_by_hand(self.vmids[vm], name, description=description)
 
+    def switch_off(self, vm: str) -> None:
+        self.pve.set_guest(self.vmids[vm], status="stopped")
+
     def grow(self, vm: str) -> None:
         vmid = self.vmids[vm]
         self.pve.set_guest(vmid, memory_mb=2 * int(self.pve.guest(vmid)["config"]["memory"]))

@@ -81,6 +81,17 @@ class Snapshots:
         assert off in str(down.error) and ("start it" if backend.memory_possible else "leave memory out") in str(down.error)
         assert backend.names(vm) == backend.names(off) == []
 
+    def test_memory_of_a_vm_that_is_switched_off_a_moment_before_is_missed(self, backend: Backend) -> None:
+        if not backend.memory_possible:
+            return  # to ask for it is refused, as another test shows
+        plan = Present(Request(name="with", memory=True))
+        for on_error, left in (("stop", ["with"]), ("undo", [])):
+            vm = backend.vm()
+            done = only(backend.run(plan, vm, meanwhile=lambda vm=vm: backend.switch_off(vm), on_error=on_error))  # type: ignore[misc]
+            assert (code(done), done.changed) == ("unverified", bool(left))
+            assert "has no memory" in str(done.error)
+            assert backend.names(vm) == left
+
     def test_an_existing_snapshot_without_memory_is_no_stand_in_for_one_with(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "cold")

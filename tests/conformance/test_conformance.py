@@ -49,6 +49,9 @@ class FakeBackend(MemoryBackend):
     def _machine(self, name: str) -> Machine:
         return self.hypervisor.machines[self.machine(name).id]
 
+    def switch_off(self, vm: str) -> None:
+        self._machine(vm).power = "off"
+
     def grow(self, vm: str) -> None:
         machine = self._machine(vm)
         machine.configuration = dataclasses.replace(

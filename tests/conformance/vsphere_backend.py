@@ -61,6 +61,11 @@ class VsphereBackend(DataBackend):
         Deadline(30).poll("the task", lambda: task.info.state in ("success", "error") or None, first=0.005)
         assert task.info.state == "success", task.info.error
 
+    def switch_off(self, vm: str) -> None:
+        task = vim.VirtualMachine(self.vcenter.vm(vm)["moid"], self.person._stub).PowerOffVM_Task()
+        Deadline(30).poll("the task", lambda: task.info.state in ("success", "error") or None, first=0.005)
+        assert task.info.state == "success", task.info.error
+
     def grow(self, vm: str) -> None:
         self.vcenter.set_vm(vm, memory_mb=2 * self.vcenter.vm(vm)["memory_mb"])
 
