@@ -34,7 +34,7 @@ class Create:
     quiesce: str = "never"
     """``never``, ``prefer`` or ``require``."""
     unquiesced_description: str | None = None
-    """With ``prefer``: the description of a snapshot that could not be quiesced after all."""
+    """Unless ``never``: the description of a snapshot that is not quiesced after all, or not yet known to be."""
 
     def __str__(self) -> str:
         return f"take snapshot {self.name} of {self.vm}"
@@ -127,8 +127,11 @@ class SnapshotDriver(abc.ABC):
         """All VMs of the endpoint, in the order of their names."""
 
     @abc.abstractmethod
-    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
-        """What preflight needs to know, by the id of the VM, and with ``ways`` how snapshots can be taken. Writes nothing."""
+    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
+        """What preflight needs to know, by the id of the VM, and with ``ways`` how snapshots can be taken. Writes nothing.
+
+        With ``quiesce`` also whether they can be quiesced, where the backend tells it at some cost.
+        """
 
     @abc.abstractmethod
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:

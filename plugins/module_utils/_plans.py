@@ -112,7 +112,7 @@ class Present(Plan):
             kind=way.kind,
         )
         others = [dataclasses.replace(one, current=False) for one in view.snapshots]
-        action = Create(view.vm, made.name, description, memory, way.kind, quiesce, plain if quiesce == "prefer" else None)
+        action = Create(view.vm, made.name, description, memory, way.kind, quiesce, None if quiesce == "never" else plain)
         return Decision("created", made, parents_first([*others, made]), (action,), tuple(warnings))
 
     def _way(self, view: View, up: bool) -> Way:

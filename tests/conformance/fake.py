@@ -130,7 +130,7 @@ class FakeDriver(SnapshotDriver):
         with self.hypervisor.lock:
             return sorted((machine.vm for machine in self.hypervisor.machines.values()), key=lambda vm: vm.name)
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
         self.hypervisor.request("inspect")
         self.hypervisor.ways_read += ways
         with self.hypervisor.lock:

@@ -246,48 +246,6 @@ def test_a_removal_that_got_stuck_is_recognised_and_never_forced(backend: Proxmo
     assert backend.remove("web01", "xx").word == "removed"  # the disk is well again
 
 
-# -- quiescing -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("agent", "quiesce", "consistency", "why"),
-    [
-        (True, "require", "filesystem", None),
-        (True, "prefer", "filesystem", None),
-        (True, "never", "crash", None),
-        (False, "prefer", "crash", "the guest agent is off in its options"),
-        ("silent", "prefer", "crash", "agent configured but not running"),
-    ],
-)
-def test_a_guest_is_quiesced_as_far_as_its_agent_goes(
-    backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, quiesce: str, consistency: str, why: str | None
-) -> None:
-    cluster.make_guest("web01", agent=agent)
-    done = only(backend.run(Present(Request(name="xx", quiesce=quiesce)), "web01"))
-    assert done.error is None and done.snapshot is not None and done.snapshot.consistency == consistency
-    assert backend.list("web01")[0].consistency == consistency
-    said = " ".join(done.warnings)
-    assert said == "" if why is None else "is not quiesced" in said and why in said and "qemu-guest-agent" in said
-
-
-@pytest.mark.parametrize(("agent", "why"), [(False, "off in its options"), ("silent", "agent configured but not running")])
-def test_a_guest_that_must_be_quiesced_and_cannot_has_no_snapshot(
-    backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, why: str
-) -> None:
-    vmid = cluster.make_guest("web01", agent=agent)
-    done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop"))
-    assert code(done) == "unsupported" and why in str(done.error) and "quiesce=never" in str(done.error)
-    assert (done.changed, names(cluster, vmid), cluster.guest(vmid)["lock"]) == (False, [], None)
-    assert len(cluster.task_list("qmsnapshot")) == (1 if agent else 0)
-
-
-def test_an_older_release_that_does_not_tell_is_not_believed(backend: ProxmoxBackend, cluster: PveServer) -> None:
-    cluster.version = "8.4.10"
-    cluster.make_guest("web01", agent=True)
-    done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01"))
-    assert code(done) == "unsupported" and "9.2" in str(done.error)
-
-
 # -- power ---------------------------------------------------------------------------------------------------------------
 
 

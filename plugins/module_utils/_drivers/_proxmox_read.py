@@ -36,6 +36,8 @@ _TEMPLATE = "is a template, which has no snapshots (PVE would leave it locked); 
 _SIZE_UNKNOWN = "Proxmox VE does not tell the size of a snapshot"
 # "agent: 1", or "agent: enabled=1,fstrim_cloned_disks=1".
 _AGENT = re.compile(r"(?:^|,)(?:enabled=)?1(?:,|$)")
+_NO_FREEZE = re.compile(r"(?:^|,)(freeze-fs(?:-on-backup)?=0)(?:,|$)")
+QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +165,8 @@ def _obstacles(guest: Guest, name: str, snapstate: str | None) -> dict[str, str]
     return obstacles
 
 
-def read_state(guest: Guest, listing: Listing | None, holder: str | None) -> VmState:
-    """The state of a guest; ``holder`` is the task that is seen to work on it."""
+def read_state(guest: Guest, listing: Listing | None, holder: str | None, *, no_freeze: str | None = None) -> VmState:
+    """The state of a guest; ``holder`` is the task that is seen to work on it, ``no_freeze`` why it cannot be quiesced."""
     running = listing.running if listing is not None else guest.running
     unfinished = listing.unfinished if listing is not None else {}
     busy = None
@@ -181,10 +183,10 @@ def read_state(guest: Guest, listing: Listing | None, holder: str | None) -> VmS
         if not guest.lock:
             said = f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})"
             findings.append(Finding("unfinished_snapshot", said, _remove_by_force(guest, name)))
-    return VmState("running" if running else "off", (_way(guest, running),), busy=busy, findings=tuple(findings))
+    return VmState("running" if running else "off", (_way(guest, running, no_freeze),), busy=busy, findings=tuple(findings))
 
 
-def _way(guest: Guest, running: bool) -> Way:
+def _way(guest: Guest, running: bool, no_freeze: str | None) -> Way:
     refusals = {}
     if guest.template:
         refusals["create"] = f"{guest.vm} {_TEMPLATE}"
@@ -194,6 +196,8 @@ def _way(guest: Guest, running: bool) -> Way:
     elif not running:
         # PVE would take one without, and say nothing (9.2).
         refusals["memory"] = f"{guest.vm} is off and has no memory to keep; start it first, or leave memory out"
+    elif no_freeze:
+        refusals["quiesce"] = f"{guest.vm} cannot be quiesced: {no_freeze}; {QUIESCE_ADVICE}"
     if running:
         refusals.setdefault(
             "memory_and_quiesce",
@@ -202,9 +206,13 @@ def _way(guest: Guest, running: bool) -> Way:
     return Way(refusals=refusals, unrecorded=("filesystem", "offline"))
 
 
-def has_agent(configuration: Row) -> bool:
-    """Whether the guest agent is switched on in a VM's options."""
-    return _AGENT.search(str(configuration.get("agent") or "")) is not None
+def read_no_freeze(configuration: Row) -> str | None:
+    """Why PVE would not even try to quiesce a VM."""
+    agent = str(configuration.get("agent") or "")
+    if not _AGENT.search(agent):
+        return "the guest agent is off in its options"
+    off = _NO_FREEZE.search(agent)
+    return f"its options forbid it (agent: {off[1]})" if off else None
 
 
 def read_configuration(found: Row, *, container: bool) -> Configuration:

@@ -119,7 +119,7 @@ class LibvirtDriver(SnapshotDriver):
         self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
         return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
         if not vms:
             return {}
         # One request for the state of all, and one for the lock of each that is up: no bulk call tells that.

@@ -32,11 +32,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_err
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session, is_lost
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import (
+    QUIESCE_ADVICE,
     Guest,
     Listing,
-    has_agent,
     read_configuration,
     read_listing,
+    read_no_freeze,
     read_state,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
@@ -54,7 +55,6 @@ _LOOK_SECONDS = 3.0
 # From this release on a task's log says when file systems were not frozen.
 _TELLS_OF_FREEZING = (9, 2)
 _NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
-_QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
 
 
 class ProxmoxDriver(SnapshotDriver):
@@ -74,7 +74,6 @@ class ProxmoxDriver(SnapshotDriver):
         self._begun: set[str] = set()
         self._listings: dict[str, Listing] = {}
         self._doubted: set[tuple[str, str]] = set()
-        self._version: tuple[int, ...] | None = None
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc) + self._session.ahead
@@ -87,21 +86,24 @@ class ProxmoxDriver(SnapshotDriver):
     def vms(self) -> Sequence[Vm]:
         return sorted((guest.vm for guest in self._inventory.all()), key=lambda vm: (vm.name, int(vm.id)))
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
         guests = {guest.vmid: guest for guest in self._inventory.refresh()}
         locked = [vm.id for vm in vms if vm.id in guests and guests[vm.id].lock]
         holders = self._holders(locked) if locked else {}
-        states: dict[str, VmState | SafepointError] = {}
-        for vm in vms:
-            try:
-                states[vm.id] = self._state(self._inventory.guest(vm), holders.get(vm.id))
-            except SafepointError as exc:
-                states[vm.id] = exc
-        return states
+        tells = not quiesce or self._release() >= _TELLS_OF_FREEZING
 
-    def _state(self, guest: Guest, holder: str | None) -> VmState:
+        def read(vm: Vm) -> VmState | SafepointError:
+            try:
+                no_freeze = self._why_no_freeze(vm, tells=tells) if quiesce else None
+                return self._state(self._inventory.guest(vm), holders.get(vm.id), no_freeze)
+            except SafepointError as exc:
+                return exc
+
+        return {vm.id: seen for vm, seen in zip(vms, each(vms, read, at_once=PARALLEL))}
+
+    def _state(self, guest: Guest, holder: str | None, no_freeze: str | None) -> VmState:
         listing = self._listings.get(guest.vmid)
-        state = read_state(guest, listing, holder)
+        state = read_state(guest, listing, holder, no_freeze=no_freeze)
         unfinished = {(guest.vmid, name) for name in listing.unfinished} if listing is not None else set()
         if not guest.lock and unfinished - self._doubted:
             # It was listed before the lock was looked at, and may be finished, or taken back, by now.
@@ -140,6 +142,16 @@ class ProxmoxDriver(SnapshotDriver):
 
         read_ones = each(wanted, read, at_once=PARALLEL)
         return {(vm.id, snapshot.id if snapshot else None): seen for (vm, snapshot), seen in zip(wanted, read_ones)}
+
+    def _why_no_freeze(self, vm: Vm, *, tells: bool) -> str | None:
+        """Why it would be of no use to try to quiesce a VM. One more request for each that is to be quiesced, and one in all."""
+        listing = self._listings.get(vm.id)
+        if self._inventory.guest(vm).container or (listing is not None and not listing.running):
+            return None
+        if not tells:
+            return "Proxmox VE before 9.2 does not tell whether it was"
+        what = f"read the configuration of {vm}"
+        return read_no_freeze(self._inventory.of(vm, what, lambda guest: self._session.ask("get", f"{guest.path}/config")))
 
     def _holders(self, vmids: Sequence[str]) -> dict[str, str]:
         """The running tasks of these guests, by the vmid."""
@@ -222,27 +234,34 @@ class ProxmoxDriver(SnapshotDriver):
             return None
 
     def _create(self, job: Job, action: Create) -> Finished:
-        why = self._why_not_to_quiesce(action) if action.quiesce != "never" else None
-        if why is not None and action.quiesce == "require":
-            raise _errors.Unsupported(f"{action.vm} cannot be quiesced: {why}; {_QUIESCE_ADVICE}")
-        plain = action.unquiesced_description or action.description
-        values: dict[str, t.Any] = {"snapname": action.name, "description": plain if why else action.description}
-        if action.memory:
-            values["vmstate"] = 1
-        self._do(job, "snapshot", "post", "snapshot", **values)
-        if action.quiesce != "never" and why is None:
+        if action.quiesce == "never":
+            self._take(job, action, action.description)
+            return Finished(job, snapshot_id=action.name)
+        # It is not called quiesced before that is known, so that whatever goes wrong from here on leaves no label that is not true.
+        self._take(job, action, action.unquiesced_description or action.description)
+        why = None
+        try:
             why = self._why_not_quiesced(job)
-            if why is not None and action.quiesce == "require":
+            if why is None:
+                self._describe(action, action.name, action.description)
+            elif action.quiesce == "require":
                 self._do(job, "delsnapshot", "delete", f"snapshot/{action.name}")
-                raise _errors.Unsupported(
-                    f"The snapshot {action.name} of {action.vm} was removed again: {why}; {_QUIESCE_ADVICE}"
-                )
-            if why is not None:
-                self._describe(action, action.name, plain)
-        warnings = (
-            () if why is None else (f"The snapshot {action.name} of {action.vm} is not quiesced: {why}; {_QUIESCE_ADVICE}",)
-        )
-        return Finished(job, snapshot_id=action.name, warnings=warnings)
+        except (TaskFailed, SafepointError) as exc:
+            if action.quiesce == "require":
+                said = f"is not quiesced ({why}), and was not removed again" if why else "is there, and not known to be quiesced"
+                # As an error of its own kind, a lock for example, it would be taken for one of the whole, and the snapshot be taken again.
+                raise _errors.BackendFailed(f"The snapshot {action.name} of {action.vm} {said}: {exc}") from exc
+            why = f"not known to be, since {exc}"
+        if why is None:
+            return Finished(job, snapshot_id=action.name)
+        if action.quiesce == "require":
+            raise _errors.Unsupported(f"The snapshot {action.name} of {action.vm} was removed again: {why}; {QUIESCE_ADVICE}")
+        warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {why}; {QUIESCE_ADVICE}"
+        return Finished(job, snapshot_id=action.name, warnings=(warning,))
+
+    def _take(self, job: Job, action: Create, description: str) -> None:
+        memory = {"vmstate": 1} if action.memory else {}
+        self._do(job, "snapshot", "post", "snapshot", snapname=action.name, description=description, **memory)
 
     def _describe(self, action: Action, name: str, description: str) -> None:
         def ask(guest: Guest) -> None:
@@ -263,27 +282,21 @@ class ProxmoxDriver(SnapshotDriver):
             return False
         return str(found.get("description") or "").rstrip() == description.rstrip()
 
-    def _why_not_to_quiesce(self, action: Create) -> str | None:
-        """Why it is of no use to try, seen before anything is written. One more request for each VM that is to be quiesced, and one in all."""
-        if self._release() < _TELLS_OF_FREEZING:
-            return "Proxmox VE before 9.2 does not tell whether it was"
-        what = f"read the configuration of {action.vm}"
-        found = self._inventory.of(action.vm, what, lambda guest: self._session.ask("get", f"{guest.path}/config"))
-        return None if has_agent(found) else "the guest agent is off in its options"
-
     def _why_not_quiesced(self, job: Job) -> str | None:
         """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
         upid = str(job.handle)
         rows = self._inventory.call(
             f"read the log of {upid}", lambda: self._session.ask("get", f"nodes/{upid.split(':')[1]}/tasks/{upid}/log", limit=500)
         )
-        return next((row["t"].strip() for row in rows if any(sign in row["t"] for sign in _NO_FREEZE)), None)
+        lines = [str(row["t"]).strip() for row in rows]
+        # A log that is not there is one line that says so, and no error (pve-manager 9.2).
+        if not any(line.startswith("TASK ") for line in lines):
+            return f"the log of its task does not tell ({lines[-1] if lines else 'it is empty'})"
+        return next((line for line in lines if any(sign in line for sign in _NO_FREEZE)), None)
 
     def _release(self) -> tuple[int, ...]:
-        if self._version is None:
-            said = self._inventory.call("read the version", lambda: self._session.ask("get", "version"))
-            self._version = tuple(int(part) for part in str(said["version"]).split(".")[:2])
-        return self._version
+        said = self._inventory.call("read the version", lambda: self._session.ask("get", "version"))
+        return tuple(int(part) for part in str(said["version"]).split(".")[:2])
 
     def _revert(self, job: Job, action: Revert) -> Finished:
         # With memory it runs after that, without it is off (qemu-server 9.2). PVE's own start=1 would hide how the start has ended.

@@ -118,7 +118,7 @@ class VsphereDriver(SnapshotDriver):
     def vms(self) -> Sequence[Vm]:
         return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool) -> Mapping[str, VmState | SafepointError]:
+    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
         paths = [*STATE, *(WAYS if ways else ())]
         seen = retrieve_each(self._session, "look at the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
         running = self._running_tasks([task for one in seen.values() for task in one.get("recentTask") or ()])
