@@ -19,6 +19,7 @@ __all__ = [
     "Locked",
     "LostRace",
     "NewerSnapshots",
+    "NotReached",
     "NotStarted",
     "PermissionDenied",
     "SafepointError",
@@ -62,6 +63,10 @@ class ConnectionFailed(SafepointError):
     """The endpoint was not reached, did not answer in time, or the connection broke."""
 
     code = "connection_failed"
+
+
+class NotReached(ConnectionFailed):
+    """There was no connection over which anything could have been asked, so that nothing was done."""
 
 
 class PermissionDenied(SafepointError):

@@ -20,6 +20,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     InvalidOption,
     Locked,
     LostRace,
+    NotReached,
     SafepointError,
     SnapshotAmbiguous,
     TimedOut,
@@ -300,6 +301,7 @@ class Fleet:
             one
             for one in outcomes
             if isinstance(one.error, (BackendFailed, ConnectionFailed))
+            and not isinstance(one.error, NotReached)
             and isinstance(one.started, Create)
             and not one.made
             and not one.in_flight

@@ -19,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     ConnectionFailed,
     Locked,
     NewerSnapshots,
+    NotReached,
     NotStarted,
     PermissionDenied,
     SafepointError,
@@ -146,6 +147,8 @@ class Outcome:
             return False
         if self.done:
             return True
+        if isinstance(self.error, NotReached):
+            return False
         if isinstance(self.started, Revert):
             # One that breaks off may have stopped the VM and replaced its configuration already (libvirt 9.0, QEMU 7.2).
             same = self.seen_again and self.before.state.power == self.after.state.power

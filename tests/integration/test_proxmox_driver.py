@@ -99,8 +99,25 @@ def test_guests_on_a_node_that_is_off_are_named_by_vmid_and_the_others_go_on(bac
     lost, done, unknown = backend.run(Present(Request(name="xx")), str(there), "here", "there", on_error="continue")
     assert (done.word, names(cluster, here)) == ("created", ["xx"])
     assert code(lost) == "connection_failed" and "595" in str(lost.error) and "node is up" in str(lost.error)
+    assert lost.changed is False
     assert code(unknown) == "vm_not_found" and f"name them by vmid, {there}" in str(unknown.error)
     assert names(cluster, there) == []
+
+
+@pytest.mark.parametrize("what", ["create", "describe", "revert", "remove"])
+def test_what_never_got_to_its_node_has_changed_nothing(cluster: PveServer, vmid: int, what: str) -> None:
+    """With 595 there was no connection; then the node stays away, so that nobody can look."""
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    plan = {
+        "create": Present(Request(name="new")),
+        "describe": Present(Request(name="old", description="text")),
+        "revert": Reverted(Request(name="old")),
+        "remove": Absent(Request(name="old")),
+    }[what]
+    backend = Meanwhile(cluster, lambda: cluster.node_offline("pve1"))
+    done = only(backend.run(plan, str(vmid), on_error="stop"))
+    assert (code(done), done.changed) == ("connection_failed", False)
+    assert cluster.task_list() == []
 
 
 def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(

@@ -60,7 +60,7 @@ _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
         "its worker was killed, and the lock and an unfinished snapshot may be left; look with snapshot_info",
     ),
     (r"no quorum", _errors.BackendFailed, "most of the cluster's nodes are not there, and nothing can be changed until they are"),
-    (r"hostname lookup '.*' failed", _errors.ConnectionFailed, "the cluster does not know that node"),
+    (r"hostname lookup '.*' failed", _errors.NotReached, "the cluster does not know that node"),
 )
 _LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<kind>[a-z-]+)\)")
 # What a lock means that is not simply held by a task that will end.
@@ -108,10 +108,9 @@ def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:
         missing = f"; the privilege {' or '.join(match['needs'].split('|'))} on {match['path']} is missing" if match else ""
         return _errors.PermissionDenied(f"Proxmox VE refused to {what}: {error.text}{missing}")
     if error.status in (595, 596, 597, 599):
-        # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to.
-        return _errors.ConnectionFailed(
-            f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up"
-        )
+        # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to; with 595 there was no connection.
+        made = _errors.NotReached if error.status == 595 else _errors.ConnectionFailed
+        return made(f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up")
     if error.status == 400:
         return _errors.InvalidOption(f"Proxmox VE refused to {what}: {error.text}")
     if error.status == 501:

@@ -207,17 +207,16 @@ class Session:
                 f"The certificate of {self.where} is not trusted: {inner}; set ca_path to the CA that signed it (on a node: /etc/pve/pve-root-ca.pem), and "
                 "hostname to a name in it (validate_certs=false would trust anybody)"
             )
+        made = _errors.ConnectionFailed
         if "NameResolutionError" in said or "Name or service not known" in said:
-            why = "its name is not known"
+            why, made = "its name is not known", _errors.NotReached
         elif isinstance(error, requests.exceptions.Timeout):
             why = "it did not answer in time"
         elif "refused" in said:
-            why = "the connection was refused"
+            why, made = "the connection was refused", _errors.NotReached
         else:
             why = f"the connection broke ({type(error).__name__})"
-        return _errors.ConnectionFailed(
-            f"No Proxmox VE answered at {self.where} on the way to {what}: {why}; check hostname and port"
-        )
+        return made(f"No Proxmox VE answered at {self.where} on the way to {what}: {why}; check hostname and port")
 
     def close(self) -> None:
         """Close the connections; a ticket has no log-out (PVE 9.2)."""
@@ -226,7 +225,9 @@ class Session:
 
 def is_lost(error: Exception) -> bool:
     """Whether what was asked for may have been done, although no answer came."""
-    return isinstance(error, _errors.ConnectionFailed) or (isinstance(error, Refused) and error.status in _LOST)
+    if isinstance(error, Refused):
+        return error.status in _LOST
+    return isinstance(error, _errors.ConnectionFailed) and not isinstance(error, _errors.NotReached)
 
 
 def _text(error: t.Any) -> str:
