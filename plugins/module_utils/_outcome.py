@@ -152,6 +152,7 @@ class Outcome:
         if isinstance(self.started, Revert):
             # One that breaks off may have stopped the VM and replaced its configuration already (libvirt 9.0, QEMU 7.2).
             same = self.seen_again and self.before.state.power == self.after.state.power
+            same = same and _place(self.before) == _place(self.after)
             return not (same and isinstance(self.error, _CLEAN_REFUSALS))
         if isinstance(self.error, (ConnectionFailed, TimedOut)):
             return True
@@ -159,8 +160,16 @@ class Outcome:
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
         if isinstance(self.started, Delete):
-            return left is None
+            # One that breaks off half-way may have left less of it than there was, or the VM locked.
+            less = left is None or (was is not None and left.obstacles != was.obstacles)
+            return less or (isinstance(self.error, BackendFailed) and bool(self.after.state.busy))
         return left is None or was is None or left.description != was.description
+
+
+def _place(view: View) -> str | None:
+    """The id of the snapshot that the VM's present state is on."""
+    current = view.current()
+    return current.id if current else None
 
 
 def hold_back(outcomes: Iterable[Outcome], *, because: Outcome) -> None:

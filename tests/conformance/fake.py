@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -80,6 +80,8 @@ class Hypervisor:
         """Every request in its order: its name, and behind a blank the VM where it is about one."""
         self.failures: dict[int, SafepointError] = {}
         """By the number of the action, counted from 1: what it ends with, having done nothing."""
+        self.before_failing: dict[int, Callable[[], None]] = {}
+        """By the number of the action: what one that fails has done all the same."""
         self.hangs: set[int] = set()
         """The numbers of actions that never end."""
         self.lies: set[int] = set()
@@ -194,6 +196,7 @@ class FakeDriver(SnapshotDriver):
             self.hypervisor.slow[number].wait(30)
         with self.hypervisor.lock:
             if number in self.hypervisor.failures:
+                self.hypervisor.before_failing.get(number, lambda: None)()
                 raise self.hypervisor.failures[number]
             if number in self.hypervisor.lies:
                 return Finished(job, snapshot_id="snap-0" if isinstance(action, Create) else None)

@@ -12,7 +12,7 @@ from fake import FakeDriver, Hypervisor
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound, Unsupported
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -109,3 +109,17 @@ def test_what_was_removed_although_it_was_said_to_have_failed_is_a_change(hyperv
     done = fleet.apply([Target(name) for name in VMS], Absent(Request(name="x")), dry_run=False)
     assert codes(done) == [None, "backend_failed"]
     assert [one.changed for one in done] == [True, True]
+
+
+def test_a_revert_that_fails_when_the_vm_is_back_already_has_changed_it(hypervisor: Hypervisor) -> None:
+    """As where only the memory could not be brought back, for a reason that is a refusal elsewhere."""
+    for machine in hypervisor.machines.values():
+        machine.power = "off"
+    for name in ("older", "newer"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.failures[5] = hypervisor.failures[6] = Unsupported("the storage of its memory is gone")
+    first = hypervisor.machines["vm-1"]
+    hypervisor.before_failing[5] = lambda: setattr(first, "current", next(iter(first.snapshots)))
+    done = run(hypervisor, Reverted(Request(name="older")), max_parallel=1, on_error="continue")
+    assert codes(done) == ["unsupported", "unsupported"]
+    assert [one.changed for one in done] == [True, False]

@@ -62,6 +62,10 @@ _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
     (r"no quorum", _errors.BackendFailed, "most of the cluster's nodes are not there, and nothing can be changed until they are"),
     (r"hostname lookup '.*' failed", _errors.NotReached, "the cluster does not know that node"),
 )
+# What a worker looks at before it takes the lock of its guest, so that the lock that is there then is another one's.
+BEFORE_THE_LOCK = re.compile(
+    r"is locked \(|migration lock|/pve-migrate-|already used|snapshot '.*' does not exist|is not most recent|incomplete snapshot|a template|replication job"
+)
 _LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<kind>[a-z-]+)\)")
 # What a lock means that is not simply held by a task that will end.
 _WAYS_OUT = {
@@ -99,6 +103,12 @@ def typed(text: str, what: str) -> _errors.SafepointError:
         if re.search(pattern, text):
             return made(f"{said}; {advice}")
     return _errors.BackendFailed(said)
+
+
+def half_done(text: str, what: str, *, kind: str, tool: str, vmid: str, unfinished: Iterable[str]) -> _errors.BackendFailed:
+    """How a task ended that has left its lock."""
+    out = way_out(kind, tool, vmid, unfinished)
+    return _errors.BackendFailed(f"{typed(text, what)}; it broke off half-way and left the lock {kind!r} ({out})")
 
 
 def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:

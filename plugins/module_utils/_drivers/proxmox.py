@@ -28,7 +28,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
     Revert,
     SnapshotDriver,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused, typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import BEFORE_THE_LOCK, half_done, refused, typed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session, is_lost
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import (
@@ -52,6 +52,8 @@ _START_SECONDS = 60.0
 _SLACK_SECONDS = 1
 # How long that task may take to be begun, and to be listed.
 _LOOK_SECONDS = 3.0
+# What a guest is locked with, by the worker that works on it.
+_LOCKS = {"snapshot": "snapshot", "delsnapshot": "snapshot-delete", "rollback": "rollback"}
 # From this release on a task's log says when file systems were not frozen.
 _TELLS_OF_FREEZING = (9, 2)
 _NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
@@ -196,6 +198,7 @@ class ProxmoxDriver(SnapshotDriver):
         """Begin a worker and wait until it has ended.
 
         :raises TaskFailed: it did not work.
+        :raises BackendFailed: it broke off half-way.
         """
         action = job.action
 
@@ -211,7 +214,32 @@ class ProxmoxDriver(SnapshotDriver):
 
         job.handle = self._inventory.of(action.vm, str(action), ask)
         self._begun.add(job.handle)
-        self._tasks.result(job.handle)
+        try:
+            self._tasks.result(job.handle)
+        except TaskFailed as exc:
+            error = self._left_locked(action, worker, str(exc))
+            if error is None:
+                raise
+            raise error from exc
+
+    def _left_locked(self, action: Action, worker: str, text: str) -> SafepointError | None:
+        """What to say of a worker that broke off half-way, which by PVE's own words may look like a refusal. One more request, after a failure.
+
+        "can't lock file" for example may come at its begin, or when all is done but the last step (qemu-server 9.2).
+        """
+        kind = _LOCKS.get(worker)
+        if kind is None or BEFORE_THE_LOCK.search(text):
+            return None
+        try:
+            self._inventory.refresh()
+            guest = self._inventory.guest(action.vm)
+        except SafepointError:
+            return None
+        if guest.lock != kind:
+            return None
+        name = action.name if isinstance(action, Create) else action.snapshot.id
+        unfinished = () if worker == "rollback" else (name,)
+        return half_done(text, str(action), kind=kind, tool=guest.tool, vmid=guest.vmid, unfinished=unfinished)
 
     def _look_for_task(self, guest: Guest, worker: str, since: int) -> str | None:
         """The task that a request has begun whose answer was lost. What was sent is never simply sent again."""
