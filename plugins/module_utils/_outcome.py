@@ -27,12 +27,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     TimedOut,
     Undone,
     Unsupported,
+    VmNotFound,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, Target, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
 
 # With these the hypervisor says no before it touches anything.
-_CLEAN_REFUSALS = (Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound)
+_CLEAN_REFUSALS = (Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound, VmNotFound)
 
 
 @dataclasses.dataclass

@@ -18,8 +18,6 @@ from pve_server import PveServer
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import proxmox
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -43,14 +41,6 @@ def backend(cluster: PveServer) -> ProxmoxBackend:
 @pytest.fixture
 def vmid(cluster: PveServer) -> int:
     return cluster.make_guest("web01")
-
-
-class WithPassword(ProxmoxBackend):
-    """The same with a ticket."""
-
-    def open(self) -> SnapshotDriver:
-        where = {"hostname": self.pve.hostname, "port": self.pve.port, "ca_path": self.pve.ca_path}
-        return ProxmoxDriver(Session(user=self.pve.username, password=self.pve.password, **where))
 
 
 class Meanwhile(ProxmoxBackend):
@@ -164,6 +154,28 @@ def test_a_guest_that_is_new_or_was_renamed_is_found_by_its_name(backend: Proxmo
     fresh, renamed = backend.run(Present(Request(name="xx")), "fresh", "renamed")
     assert (fresh.word, renamed.word) == ("created", "created")
     assert names(cluster, vmid) == ["xx"]
+
+
+def test_a_name_that_has_moved_to_another_guest_leaves_both_alone(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    other = cluster.make_guest("web02")
+    for one in (vmid, other):
+        cluster.snapshot_by_hand(one, "old", description=OURS)
+        cluster.set_guest(one, data="now")
+    cluster.stale(60)
+    cluster.set_guest(vmid, name="web01-old")
+    cluster.set_guest(other, name="web01")
+    for plan in (
+        Present(Request(name="new")),
+        Present(Request(name="old", description="text")),
+        Reverted(Request(name="old")),
+        Absent(Request(name="old")),
+    ):
+        done = only(backend.run(plan, "web01", on_error="undo"))
+        assert (code(done), done.changed) == ("vm_not_found", False)
+        assert f"'web01-old' now, while 'web01' is pve1/{other}" in str(done.error) and f"id:{vmid}" in str(done.error)
+    assert cluster.task_list() == [] and names(cluster, vmid) == names(cluster, other) == ["old"]
+    assert only(backend.run(Present(Request(name="new")), f"id:{vmid}")).word == "created"
+    assert backend.look("web01").error is None  # a look may be some seconds old
 
 
 def test_guests_of_one_name_are_listed_with_node_and_vmid(backend: ProxmoxBackend, cluster: PveServer) -> None:
@@ -286,52 +298,6 @@ def test_a_lost_answer_is_undone_with_the_others(
     done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo", max_parallel=1)
     assert code(done[0]) == "connection_failed" and not done[0].changed
     assert names(cluster, vmid) == names(cluster, other) == []
-
-
-# -- logins --------------------------------------------------------------------------------------------------------------
-
-
-def test_tickets_that_end_in_the_middle_are_renewed_with_one_login(cluster: PveServer, vmid: int) -> None:
-    guests = [cluster.make_guest(f"app{number}") for number in range(8)]
-    backend = WithPassword(cluster)
-    cluster.set_task_seconds(0.6, "qmsnapshot")
-    threading.Timer(0.3, cluster.expire_tickets).start()
-    cluster.reset_counters()
-    done = backend.run(Present(Request(name="xx")), *(str(guest) for guest in guests))
-    assert {one.word for one in done} == {"created"}
-    assert cluster.logins == 2
-    assert all(names(cluster, guest) == ["xx"] for guest in guests)
-
-
-def test_a_ticket_whose_csrf_token_is_refused_is_replaced(cluster: PveServer, vmid: int) -> None:
-    """As when the cluster has changed its keys."""
-    cluster.fault("POST", TAKE, status=401, reason="Permission denied - invalid csrf token")
-    cluster.reset_counters()
-    assert only(WithPassword(cluster).run(Present(Request(name="xx")), "web01")).word == "created"
-    assert (cluster.logins, names(cluster, vmid)) == (2, ["xx"])
-
-
-def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(
-    cluster: PveServer, vmid: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver = WithPassword(cluster).open()
-    cluster.expire_tickets()
-    auth = driver._session._api._store["session"].auth  # type: ignore[attr-defined]
-    auth.birth_time -= 3 * 3600  # proxmoxer tries to renew it by itself, with a ticket that is good for nothing
-    assert len(driver.snapshots(driver.vms())) == 1
-    driver.close()
-
-
-def test_a_password_that_is_changed_meanwhile_ends_in_a_clear_error(cluster: PveServer, vmid: int) -> None:
-    cluster.add_user("ops@pve", "first", privileges={"/": {"VM.Audit"}})
-    session = Session(hostname=cluster.hostname, port=cluster.port, ca_path=cluster.ca_path, user="ops@pve", password="first")
-    driver = ProxmoxDriver(session)
-    (vm,) = driver.vms()
-    cluster.add_user("ops@pve", "second", privileges={"/": {"VM.Audit"}})
-    cluster.expire_tickets()
-    error = driver.snapshots([vm])[vm.id]
-    assert error.code == "permission_denied" and "ops@pve" in str(error)  # type: ignore[union-attr]
-    driver.close()
 
 
 # -- others --------------------------------------------------------------------------------------------------------------

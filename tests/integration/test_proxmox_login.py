@@ -219,6 +219,61 @@ def test_a_port_where_nobody_speaks_tls_is_told_for_what_it_is(talk: bytes) -> N
     assert error.code == "connection_failed" and "check hostname and port" in str(error)
 
 
+# -- tickets --------------------------------------------------------------------------------------------------------------
+
+
+class WithPassword(ProxmoxBackend):
+    """The same with a ticket."""
+
+    def open(self) -> SnapshotDriver:
+        where = {"hostname": self.pve.hostname, "port": self.pve.port, "ca_path": self.pve.ca_path}
+        return ProxmoxDriver(Session(user=self.pve.username, password=self.pve.password, **where))
+
+
+def test_tickets_that_end_in_the_middle_are_renewed_with_one_login(cluster: PveServer) -> None:
+    guests = [cluster.make_guest(f"app{number}") for number in range(8)]
+    backend = WithPassword(cluster)
+    cluster.set_task_seconds(0.6, "qmsnapshot")
+    threading.Timer(0.3, cluster.expire_tickets).start()
+    cluster.reset_counters()
+    done = backend.run(Present(Request(name="xx")), *(str(guest) for guest in guests))
+    assert {one.word for one in done} == {"created"}
+    assert cluster.logins == 2
+    assert [len(cluster.guest(guest)["snapshots"]) for guest in guests] == [1] * 8
+
+
+def test_a_ticket_whose_csrf_token_is_refused_is_replaced(cluster: PveServer) -> None:
+    """As when the cluster has changed its keys."""
+    vmid = cluster.make_guest("web01")
+    cluster.fault("POST", "*/snapshot", status=401, reason="Permission denied - invalid csrf token")
+    cluster.reset_counters()
+    assert only(WithPassword(cluster).run(Present(Request(name="xx")), "web01")).word == "created"
+    assert (cluster.logins, len(cluster.guest(vmid)["snapshots"])) == (2, 1)
+
+
+def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.make_guest("web01")
+    driver = WithPassword(cluster).open()
+    cluster.expire_tickets()
+    auth = driver._session._api._store["session"].auth  # type: ignore[attr-defined]
+    auth.birth_time -= 3 * 3600  # proxmoxer tries to renew it by itself, with a ticket that is good for nothing
+    assert len(driver.snapshots(driver.vms())) == 1
+    driver.close()
+
+
+def test_a_password_that_is_changed_meanwhile_ends_in_a_clear_error(cluster: PveServer) -> None:
+    cluster.make_guest("web01")
+    cluster.add_user("ops@pve", "first", privileges={"/": {"VM.Audit"}})
+    session = Session(hostname=cluster.hostname, port=cluster.port, ca_path=cluster.ca_path, user="ops@pve", password="first")
+    driver = ProxmoxDriver(session)
+    (vm,) = driver.vms()
+    cluster.add_user("ops@pve", "second", privileges={"/": {"VM.Audit"}})
+    cluster.expire_tickets()
+    error = driver.snapshots([vm])[vm.id]
+    assert error.code == "permission_denied" and "ops@pve" in str(error)  # type: ignore[union-attr]
+    driver.close()
+
+
 # -- privileges ----------------------------------------------------------------------------------------------------------
 
 

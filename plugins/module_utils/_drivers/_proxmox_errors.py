@@ -120,7 +120,9 @@ def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:
     if error.status in (595, 596, 597, 599):
         # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to; with 595 there was no connection.
         made = _errors.NotReached if error.status == 595 else _errors.ConnectionFailed
-        return made(f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up")
+        return made(
+            f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up"
+        )
     if error.status == 400:
         return _errors.InvalidOption(f"Proxmox VE refused to {what}: {error.text}")
     if error.status == 501:

@@ -8,6 +8,8 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import collections
+import threading
 import typing as t
 from collections.abc import Mapping, Sequence
 
@@ -23,13 +25,23 @@ _T = t.TypeVar("_T")
 
 
 class Inventory:
-    """The guests that the user may see. Any thread may ask."""
+    """The guests that the user may see. Any thread may ask.
+
+    The cluster's list has the names of up to ten seconds ago (pve-manager 9.2). Whoever only looks may be shown a guest under the name that it
+    had then. Before the first write, check_name() asks the nodes, since a name that has moved to another guest would have the wrong one reverted.
+    Accepted is what even the nodes cannot tell: a guest that got the same name as a second one within these seconds, one that is migrated or
+    renamed between the question and the write.
+    """
 
     def __init__(self, session: Session) -> None:
         """Look once. That also tells, within connect_timeout, whether anybody is there."""
         self._session = session
         # Replaced as a whole, since any thread may read it.
         self._guests: Mapping[str, Guest] = {}
+        # What was asked for by name, by the vmid; and the names that the nodes say their guests of a kind have, asked for once.
+        self._by_name: dict[str, str] = {}
+        self._names: dict[tuple[str, str], Mapping[str, str | None]] = {}
+        self._asking: collections.defaultdict[tuple[str, str], threading.Lock] = collections.defaultdict(threading.Lock)
         # The first look-up takes what is known already.
         self._first: list[Guest] | None = self.refresh()
 
@@ -41,7 +53,33 @@ class Inventory:
             # The cluster's list learns of a new or renamed guest within ten seconds only.
             live = self._live()
             found = {ref: some or matching(ref, live) for ref, some in found.items()}
+        for ref, some in found.items():
+            if len(some) == 1 and ref_kind(ref)[1] == some[0].name:
+                self._by_name[some[0].vmid] = ref_kind(ref)[1]
         return {ref: self._pick(ref, some, guests) for ref, some in found.items()}
+
+    def check_name(self, vm: Vm) -> None:
+        """Refuse to go on with a guest that was found by a name that it does not have. One request for each node and kind of guest, not for each.
+
+        :raises VmNotFound: it has another name.
+        """
+        name = self._by_name.get(vm.id)
+        if name is None:
+            return
+        guest = self.guest(vm)
+        place = (guest.node, guest.kind)
+        with self._asking[place]:
+            if place not in self._names:
+                what = f"list the guests of {guest.node}"
+                rows = self.call(what, lambda: self._session.ask("get", f"nodes/{guest.node}/{guest.kind}"))
+                self._names[place] = {str(row["vmid"]): row.get("name") for row in rows}
+        names = self._names[place]
+        if names.get(vm.id, name) != name:
+            others = ", ".join(f"{guest.node}/{vmid}" for vmid, other in names.items() if other == name)
+            raise VmNotFound(
+                f"The guest {vm.id} was named {name!r} a moment ago, and is {names[vm.id]!r} now{f', while {name!r} is {others}' if others else ''}; "
+                f"nothing was done, name the guest that you mean by its vmid, for example id:{vm.id}"
+            )
 
     def all(self) -> list[Guest]:
         """All guests, as they are now or were a moment ago."""

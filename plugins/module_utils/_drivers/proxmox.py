@@ -28,7 +28,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
     Revert,
     SnapshotDriver,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import BEFORE_THE_LOCK, half_done, refused, typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import (
+    BEFORE_THE_LOCK,
+    half_done,
+    refused,
+    typed,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session, is_lost
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import (
@@ -184,6 +189,7 @@ class ProxmoxDriver(SnapshotDriver):
         self._session.close()
 
     def _run(self, job: Job, action: Action) -> Finished:
+        self._inventory.check_name(action.vm)
         if isinstance(action, Create):
             return self._create(job, action)
         if isinstance(action, Revert):
