@@ -87,9 +87,10 @@ def _resolved(options: Options, environ: Mapping[str, str]) -> Options:
     overruled = _overruled(options)
     for name, variable in _VARIABLES[options["backend"]].items():
         value = options.get(name)
-        asked = value is None and variable and name not in overruled
-        # In AWX a field that was left empty is an empty variable.
-        found[name] = (environ.get(variable) or None) if asked else value
+        if value is None and variable and name not in overruled:
+            # In AWX a field that was left empty is an empty variable.
+            value = environ.get(variable) or None
+        found[name] = value
     return found
 
 

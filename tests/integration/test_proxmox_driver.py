@@ -88,7 +88,7 @@ def test_guests_on_a_node_that_is_off_are_named_by_vmid_and_the_others_go_on(bac
     cluster.node_offline("pve2")
     lost, done, unknown = backend.run(Present(Request(name="xx")), str(there), "here", "there", on_error="continue")
     assert (done.word, names(cluster, here)) == ("created", ["xx"])
-    assert code(lost) == "connection_failed" and "595" in str(lost.error) and "node is up" in str(lost.error)
+    assert code(lost) == "connection_failed" and "595" in str(lost.error) and "the node pve2" in str(lost.error)
     assert lost.changed is False
     assert code(unknown) == "vm_not_found" and f"name them by vmid, {there}" in str(unknown.error)
     assert names(cluster, there) == []
@@ -119,7 +119,7 @@ def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(
     threading.Timer(0.5, cluster.node_offline, ["pve2"]).start()
     lost, done = backend.run(Present(Request(name="xx")), str(there), str(here), on_error="continue")
     assert (done.word, done.error) == ("created", None)
-    assert code(lost) == "connection_failed" and "node is up" in str(lost.error)
+    assert code(lost) == "connection_failed" and "the node pve2" in str(lost.error) and "node is up" in str(lost.error)
 
 
 def test_a_node_that_answers_slowly_does_not_keep_the_others_waiting(backend: ProxmoxBackend, cluster: PveServer) -> None:

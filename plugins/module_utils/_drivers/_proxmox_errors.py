@@ -111,8 +111,8 @@ def half_done(text: str, what: str, *, kind: str, tool: str, vmid: str, unfinish
     return _errors.BackendFailed(f"{typed(text, what)}; it broke off half-way and left the lock {kind!r} ({out})")
 
 
-def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:
-    """What a request was refused with."""
+def refused(error: Refused, what: str, *, where: str, node: str) -> _errors.SafepointError:
+    """What a request was refused with that was for ``node`` to answer; that may be the empty text, for any."""
     if error.status == 403:
         match = re.search(r"Permission check failed \((?P<path>[^,]+), (?P<needs>[^)]+)\)", error.text)
         missing = f"; the privilege {' or '.join(match['needs'].split('|'))} on {match['path']} is missing" if match else ""
@@ -121,7 +121,7 @@ def refused(error: Refused, what: str, *, where: str) -> _errors.SafepointError:
         # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to; with 595 there was no connection.
         made = _errors.NotReached if error.status == 595 else _errors.ConnectionFailed
         return made(
-            f"{where} could not reach the node in order to {what}: {error.text} ({error.status}); look whether the node is up"
+            f"{where} could not reach the node {node or 'that was to answer'} in order to {what}: {error.text} ({error.status}); look whether the node is up"
         )
     if error.status == 400:
         return _errors.InvalidOption(f"Proxmox VE refused to {what}: {error.text}")

@@ -71,7 +71,7 @@ class Inventory:
         with self._asking[place]:
             if place not in self._names:
                 what = f"list the guests of {guest.node}"
-                rows = self.call(what, lambda: self._session.ask("get", f"nodes/{guest.node}/{guest.kind}"))
+                rows = self.call(what, lambda: self._session.ask("get", f"nodes/{guest.node}/{guest.kind}"), node=guest.node)
                 self._names[place] = {str(row["vmid"]): row.get("name") for row in rows}
         names = self._names[place]
         if names.get(vm.id, name) != name:
@@ -103,15 +103,15 @@ class Inventory:
             raise _gone(vm)
         return guest
 
-    def call(self, what: str, call: t.Callable[[], _T]) -> _T:
-        """What ``call`` returns.
+    def call(self, what: str, call: t.Callable[[], _T], *, node: str = "") -> _T:
+        """What ``call`` returns, which is for ``node`` to answer, or for any.
 
         :raises SafepointError: why it was refused.
         """
         try:
             return call()
         except Refused as exc:
-            raise refused(exc, what, where=self._session.where) from exc
+            raise refused(exc, what, where=self._session.where, node=node) from exc
 
     def of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
         """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
@@ -120,12 +120,12 @@ class Inventory:
             return call(guest)
         except Refused as exc:
             if "Configuration file" not in exc.text or "does not exist" not in exc.text:
-                raise refused(exc, what, where=self._session.where) from exc
+                raise refused(exc, what, where=self._session.where, node=guest.node) from exc
         self.refresh()
         moved = self.guest(vm)
         if moved.node == guest.node:
             raise _gone(vm)
-        return self.call(what, lambda: call(moved))
+        return self.call(what, lambda: call(moved), node=moved.node)
 
     def _live(self) -> list[Guest]:
         """The guests as their nodes list them. Two requests for each node, and one."""

@@ -131,7 +131,7 @@ class Tasks:
     def _fail(self, waiting: list[_Waiting], error: BaseException) -> None:
         node = waiting[0].node
         if isinstance(error, Refused):
-            error = refused(error, f"wait for the tasks of {node}", where=self._session.where)
+            error = refused(error, f"wait for the tasks of {node}", where=self._session.where, node=node)
         if isinstance(error, SafepointError):
             # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
             error = ConnectionFailed(f"How the tasks of {node} ended cannot be told: {error}")

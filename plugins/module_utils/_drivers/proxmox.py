@@ -174,7 +174,7 @@ class ProxmoxDriver(SnapshotDriver):
             if isinstance(error, TaskFailed):
                 error = typed(str(error), str(action))
             elif isinstance(error, Refused):
-                error = refused(error, str(action), where=self._session.where)
+                error = refused(error, str(action), where=self._session.where, node="")
             elif error is not None and not isinstance(error, SafepointError):
                 error = _errors.BackendFailed(f"To {action} failed: {type(error).__name__}: {error}")
             self._endings.put(end or Finished(job, error=error))
@@ -319,8 +319,9 @@ class ProxmoxDriver(SnapshotDriver):
     def _why_not_quiesced(self, job: Job) -> str | None:
         """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
         upid = str(job.handle)
+        node = upid.split(":")[1]
         rows = self._inventory.call(
-            f"read the log of {upid}", lambda: self._session.ask("get", f"nodes/{upid.split(':')[1]}/tasks/{upid}/log", limit=500)
+            f"read the log of {upid}", lambda: self._session.ask("get", f"nodes/{node}/tasks/{upid}/log", limit=500), node=node
         )
         lines = [str(row["t"]).strip() for row in rows]
         # A log that is not there is one line that says so, and no error (pve-manager 9.2).
