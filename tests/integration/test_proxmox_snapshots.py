@@ -135,12 +135,15 @@ def test_with_discard_newer_it_goes_back_wherever_its_disks_are(
 # -- slow and many -------------------------------------------------------------------------------------------------------
 
 
+# A worker waits 10 s for the lock of another one, so that of four that are begun at once and take 7 s each two would fail. The short form has the
+# same proportions.
+@pytest.mark.parametrize(("seconds", "lock_seconds"), [(0.4, 0.2), pytest.param(7.0, 10.0, marks=pytest.mark.slow)])
 def test_several_snapshots_of_one_guest_are_removed_one_after_the_other(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, seconds: float, lock_seconds: float
 ) -> None:
     chain(cluster, vmid, "keep", "aa", "bb", "cc", "dd")
-    # With 7 s each and the 10 s that a worker waits for another one's lock, two of four begun at once would fail; here it is 0.4 and 0.2.
-    cluster.set_task_seconds(0.4, "qmdelsnapshot")
+    cluster.lock_seconds = lock_seconds
+    cluster.set_task_seconds(seconds, "qmdelsnapshot")
     done = only(backend.run(Absent(Request(name="aa", children="remove")), "web01"))
     assert (done.word, done.error) == ("removed", None)
     assert sorted(done.also_removed) == ["bb", "cc", "dd"]
