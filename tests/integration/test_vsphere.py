@@ -163,6 +163,12 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, l
     assert failed["error"] == "library_missing" and f"{python} -m pip install pyvmomi" in failed["msg"]
 
 
+def test_a_library_that_refuses_this_python_is_a_missing_one(tmp_path: Path, login: dict[str, t.Any]) -> None:
+    (tmp_path / "pyVmomi.py").write_text("raise Exception('pyVmomi needs a newer Python')")
+    failed, _shown = run_module("snapshot_info", {**login, "vm": "x"}, PYTHONPATH=str(tmp_path))
+    assert failed["error"] == "library_missing" and "pip install pyvmomi" in failed["msg"]
+
+
 def test_vms_of_one_name_are_told_apart_by_path_and_id(module: Run, vcenter: t.Any) -> None:
     twin = f"twin{next(_numbers)}"
     vcenter.make_vms({"name": twin, "folder": "/DC0/vm/prod"}, {"name": twin, "folder": "/DC0/vm/test"})

@@ -59,12 +59,15 @@ class LazyStub:
             # Faults have many shapes, and are rare.
             read = pyvmomi.SoapAdapter.SoapResponseDeserializer(stub).Deserialize(io.BytesIO(body), info.result)
             if answer.status == 500:
-                raise read
+                raise read if isinstance(read, BaseException) else http.client.HTTPException("500, and no fault")
             return read
         try:
-            found = ElementTree.fromstring(body).find(f".//{_NS}returnval")
+            envelope = ElementTree.fromstring(body)
         except ElementTree.ParseError as exc:
             raise http.client.HTTPException(f"an answer that is no XML: {exc}") from exc
+        if not envelope.tag.endswith("}Envelope"):
+            raise http.client.HTTPException(f"an answer that is no SOAP, but <{envelope.tag}>")
+        found = envelope.find(f".//{_NS}returnval")
         return None if found is None else Lazy(found, info.result, stub)
 
 

@@ -26,7 +26,7 @@ try:
     from pyVmomi import SoapStubAdapter, vim, vmodl
 
     PYVMOMI_IMPORT_ERROR = None
-except ImportError:
+except Exception:  # pyVmomi 9.1 raises a bare one on Python 3.9, for which there is 8.0
     pyvmomi = SoapStubAdapter = vim = vmodl = None
     PYVMOMI_IMPORT_ERROR = traceback.format_exc()
 

@@ -1,0 +1,77 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What stands between us and vCenter may answer in its place: a proxy, a balancer, another web server."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from pyVmomi import SoapStubAdapter, vim, vmodl
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import typed
+
+ENVELOPE = '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>{}</s:Body></s:Envelope>'
+
+
+class Answer(http.server.BaseHTTPRequestHandler):
+    status, body = 200, ""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.body.encode()
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: t.Any) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture(scope="module")
+def ask() -> Iterator[t.Callable[[], t.Any]]:
+    """Ask a server that answers everything with what Answer says."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        # To pyVmomi a negative port is one without TLS.
+        stub = SoapStubAdapter(host="127.0.0.1", port=-server.server_port, path="/sdk", version="vim.version.version11")
+        collector = vmodl.query.PropertyCollector("propertyCollector", LazyStub(stub))
+        kind = vmodl.query.PropertyCollector.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])
+        one = vmodl.query.PropertyCollector.ObjectSpec(obj=vim.VirtualMachine("vm-1", stub))
+        spec = vmodl.query.PropertyCollector.FilterSpec(objectSet=[one], propSet=[kind])
+        yield lambda: collector.RetrievePropertiesEx([spec], vmodl.query.PropertyCollector.RetrieveOptions())
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (200, "<html><body>Maintenance</body></html>", "no SOAP"),
+        (200, "Maintenance & more", "no XML"),
+        (200, "", "no XML"),
+        (500, "<html><body>Oops</body></html>", ""),
+        (500, ENVELOPE.format(""), "no fault"),
+        (502, "", "502"),
+    ],
+)
+def test_an_answer_that_is_none_of_vcenters_is_an_error_of_the_connection(
+    ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch, status: int, body: str, words: str
+) -> None:
+    monkeypatch.setattr(Answer, "status", status)
+    monkeypatch.setattr(Answer, "body", body)
+    with pytest.raises(Exception) as raised:
+        ask()
+    error = typed(raised.value, "list the VMs", where="vcenter:443")
+    assert error.code == "connection_failed" and "vcenter:443" in str(error) and words in str(error)
+
+
+def test_an_answer_without_a_value_is_none(ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answer, "status", 200)
+    monkeypatch.setattr(Answer, "body", ENVELOPE.format('<RetrievePropertiesExResponse xmlns="urn:vim25"/>'))
+    assert ask() is None
