@@ -16,7 +16,7 @@ import http.client
 import io
 import typing as t
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import pyvmomi
@@ -74,6 +74,8 @@ class LazyStub:
 class Lazy:
     """A data object of the API, read from its XML attribute by attribute."""
 
+    __slots__ = ("_element", "_kind", "_stub")
+
     def __init__(self, element: ElementTree.Element, kind: t.Any, stub: t.Any) -> None:
         self._element = element
         self._kind = kind
@@ -85,40 +87,56 @@ class Lazy:
         return self._kind
 
     def __getattr__(self, name: str) -> t.Any:
-        # Raises AttributeError as the object itself would.
-        kind = self._kind._GetPropertyInfo(name).type
-        if issubclass(kind, list):
-            return [_value(one, kind.Item, self._stub) for one in self._element.iterfind(_NS + name)]
-        found = self._element.find(_NS + name)
+        tag, kind, many = _declared(self._kind, name)
+        if many:
+            return [_value(one, kind, self._stub) for one in self._element if one.tag == tag]
+        found = self._element.find(tag)
         return None if found is None else _value(found, kind, self._stub)
 
 
 def _value(element: ElementTree.Element, kind: t.Any, stub: t.Any) -> t.Any:
     """The value of an element whose declared type is ``kind``."""
+    attributes = element.attrib
+    if "type" in attributes:
+        return _type(attributes["type"])(element.text, stub)
     # With a prefix or without, as the server likes.
-    said = element.get(_XSI_TYPE, "").rpartition(":")[2]
-    if "type" in element.attrib:
-        return _type(element.attrib["type"])(element.text, stub)
+    said = attributes.get(_XSI_TYPE, "").rpartition(":")[2]
     if said.startswith("ArrayOf"):
-        return list(_items(element, said[len("ArrayOf") :], stub))
+        name = said[len("ArrayOf") :]
+        item = str if name in ("String", "ManagedObjectReference") else _type(name)
+        return [_value(one, item, stub) for one in element]
+    data_object, read = _shape(kind, said)
+    return Lazy(element, data_object, stub) if data_object else read(element.text or "")
+
+
+# What the API's types say is the same for all objects of a type, of which one answer has thousands.
+
+
+@functools.cache
+def _declared(kind: t.Any, name: str) -> tuple[str, t.Any, bool]:
+    """Of an attribute: the tag of its elements, their type, and whether there may be many of them.
+
+    :raises AttributeError: the type has no such attribute; as the object itself would.
+    """
+    declared = kind._GetPropertyInfo(name).type
+    many = issubclass(declared, list)
+    return _NS + name, declared.Item if many else declared, many
+
+
+@functools.cache
+def _shape(kind: t.Any, said: str) -> tuple[t.Any, Callable[[str], t.Any]]:
+    """The type of the data object that an element is, or None and how to read its text; ``said`` is the type that it names itself."""
     if said in _NUMBERS:
-        return _NUMBERS[said](element.text or "0")
+        return None, _NUMBERS[said]
     if said == "boolean" or kind is bool:
-        return element.text in ("true", "1")
+        return None, ("true", "1").__contains__
     if said == "dateTime" or kind is pyvmomi.VmomiSupport.datetime:
-        return pyvmomi.Iso8601.ParseISO8601(element.text)
+        return None, pyvmomi.Iso8601.ParseISO8601
     if said and said != "string":
         kind = _type(said)
     if issubclass(kind, pyvmomi.VmomiSupport.DataObject):
-        return Lazy(element, kind, stub)
-    text = element.text or ""
-    return kind(text) if issubclass(kind, (int, float)) else text
-
-
-def _items(element: ElementTree.Element, name: str, stub: t.Any) -> Iterator[t.Any]:
-    """The items of an array whose type says that they are of the type ``name`` or below it."""
-    kind = str if name in ("String", "ManagedObjectReference") else _type(name)
-    return (_value(one, kind, stub) for one in element)
+        return kind, str
+    return None, kind if issubclass(kind, (int, float)) else str
 
 
 @functools.cache
