@@ -30,7 +30,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: t.Any) -> None:
+    def log_message(self, *_args: t.Any) -> None:
         """Nothing on the terminal."""
 
 
