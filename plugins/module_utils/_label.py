@@ -51,6 +51,15 @@ class Label:
         except (KeyError, InvalidOption):
             return None
 
+    def lease(self, now: datetime) -> str | None:
+        """Whether the run that wrote it may be alive at the moment ``now``: ``running``, ``over``, ``unreadable``, or None where there is no lease."""
+        if "lease" not in self.fields:
+            return None
+        try:
+            return "running" if parse_time(self.fields["lease"], option="lease") > now else "over"
+        except InvalidOption:
+            return "unreadable"
+
     @property
     def held(self) -> bool:
         """Whether somebody put the snapshot on hold."""

@@ -21,7 +21,13 @@ from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.errors import AnsibleFallbackNotFound
 
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_duration, parse_expiry, parse_moment
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
+    Deadline,
+    format_time,
+    parse_duration,
+    parse_expiry,
+    parse_moment,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     InvalidOption,
     LibraryMissing,
@@ -227,6 +233,8 @@ def _results(
     else:
         rows = [outcome_result(one, ours=ours) for one in outcomes]
     result: dict[str, t.Any] = {"changed": any(row["changed"] for row in rows), "vms": rows}
+    if info:
+        result["now"] = format_time(now)
     if diff and not info:
         result["diff"] = [outcome_diff(outcome) for outcome in outcomes if outcome.changed]
     failed = [row for row in rows if "error" in row]

@@ -100,6 +100,7 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
             continue
         shown = snapshot_result(view.vm, one, ours=ours)
         shown["age_seconds"] = int((now - one.created).total_seconds()) if one.created else None
+        shown["lease"] = one.label.lease(now) if one.label else None
         shown["why_not_ours"] = ours.why_not(view.vm, one)
         shown["obstacles"] = dict(one.obstacles)
         then = outcome.then.get(one.id)

@@ -150,7 +150,8 @@ vms:
     snapshots:
       description:
         - Those of its snapshots that were asked for, each as RV(safepoint.vm.snapshot#module:vms[].snapshot).
-        - In addition C(age_seconds), C(why_not_ours) (null for one that is ours) and C(obstacles) (what cannot be done with it, C(revert) or C(remove),
+        - In addition C(age_seconds), C(why_not_ours) (null for one that is ours), C(lease) (whether the C(lease) of its label is V(running), V(over) or
+          V(unreadable) by the clock of the endpoint, null where there is none) and C(obstacles) (what cannot be done with it, C(revert) or C(remove),
           and why). With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
         - The parent of one may be among those that were not asked for.
       type: list
@@ -171,6 +172,7 @@ vms:
           size_unknown: it is kept inside the VM's disk images, and libvirt does not tell its part of them
           current: true
           age_seconds: 3600
+          lease: null
           why_not_ours: null
           obstacles: {}
     changed:
@@ -190,6 +192,12 @@ vms:
       description: What failed, and what to do about it.
       type: str
       returned: when the VM failed
+now:
+  description: What time it was for the snapshots, ISO 8601 in UTC. By the clock of the endpoint where that is known (Proxmox VE, vSphere), and else by that of
+    the machine that runs the module.
+  returned: when the endpoint was reached
+  type: str
+  sample: "2026-11-23T09:00:00Z"
 error:
   description: The code word of the first failure.
   returned: failure

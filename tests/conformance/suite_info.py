@@ -26,6 +26,15 @@ class Info:
         assert shown["ours"] and shown["why_not_ours"] is None
         assert "drift" not in shown
 
+    def test_a_lease_is_told_as_running_over_or_unreadable(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.take(vm, "sa", labels={"lease": "2001-01-01T00:00:00Z"})
+        backend.take(vm, "sb", labels={"lease": "2101-01-01T00:00:00Z"})
+        backend.take(vm, "sc")
+        backend.by_hand(vm, "sd", "[safepoint v=1 owner=safepoint lease=tomorrow]")
+        shown = {one["name"]: one["lease"] for one in backend.info(vm)["snapshots"]}
+        assert shown == {"sa": "over", "sb": "running", "sc": None, "sd": "unreadable"}
+
     def test_the_listing_can_be_narrowed(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "nightly-1", labels={"stage": "test", "change": "1"})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import email.utils
 import gzip
 import inspect
 import json
@@ -44,6 +45,8 @@ class Front:
         # Every 401 is delayed so much; the real one waits for 3 s.
         self.auth_delay = 0.0
         self.muted = False
+        # How many seconds the clock of the nodes is ahead of ours, as far as the header Date tells it.
+        self.clock_ahead = 0.0
         self.counters: collections.Counter[str] = collections.Counter()
         self.requests = self.logins = self.connections = self.bytes_sent = 0
         self._server: web.Server | None = None
@@ -188,6 +191,7 @@ class Front:
 
     def _respond(self, status: int, reason: str, body: dict[str, t.Any] | None, *, gzipped: bool = False) -> web.Response:
         headers = {"Content-Type": JSON, "Server": "pve-api-daemon/3.0"} if body is not None else {"Server": "pve-api-daemon/3.0"}
+        headers["Date"] = email.utils.formatdate(time.time() + self.clock_ahead, usegmt=True)
         content = b"" if body is None else json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
         if gzipped and len(content) > COMPRESSED_FROM:
             content = gzip.compress(content, compresslevel=1)

@@ -120,6 +120,15 @@ class PveServer(ByHand):
     def auth_delay(self, seconds: float) -> None:
         self._front.auth_delay = seconds
 
+    @property
+    def clock_ahead(self) -> float:
+        """How many seconds the clock in its answers is ahead of ours."""
+        return self._front.clock_ahead
+
+    @clock_ahead.setter
+    def clock_ahead(self, seconds: float) -> None:
+        self._front.clock_ahead = seconds
+
     # -- what it saw ---------------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:
