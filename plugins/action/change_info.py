@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import typing as t
 
 from ansible.errors import AnsibleActionFail, AnsibleError
@@ -48,6 +49,7 @@ class ActionModule(ActionBase):
             "strategy": play.strategy,
             "force_handlers": bool(play.force_handlers),
             "handlers": any(block.block for block in play.handlers),
+            "controller": platform.node(),
             **self._connection_facts(task_vars),
         }
         for option in ("tasks", "checks"):
@@ -83,6 +85,9 @@ class ActionModule(ActionBase):
         """
         folders = [os.path.join(path, "tasks") for path in task_vars.get("ansible_parent_role_paths") or []]
         folders.append(task_vars["playbook_dir"])
+        if f"{os.sep}ansible_collections{os.sep}" in task_vars["playbook_dir"]:
+            # A playbook of a collection, run by its full name: nobody keeps files beside that.
+            folders.append(os.getcwd())
         candidates = list(dict.fromkeys(os.path.abspath(os.path.join(folder, os.path.expanduser(name))) for folder in folders))
         for path in candidates:
             if os.path.isfile(path):

@@ -51,6 +51,11 @@ options:
         description: The id of its snapshot.
         type: str
         required: true
+      labels:
+        description:
+          - What the label of the snapshot must say for anything to be done, keys to texts. A key with an empty value is one that it must not have.
+          - Otherwise the VM fails with V(label_differs), and is left alone.
+        type: dict
   name:
     description:
       - The name of the snapshot.

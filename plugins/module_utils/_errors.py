@@ -147,6 +147,12 @@ class LostRace(SafepointError):
     code = "lost_race"
 
 
+class LabelDiffers(SafepointError):
+    """The label does not say what it has to say for anything to be done."""
+
+    code = "label_differs"
+
+
 class TimedOut(SafepointError):
     """The time is up; the operation may still be going on at the hypervisor."""
 

@@ -18,6 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
     InvalidOption,
+    LabelDiffers,
     Locked,
     LostRace,
     NotReached,
@@ -256,6 +257,7 @@ class Fleet:
         if outcome.error is not None or outcome.after is None:
             return
         try:
+            _expect_label(outcome.after, outcome.target)
             decision = plan.decide(
                 outcome.after, outcome.target.snapshot_id, now=self._now(), newest_only=self._driver.revert_needs_newest
             )
@@ -377,3 +379,14 @@ class Fleet:
 
 def _may_create(plan: Plan | None, seen: Sequence[Snapshot] | SafepointError) -> bool:
     return plan is not None and not isinstance(seen, SafepointError) and plan.may_create(seen)
+
+
+def _expect_label(view: View, target: Target) -> None:
+    snapshot = view.by_id(target.snapshot_id or "")
+    if snapshot is None:
+        return
+    fields = snapshot.label.as_dict() if snapshot.label else {}
+    differing = [key for key, value in target.labels.items() if fields.get(key, "") != value]
+    if differing:
+        says = ", ".join(f"{key}={fields[key]}" if fields.get(key) else f"no {key}" for key in differing)
+        raise LabelDiffers(f"The label of the snapshot {snapshot} of {view.vm} is not as it was expected to be; it has {says}")

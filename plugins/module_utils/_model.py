@@ -177,6 +177,8 @@ class Target:
 
     ref: str
     snapshot_id: str | None = None
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What the snapshot's label must say for anything to be done; an empty value is a field that it must not have."""
 
 
 def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:

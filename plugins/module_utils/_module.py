@@ -97,7 +97,11 @@ CHANGE_SPEC: Spec = {
     "targets": {
         "type": "list",
         "elements": "dict",
-        "options": {"vm": {"type": "str", "required": True}, "id": {"type": "str", "required": True}},
+        "options": {
+            "vm": {"type": "str", "required": True},
+            "id": {"type": "str", "required": True},
+            "labels": {"type": "dict"},
+        },
     },
     "name": {"type": "str"},
     "id": {"type": "str"},
@@ -266,7 +270,7 @@ def _targets(params: Params) -> list[Target] | None:
         if params.get(option) is not None and not params[option]:
             raise InvalidOption(f"{option} is empty; name at least one VM")
     if params.get("targets"):
-        targets = [Target(one["vm"], one["id"]) for one in params["targets"]]
+        targets = [Target(one["vm"], one["id"], _expected(one["labels"])) for one in params["targets"]]
     else:
         targets = [Target(ref, snapshot_id) for ref in params["vms"] or [params["vm"]]]
     if snapshot_id is not None and len(targets) > 1:
@@ -348,9 +352,14 @@ def _filter(params: Params) -> Filter:
     limits = {option: parse_moment(params[option], option=option) for option in ("older_than", "newer_than") if params[option]}
     return Filter(
         name=params["name"],
-        labels={key: "" if value is None else str(value) for key, value in (params["labels"] or {}).items()},
+        labels=_expected(params["labels"]),
         **limits,
     )
+
+
+def _expected(labels: Mapping[str, t.Any] | None) -> dict[str, str]:
+    """What a label is to say, as texts; empty is a field that it must not have."""
+    return {key: "" if value is None else str(value) for key, value in (labels or {}).items()}
 
 
 def _seconds(params: Params, option: str) -> float:

@@ -35,7 +35,7 @@ options:
   tasks:
     description:
       - A task file. A relative name is looked for in the C(tasks) folder of the role that includes the role in which this task stands, then
-        beside the playbook.
+        beside the playbook, and for a playbook of a collection in the working directory.
     type: str
   checks:
     description:
@@ -67,6 +67,11 @@ strategy:
   returned: success
   type: str
   sample: linear
+controller:
+  description: The name of the machine that runs the play.
+  returned: success
+  type: str
+  sample: awx-7d4f.example.com
 force_handlers:
   description: Whether handlers run on failed hosts too.
   returned: success

@@ -51,6 +51,22 @@ class Labels:
         assert abs(one.created + timedelta(days=7) - one.label.expires) <= timedelta(minutes=1)
         assert seen["child"].parent == one.id and seen["child"].current and not one.current
 
+    def test_nothing_is_done_where_the_label_is_not_as_expected(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        one = backend.take(vm, "one", labels={"claim": "a"})
+
+        def target(**labels: str) -> Target:
+            return Target(vm, one.id, labels)
+
+        for plan in (Present(Request(labels={"claim": "b"})), Reverted(Request()), Absent(Request())):
+            refused = only(backend.run(plan, target(claim="", stage="")))
+            assert (code(refused), refused.changed) == ("label_differs", False)
+            assert "it has claim=a" in str(refused.error)
+        assert backend.list(vm) == [one]
+        assert only(backend.run(Present(Request(labels={"claim": "b"})), target(claim="a", stage=""))).word == "updated"
+        assert code(only(backend.run(Absent(Request()), target(claim="a")))) == "label_differs"
+        assert only(backend.run(Absent(Request()), target(claim="b"))).word == "removed"
+
     def test_options_that_are_left_out_stay_untouched(self, backend: Backend) -> None:
         vm = backend.vm()
         first = backend.take(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import threading
 
 
 @dataclasses.dataclass
@@ -34,6 +35,14 @@ class RequestFault(Rule):
     after: bool = False
     cut: bool = False
     delay: float = 0.0
+    hold: bool = False
+    reached: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set when a request is held."""
+    released: bool = False
+
+    def release(self) -> None:
+        """Let go of what is held; a client that waited gets no answer."""
+        self.released = True
 
     def matches(self, method: str, path: str) -> bool:
         """Whether it is for this request; `*` in the path matches slashes too."""

@@ -120,7 +120,7 @@ class Front:
             fault = self.cluster.faults.for_request(request.method, path)
         await self._while_muted()
         if fault is not None and not fault.after:
-            await asyncio.sleep(fault.delay)
+            await self._while_held(fault)
             answer = self._fail(request, fault)
             if answer is not None:
                 return answer
@@ -133,9 +133,16 @@ class Front:
                 await asyncio.sleep(max(0.0, self.auth_delay - (time.monotonic() - began)))
             answer = self._error(exc)
         if fault is not None and fault.after:
-            await asyncio.sleep(fault.delay)
+            await self._while_held(fault)
             answer = self._fail(request, fault) or answer
         return answer
+
+    async def _while_held(self, fault: RequestFault) -> None:
+        await asyncio.sleep(fault.delay)
+        if fault.hold:
+            fault.reached.set()
+        while fault.hold and not fault.released:
+            await asyncio.sleep(0.01)
 
     def _count(self, method: str, path: str) -> None:
         found = routes.find(method, path)
@@ -176,7 +183,7 @@ class Front:
 
     def _fail(self, request: web.BaseRequest, fault: RequestFault) -> web.Response | None:
         """What a test wants instead of the answer: an error, the end of the connection, or nothing."""
-        if fault.cut:
+        if fault.cut or fault.hold:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()

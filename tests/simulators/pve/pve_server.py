@@ -176,21 +176,24 @@ class PveServer(ByHand):
         after: bool = False,
         cut: bool = False,
         delay: float = 0.0,
-    ) -> None:
+        hold: bool = False,
+    ) -> RequestFault:
         """Let the `nth` request of a call from now on, and those after it up to `count` of them (None: all), go wrong.
 
         The path has no /api2/json; `*` in it matches slashes too. With `status` it is answered so, with `cut` the connection
         ends without an answer, with `delay` all is fine but late; a delay goes with the others. With `after` the work is done
-        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s.
+        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s. With `hold`
+        the rule that is returned tells by `reached` that a request is there, which waits until `release()` and is cut then.
         """
-        if after and status is None and not cut and not delay:
+        if after and status is None and not cut and not delay and not hold:
             status = 596
         if status is not None and not reason:
             reason = {595: "Connection refused", 596: "Connection timed out"}.get(status, "fault of the test")
         path = "/" + path_glob.lstrip("/") if not path_glob.startswith("*") else path_glob
-        rule = RequestFault(nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay)
+        rule = RequestFault(nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay, hold=hold)
         with self.lock:
             self.faults.requests.append(rule)
+        return rule
 
     def fault_task(
         self,
