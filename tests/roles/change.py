@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import json
+import typing as t
 
 from hypervisor import Endpoint
-from stage import Run, Stage
+from stage import Playing, Run, Stage
 
 GOOD = "- name: Change it\n  ansible.builtin.command: 'true'\n"
 FAIL = "- name: Break it\n  ansible.builtin.shell: echo it does not fit; exit 3\n"
@@ -27,16 +28,14 @@ class Change:
         self.hypervisor.define(name)
         self.stage.guest(name)
 
-    def run(self, *arguments: str, entry: str = "main", head: str = "", hosts: str = "guests", **variables: object) -> Run:
-        """Play the role; ``variables`` without their prefix."""
-        given: dict[str, object] = {
-            "connection": self.hypervisor.connection,
-            "evidence_dir": str(self.evidence),
-            "reconnect_timeout": "20s",
-            **({"tasks": "change.yml"} if entry == "main" else {}),
-            **variables,
-        }
-        return self.stage.play(
+    def run(self, *arguments: str, **more: t.Any) -> Run:
+        """Play the role, as ``start`` does, to its end."""
+        return self.start(*arguments, **more).result()
+
+    def start(self, *arguments: str, entry: str = "main", head: str = "", hosts: str = "guests", **variables: object) -> Playing:
+        """Begin to play the role; ``variables`` without their prefix."""
+        playbook = self.stage.write(
+            "site.yml",
             f"""
             - hosts: {hosts}
               gather_facts: false
@@ -45,10 +44,26 @@ class Change:
                 - ansible.builtin.include_role:
                     name: safepoint.vm.guarded_change
                     tasks_from: {entry}
-                  vars: {json.dumps({f"guarded_change_{key}": value for key, value in given.items() if value is not None})}
+                  vars: {json.dumps(self.variables(entry, **variables))}
             """,
-            *arguments,
         )
+        return self.stage.start(str(playbook), *arguments)
+
+    def run_by_name(self, entry: str, *arguments: str, **variables: object) -> Run:
+        """Run the collection's own playbook for an entry point, with extra variables only, as a job template does."""
+        name = "guarded_change" if entry == "main" else entry
+        extra = json.dumps(self.variables(entry, **variables))
+        return self.stage.start(f"safepoint.vm.{name}", "-e", extra, *arguments).result()
+
+    def variables(self, entry: str, **given: object) -> dict[str, object]:
+        """The role's variables."""
+        defaults: dict[str, object] = {
+            "connection": self.hypervisor.connection,
+            "evidence_dir": str(self.evidence),
+            "reconnect_timeout": "20s",
+            **({"tasks": "change.yml"} if entry == "main" else {}),
+        }
+        return {f"guarded_change_{key}": value for key, value in {**defaults, **given}.items() if value is not None}
 
     def labels(self, name: str = "web01") -> list[dict[str, str]]:
         return self.hypervisor.labels(name)

@@ -7,6 +7,7 @@ The ansible-playbook is the one beside the Python that runs pytest: pytest of .v
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -44,6 +45,51 @@ class Run:
     def said(self, text: str) -> bool:
         """Whether ``text`` is in the output, wherever its lines were broken."""
         return " ".join(text.split()) in " ".join(self.output.split())
+
+
+class Playing:
+    """A run of ansible-playbook that goes on, and the ways it can end."""
+
+    def __init__(self, arguments: list[str], *, cwd: Path, env: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            arguments,
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def result(self, timeout: float = 180) -> Run:
+        """What a user would see in the end."""
+        try:
+            output, _ = self._process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            output = self.kill()
+            raise AssertionError(f"The play did not end within {timeout:g} seconds:\n{output}") from None
+        print(output)
+        return Run(self._process.returncode, output)
+
+    def kill(self) -> str:
+        """End it as a controller that loses its power does, with all that it has started; return what it had said.
+
+        From ansible-core 2.19 on its workers have sessions of their own, and the modules are below them.
+        """
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                fields = stat.read_text().rpartition(")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        below = [self._process.pid]
+        for pid in below:
+            below.extend(children.get(pid, []))
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        output, _ = self._process.communicate()
+        return output
 
 
 class Guest:
@@ -159,26 +205,15 @@ class Stage:
 
     def play(self, playbook: str, *arguments: str, timeout: float = 180, env: dict[str, str] | None = None) -> Run:
         """Run ``playbook`` (YAML) on the guests and return what a user would see."""
-        path = self.write("site.yml", playbook)
-        inventory = self._inventory()
-        process = subprocess.Popen(
-            [str(PLAYBOOK), "-i", str(inventory), str(path), *arguments],
+        return self.start(str(self.write("site.yml", playbook)), *arguments, env=env).result(timeout)
+
+    def start(self, playbook: str, *arguments: str, env: dict[str, str] | None = None) -> Playing:
+        """Begin to run ``playbook``, a path or the full name of one in a collection."""
+        return Playing(
+            [str(PLAYBOOK), "-i", str(self._inventory()), playbook, *arguments],
             cwd=self.folder,
             env={**self._environment(), **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
         )
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
-            raise AssertionError(f"The play did not end within {timeout:g} seconds:\n{output}") from None
-        print(output)
-        return Run(process.returncode, output)
 
     def close(self) -> None:
         """End the guests (their SSH clients go with them) and remove the folder."""

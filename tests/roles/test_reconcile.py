@@ -53,3 +53,113 @@ def test_it_rolls_back_once(change: Change) -> None:
     assert again.rc == 0
     assert again.recap("web01")["changed"] == again.recap("web02")["changed"] == 0
     assert again.said("Nothing: no change on web02 has been left without an end")
+
+
+def test_it_commits_and_takes_only_what_was_asked_for(change: Change) -> None:
+    """By change, by run and by age; answers of a survey are texts."""
+    leave(change, "web01")
+    for variables in ({"change": "CHG2"}, {"reconcile_run": "ba9876543210"}, {"reconcile_older_than": "1h"}):
+        run = change.run(entry="reconcile", reconcile_policy="commit", **variables)
+        assert run.rc == 0
+        assert run.said("Nothing: no change on web01 has been left without an end")
+    assert states(change, "web01") == [["guarding"]]
+    run = change.run(
+        entry="reconcile", reconcile_policy="commit", change="CHG1", reconcile_force="false", keep_after_success="24h", **SETTLE
+    )
+    assert run.rc == 0
+    assert run.said("Committed: the policy is commit. The checkpoint is kept for 24h")
+    [label] = change.labels()
+    assert label["state"] == "committed"
+    assert "expires" in label and not {"lease", "claim"} & label.keys()
+
+
+def test_a_run_that_may_be_alive_is_left_alone_unless_it_is_named_and_forced(change: Change) -> None:
+    leave(change, "web01", ALIVE)
+    for variables in ({}, {"reconcile_run": "0123456789ab"}, {"reconcile_force": True}):
+        run = change.run(entry="reconcile", reconcile_policy="commit", **variables)
+        assert run.rc == 0
+        assert run.said("its lease runs until 2101-01-01T00:00:00Z. Left alone: its run may be alive until its lease is over.")
+    assert states(change, "web01") == [["guarding"]]
+    run = change.run(entry="reconcile", reconcile_policy="commit", reconcile_run="0123456789ab", reconcile_force=True, **SETTLE)
+    assert run.rc == 0
+    assert run.said("Committed: the policy is commit. The checkpoint was removed")
+    assert change.labels() == []
+
+
+def test_what_only_a_person_can_decide_is_left_to_one(change: Change) -> None:
+    for name in ("web02", "web03", "web04", "web05"):
+        change.add(name)
+    leave(change, "web01", "lease=soon")
+    leave(change, "web02", "")
+    leave(change, "web03")
+    leave(change, "web03", snapshot="second")
+    change.hypervisor.take("web04", "theirs", f"[safepoint v=1 owner=somebody state=guarding {OVER}]")
+    leave(change, "web05", f"{OVER} began=%7B%7B%207*7%20%7D%7D")
+    run = change.run(entry="reconcile", reconcile_policy="rollback", **SETTLE)
+    assert run.rc == 2
+    assert run.said("its lease soon is no time. NEEDS YOU: nobody can tell whether its run is alive.")
+    assert run.said("it has no lease. NEEDS YOU: nobody can tell")
+    assert run.said("NEEDS YOU: it has 2 such checkpoints")
+    assert run.said("Left alone: it is not ours: owner 'somebody' made it")
+    assert run.said("begun at {{ 7*7 }} by"), "what stands in a label is text, and no template"
+    assert [run.recap(f"web0{number}")["failed"] for number in range(1, 6)] == [1, 1, 1, 0, 0]
+    assert states(change, "web01", "web02", "web03", "web04", "web05") == [
+        ["guarding"], ["guarding"], ["guarding", "guarding"], ["guarding"], ["rolled_back"]
+    ]  # fmt: skip
+    run = change.run("--limit", "web01,web02", entry="reconcile", reconcile_policy="rollback", reconcile_force="yes", **SETTLE)
+    assert run.rc == 0
+    assert states(change, "web01", "web02") == [["rolled_back"]] * 2
+
+
+def test_a_guest_that_is_not_well_after_it_needs_a_person(change: Change) -> None:
+    leave(change, "web01")
+    change.stage.write("health.yml", "- name: Be well\n  ansible.builtin.fail: {msg: no luck}\n")
+    run = change.run(entry="reconcile", reconcile_policy="rollback", checks="health.yml", **SETTLE)
+    assert run.rc == 2
+    assert run.said("NEEDS YOU: web01 was rolled back to sp-CHG1, BUT it is not well: Be well: no luck. The policy is rollback")
+    assert states(change, "web01") == [["rolled_back"]]
+
+
+def test_over_an_endpoint_the_guests_are_not_checked(change: Change) -> None:
+    """By one host, which none of the VMs is, or by the first of those in the play."""
+    for name in ("web02", "web03"):
+        change.hypervisor.define(name)
+        leave(change, name)
+    given = {"reconcile_scope": "endpoint", "reconcile_policy": "rollback", "evidence_dir": None, **SETTLE}
+    would = change.run_by_name("reconcile", "--check", **given)
+    assert would.rc == 0
+    assert would.said("Reported only: this is check mode; without it there would be a rollback")
+    assert states(change, "web02", "web03") == [["guarding"]] * 2
+    run = change.run_by_name("reconcile", **given)
+    assert run.rc == 0
+    assert run.said("web02: found the checkpoint sp-CHG1")
+    assert run.output.count("Its guest was not checked, since only the endpoint is known here") == 2
+    assert states(change, "web02", "web03") == [["rolled_back"]] * 2
+    run = change.run(entry="reconcile", **given)
+    assert run.rc == 0
+    assert run.recap("web01")["changed"] == 0
+    assert run.said("Nothing: no change on this endpoint has been left without an end")
+
+
+def test_of_two_at_the_same_time_one_acts(change: Change) -> None:
+    leave(change, "web01")
+    plays = [
+        change.start(entry="reconcile", reconcile_policy="commit", keep_after_success="24h", reconcile_settle="20s")
+        for _ in range(2)
+    ]
+    runs = [play.result() for play in plays]
+    assert [run.rc for run in runs] == [0, 0]
+    acted = [run for run in runs if run.said("Committed: the policy is commit.")]
+    left = [
+        run for run in runs if run.said("Left alone: another run was faster.") or run.said("Left alone: its run may be alive")
+    ]
+    assert (len(acted), len(left)) == (1, 1)
+    assert states(change, "web01") == [["committed"]]
+
+
+def test_an_endpoint_that_does_not_answer_is_a_failure(change: Change) -> None:
+    nowhere = {"backend": "libvirt", "uri": "test+unix:///default?socket=/nowhere"}
+    for scope in ("hosts", "endpoint"):
+        run = change.run(entry="reconcile", connection=nowhere, reconcile_scope=scope)
+        assert run.rc == 2
+        assert run.said("Nothing was changed: ")
