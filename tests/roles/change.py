@@ -49,11 +49,11 @@ class Change:
         )
         return self.stage.start(str(playbook), *arguments)
 
-    def run_by_name(self, entry: str, *arguments: str, **variables: object) -> Run:
+    def run_by_name(self, entry: str, *arguments: str, env: dict[str, str] | None = None, **variables: object) -> Run:
         """Run the collection's own playbook for an entry point, with extra variables only, as a job template does."""
         name = "guarded_change" if entry == "main" else entry
         extra = json.dumps(self.variables(entry, **variables))
-        return self.stage.start(f"safepoint.vm.{name}", "-e", extra, *arguments).result()
+        return self.stage.start(f"safepoint.vm.{name}", "-e", extra, *arguments, env=env).result()
 
     def variables(self, entry: str, **given: object) -> dict[str, object]:
         """The role's variables."""

@@ -49,3 +49,17 @@ def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, end
     assert change.was_rolled_back(run)
     assert endpoint.runs("web01")
     assert endpoint.secret not in run.output
+
+
+def test_what_a_run_has_left_is_ended_by_reconcile(change: Change, endpoint: ElsewhereEndpoint) -> None:
+    assert change.run(entry="checkpoint", change="CHG0042").rc == 0
+    [label] = change.labels()
+    assert {"change", "run", "by", "began", "lease"} <= label.keys()
+    named = {"reconcile_policy": "rollback", "reconcile_run": label["run"], "reconcile_settle": "5s"}
+    assert change.run(entry="reconcile", **named).said("Left alone: its run may be alive")
+    run = change.run_by_name("reconcile", reconcile_scope="endpoint", reconcile_force="true", **named)
+    assert run.rc == 0
+    assert run.said("Rolled back: the policy is rollback. Its guest was not checked")
+    assert change.labels()[0]["state"] == "rolled_back"
+    assert endpoint.runs("web01")
+    assert endpoint.secret not in run.output

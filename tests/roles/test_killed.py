@@ -129,6 +129,17 @@ def test_whatever_a_killed_controller_leaves_is_rolled_back_once(datacenter: Dat
     assert datacenter.writes() == []
 
     pve.clock_ahead = 3 * 3600.0  # that clock counts, not the controller's
+    # One that is killed in the middle of a revert leaves a claim, whose lease has to end too.
+    vmid = datacenter.vmid("vm-change")
+    held = pve.fault("POST", f"*/qemu/{vmid}/{ROLLBACK}", after=True, hold=True)
+    playing = change.start("--limit", "vm-change", entry="reconcile", reconcile_policy="rollback", reconcile_settle="5s")
+    assert held.reached.wait(120), playing.kill()
+    playing.kill()
+    held.release()
+    [label] = change.labels("vm-change")
+    assert label["state"] == "guarding" and label["claim"]
+
+    pve.clock_ahead += 3 * 3600.0
     first = change.run(*limit, entry="reconcile", reconcile_policy="rollback", reconcile_settle="5s")
     assert first.rc == 0
     for name, point in hosts.items():

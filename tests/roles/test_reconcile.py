@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from change import Change
+from change import FAIL, GOOD, Change
 
 pytestmark = pytest.mark.core_versions
 
@@ -75,7 +75,7 @@ def test_it_commits_and_takes_only_what_was_asked_for(change: Change) -> None:
 
 def test_a_run_that_may_be_alive_is_left_alone_unless_it_is_named_and_forced(change: Change) -> None:
     leave(change, "web01", ALIVE)
-    for variables in ({}, {"reconcile_run": "0123456789ab"}, {"reconcile_force": True}):
+    for variables in ({"reconcile_run": "0123456789ab"}, {"reconcile_force": True}):
         run = change.run(entry="reconcile", reconcile_policy="commit", **variables)
         assert run.rc == 0
         assert run.said("its lease runs until 2101-01-01T00:00:00Z. Left alone: its run may be alive until its lease is over.")
@@ -163,3 +163,15 @@ def test_an_endpoint_that_does_not_answer_is_a_failure(change: Change) -> None:
         run = change.run(entry="reconcile", connection=nowhere, reconcile_scope=scope)
         assert run.rc == 2
         assert run.said("Nothing was changed: ")
+
+
+def test_a_lease_is_renewed_only_where_it_would_not_last(change: Change) -> None:
+    change.add("web02")
+    change.stage.write("change.yml", GOOD)
+    run = change.run()
+    assert run.rc == 0
+    assert run.calls("Renew the leases") == []
+    change.stage.write("change.yml", FAIL)
+    run = change.run(timeout="0s")  # it has taken longer than that
+    assert change.was_rolled_back(run)
+    assert run.calls("Renew the leases") == ["web01"], "one call per endpoint"
