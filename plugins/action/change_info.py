@@ -9,6 +9,7 @@ import os
 import platform
 import typing as t
 
+from ansible import constants as C
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.playbook.block import Block
 from ansible.playbook.helpers import load_list_of_blocks
@@ -20,6 +21,7 @@ from ansible.plugins.action import ActionBase
 _SSH = {"ssh", "ansible.builtin.ssh", "ansible.legacy.ssh"}
 _GUARD = "safepoint.vm.guarded_ssh"
 _LINEAR = {"linear", "ansible.builtin.linear", "ansible.legacy.linear"}
+_ENDS = {"end_host", "end_play", "end_batch"}
 
 
 class ActionModule(ActionBase):
@@ -43,7 +45,9 @@ class ActionModule(ActionBase):
                 f"The strategy of this play is {play.strategy!r}. A guarded change needs 'linear', since one host's call takes the "
                 "snapshots of all, and must have ended before the others look for theirs. Set strategy: linear on the play"
             )
-        reader = _Reader(self._task, self._loader)
+        self._refuse_around()
+        batch = task_vars.get("ansible_play_batch") or []
+        reader = _Reader(self._task, self._loader, alone=len(batch) < 2)
         result: dict[str, t.Any] = {
             "changed": False,
             "strategy": play.strategy,
@@ -60,6 +64,20 @@ class ActionModule(ActionBase):
             result["role"] = options["role"]
             reader.role(options["role"])
         return result
+
+    def _refuse_around(self) -> None:
+        """Refuse what the role would inherit from the play or the block around it, and could not work under."""
+        # Not of this very task, on which the role sets it: the refusal would be ignored.
+        above = [self._task.play]
+        parent = self._task._parent
+        while parent is not None:
+            above.append(parent)
+            parent = parent._parent
+        if any(one.ignore_errors for one in above):
+            raise AnsibleActionFail(
+                "ignore_errors is on, on this play or on a block around the role. A change that fails would pass for one that went well. "
+                "Set it on the tasks of the change whose errors do not matter"
+            )
 
     def _connection_facts(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
         """Say which connection plugin this task got, and whether variables chose it, since those beat the keyword."""
@@ -103,7 +121,8 @@ class _Reader:
     ansible-core ends the whole run, without rescue, at an included file with a YAML error or an unknown module (2.16 to 2.21).
     """
 
-    def __init__(self, task: Task, loader: t.Any) -> None:
+    def __init__(self, task: Task, loader: t.Any, *, alone: bool) -> None:
+        self._alone = alone
         self._play = task.play
         self._role = task._role
         self._parent = task._parent
@@ -181,6 +200,7 @@ class _Reader:
             path = (task.get_path() or "").rsplit(":", 1)[0]
             if task._role is self._role and self._is_ours(path):
                 self._refuse_ours(os.path.basename(path))
+            self._refuse_ends(task)
             # One with a condition may be for another platform, whose collection need not be there.
             if isinstance(task, TaskInclude) and not task.statically_loaded and not self._is_conditional(task):
                 self._follow(task)
@@ -216,13 +236,48 @@ class _Reader:
         candidates = [self._loader.path_dwim_relative(folder, "tasks", name, is_role=True) for folder in folders]
         return next((path for path in candidates if os.path.isfile(path)), None)
 
+    def _refuse_ends(self, task: Task) -> None:
+        """Refuse what ends the change of a host, or of the other hosts, past rescue and commit: their checkpoints would stay behind."""
+        meta = str(task.args.get("_raw_params")) if task.action in C._ACTION_META else ""
+        # A task file of the change is part of our role, which is what end_role (from ansible-core 2.18 on) would end.
+        if meta in _ENDS or (meta == "end_role" and self._role is not None and task._role is self._role):
+            self._refuse(
+                task,
+                f"meta: {meta} would end the change without commit and without rollback, with its checkpoint left behind",
+                "Write `when` on a block around the tasks that come after it, or put it after the role",
+            )
+        if meta == "clear_host_errors":
+            self._refuse(
+                task, "meta: clear_host_errors would make the run pass although hosts have failed", "Put it after the role"
+            )
+        # Read where it is written: what the play says about any_errors_fatal does not reach the change.
+        written = [node.get_ds() for node in self._ancestry(task)]
+        if not self._alone and any(isinstance(one, dict) and one.get("any_errors_fatal") is True for one in written):
+            self._refuse(
+                task,
+                "any_errors_fatal would end the change of the other hosts in the middle",
+                "Set it on the play: it then ends the play when all hosts have ended their change",
+            )
+        if not self._alone and task.run_once is True and task.ignore_errors is not True:
+            self._refuse(
+                task,
+                "run_once: when it fails, ansible-core drops the other hosts in the middle of their change",
+                "Write `when: inventory_hostname == ansible_play_batch[0]` instead, or run it outside of the role",
+            )
+
+    def _ancestry(self, task: t.Any) -> t.Iterator[t.Any]:
+        """The task and what is around it in the files of the change."""
+        while task is not None and task is not self._parent:
+            yield task
+            task = task._parent
+
+    def _refuse(self, task: Task, why: str, remedy: str) -> t.NoReturn:
+        where = task.get_path() or "a task"
+        raise AnsibleActionFail(f"The option {self._option!r} cannot be used. {where}: {why}. {remedy}")
+
     def _is_conditional(self, task: t.Any) -> bool:
         """Whether the task or a block around it has a condition; those around this very action were met."""
-        while task is not None and task is not self._parent:
-            if task.when:
-                return True
-            task = task._parent
-        return False
+        return any(one.when for one in self._ancestry(task))
 
     def _is_ours(self, path: str | None) -> bool:
         return (

@@ -17,7 +17,9 @@ description:
   - Says what only the controller can see of the play, such as the connection plugin of the host, and loads the files of a change as the play would do.
   - ansible-core ends the whole run, without C(rescue), when it comes to an included file that is not valid YAML or names an unknown module.
     This finds it before the change has begun.
-  - Fails when the strategy of the play is not C(linear).
+  - Fails when the strategy of the play is not C(linear), and when the play or a block around ignores errors.
+  - Fails when a file would end the change past C(rescue), with C(meta) C(end_host), C(end_play), C(end_batch) or C(clear_host_errors),
+    and with C(run_once) or C(any_errors_fatal) when there are other hosts in the batch, since ansible-core would end the change of those.
   - Follows C(import_tasks) and C(import_role), and of C(include_tasks) and C(include_role) those without a condition whose name has no variables in it.
 attributes:
   check_mode:
