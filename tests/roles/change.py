@@ -18,22 +18,30 @@ KILL = "- name: Kill it\n  ansible.builtin.shell: kill -KILL $SSHD_PID\n"
 class Change:
     """One guest, its VM, and the role on it."""
 
-    def __init__(self, stage: Stage, hypervisor: Endpoint) -> None:
+    def __init__(self, stage: Stage, hypervisor: Endpoint, name: str = "web01") -> None:
         self.stage = stage
         self.hypervisor = hypervisor
         self.evidence = stage.folder / "evidence"
-        self.add("web01")
+        self.add(name)
 
     def add(self, name: str) -> None:
         self.hypervisor.define(name)
         self.stage.guest(name)
 
-    def run(self, *arguments: str, **more: t.Any) -> Run:
-        """Play the role, as ``start`` does, to its end."""
-        return self.start(*arguments, **more).result()
+    def run(self, *arguments: str, meanwhile: t.Callable[[int], None] | None = None, **given: t.Any) -> Run:
+        """Play the role, as ``start`` does, to its end; ``meanwhile`` as in Stage.play()."""
+        return self.start(*arguments, **given).result(meanwhile=meanwhile)
 
-    def start(self, *arguments: str, entry: str = "main", head: str = "", hosts: str = "guests", **variables: object) -> Playing:
-        """Begin to play the role; ``variables`` without their prefix."""
+    def start(
+        self,
+        *arguments: str,
+        entry: str = "main",
+        head: str = "",
+        hosts: str = "guests",
+        more: str = "",
+        **variables: object,
+    ) -> Playing:
+        """Begin to play the role; ``variables`` without their prefix, ``head`` more lines of the play, ``more`` another play."""
         playbook = self.stage.write(
             "site.yml",
             f"""
@@ -45,6 +53,7 @@ class Change:
                     name: safepoint.vm.guarded_change
                     tasks_from: {entry}
                   vars: {json.dumps(self.variables(entry, **variables))}
+            {more}
             """,
         )
         return self.stage.start(str(playbook), *arguments)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from change import Change
 from hypervisor import Hypervisor
+from pve_server import PveServer
 from stage import Guest, Stage
 
 
@@ -40,6 +41,14 @@ def stage() -> Iterator[Stage]:
 def guest(stage: Stage) -> Guest:
     """The host web01."""
     return stage.guest("web01")
+
+
+@pytest.fixture
+def pve() -> Iterator[PveServer]:
+    """A simulated Proxmox VE without any VM."""
+    with PveServer() as started:
+        yield started
+        assert started.errors == ""
 
 
 @pytest.fixture

@@ -109,6 +109,13 @@ class ProxmoxHypervisor:
     def runs(self, name: str) -> bool:
         return bool(self._pve.guest(self._vmids[name])["status"] == "running")
 
+    def reverts(self, name: str) -> int:
+        """How often a VM has been reverted."""
+        return sum(one["vmid"] == self._vmids[name] and one["exitstatus"] == "OK" for one in self._pve.task_list("qmrollback"))
+
+    def vmid(self, name: str) -> int:
+        return self._vmids[name]
+
 
 def fields(description: str) -> dict[str, str]:
     """What the label in it says, still encoded."""

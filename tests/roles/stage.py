@@ -18,6 +18,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import typing as t
 from pathlib import Path
 
 import asyncssh
@@ -62,8 +63,10 @@ class Playing:
             start_new_session=True,
         )
 
-    def result(self, timeout: float = 180) -> Run:
+    def result(self, timeout: float = 180, *, meanwhile: t.Callable[[int], None] | None = None) -> Run:
         """What a user would see in the end."""
+        if meanwhile:
+            threading.Thread(target=meanwhile, args=[self._process.pid], daemon=True).start()
         try:
             output, _ = self._process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -92,6 +95,13 @@ class Playing:
         return output
 
 
+class Flag(t.Protocol):
+    """A file, or what is like one."""
+
+    def exists(self) -> bool:
+        """Whether it is there by now."""
+
+
 class Guest:
     """One SSH server, its home folder, and the ways to lose it."""
 
@@ -107,6 +117,7 @@ class Guest:
         self.port = 0
         self.extra: dict[str, object] = {}
         self._process: subprocess.Popen[str] | None = None
+        self._silent: list[subprocess.Popen[str]] = []
         self._over = threading.Event()
         self.start()
 
@@ -136,6 +147,9 @@ class Guest:
         """End it for good, also when a thread is about to start it again."""
         self._over.set()
         self.stop()
+        while self._silent:
+            self._process = self._silent.pop()
+            self.stop()
 
     def stop(self) -> None:
         """End the server and everything that it started."""
@@ -151,7 +165,7 @@ class Guest:
                 end.close()
         self._process = None
 
-    def come_back_when(self, flag: Path) -> threading.Thread:
+    def come_back_when(self, flag: Flag) -> threading.Thread:
         """Start again, in a thread, once the server is dead and ``flag`` exists."""
 
         process = self._process
@@ -165,6 +179,26 @@ class Guest:
             if not self._over.is_set():
                 self.stop()
                 self.start()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        return thread
+
+    def begin_anew_when(self, flag: Flag) -> threading.Thread:
+        """Start another server, in a thread, once ``flag`` exists; the one that was there falls silent, with its sessions left open.
+
+        That is how the other ends of all sessions see the revert of a VM. Its sshd must have been ended before, by USR1.
+        """
+        old = self._process
+        assert old is not None
+
+        def watch() -> None:
+            while not flag.exists():
+                if self._over.wait(0.1):
+                    return
+            os.killpg(old.pid, signal.SIGSTOP)
+            self._silent.append(old)
+            self.start()
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
@@ -203,9 +237,19 @@ class Stage:
         path.write_text(textwrap.dedent(text))
         return path
 
-    def play(self, playbook: str, *arguments: str, timeout: float = 180, env: dict[str, str] | None = None) -> Run:
-        """Run ``playbook`` (YAML) on the guests and return what a user would see."""
-        return self.start(str(self.write("site.yml", playbook)), *arguments, env=env).result(timeout)
+    def play(
+        self,
+        playbook: str,
+        *arguments: str,
+        timeout: float = 180,
+        env: dict[str, str] | None = None,
+        meanwhile: t.Callable[[int], None] | None = None,
+    ) -> Run:
+        """Run ``playbook`` (YAML) on the guests and return what a user would see.
+
+        ``meanwhile`` is called in a thread with the id of the process, which leads a group of its own.
+        """
+        return self.start(str(self.write("site.yml", playbook)), *arguments, env=env).result(timeout, meanwhile=meanwhile)
 
     def start(self, playbook: str, *arguments: str, env: dict[str, str] | None = None) -> Playing:
         """Begin to run ``playbook``, a path or the full name of one in a collection."""

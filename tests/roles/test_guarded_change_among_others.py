@@ -102,13 +102,6 @@ def test_the_host_that_reaches_the_hypervisor_is_lost(change: Change) -> None:
     assert run.said("Failed to connect to the host via ssh")
 
 
-def test_any_errors_fatal_is_no_obstacle(change: Change) -> None:
-    change.add("web02")
-    change.stage.write("change.yml", FAIL + "  when: inventory_hostname == 'web02'\n")
-    run = change.run(head="any_errors_fatal: true")
-    assert change.was_rolled_back(run, "web02")
-
-
 def test_later_plays_reach_the_host_as_before(change: Change) -> None:
     change.stage.write("change.yml", "- name: Configure\n  ansible.builtin.command: 'true'\n  notify: Restart\n")
     handlers = "handlers: [{name: Restart, ansible.builtin.command: 'true'}]"

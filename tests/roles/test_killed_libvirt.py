@@ -92,7 +92,12 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
     left = [label["run"] for label in change.labels() if label["state"] == "guarding"]
 
     # The leases run by our own clock here, so they are not over yet.
-    force = {"reconcile_policy": "rollback", "reconcile_run": left[0] if left else "", "reconcile_force": True, "reconcile_settle": "4s"}
+    force = {
+        "reconcile_policy": "rollback",
+        "reconcile_run": left[0] if left else "",
+        "reconcile_force": True,
+        "reconcile_settle": "4s",
+    }
     first = change.run(entry="reconcile", **force)
     assert first.rc == 0
     assert [label["state"] for label in change.labels()] in ([["rolled_back"]] if left else [[], ["rolled_back"]])

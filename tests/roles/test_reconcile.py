@@ -16,7 +16,9 @@ SETTLE = {"reconcile_settle": "4s"}
 
 def leave(change: Change, name: str, more: str = OVER, *, snapshot: str = "sp-CHG1", run: str = "0123456789ab") -> None:
     """What a run that died has left on a VM."""
-    change.hypervisor.take(name, snapshot, f"[safepoint v=1 owner=safepoint state=guarding change=CHG1 run={run} by=awx1/job/7 {more}]")
+    change.hypervisor.take(
+        name, snapshot, f"[safepoint v=1 owner=safepoint state=guarding change=CHG1 run={run} by=awx1/job/7 {more}]"
+    )
 
 
 def states(change: Change, *names: str) -> list[list[str]]:
