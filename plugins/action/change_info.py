@@ -63,6 +63,8 @@ class ActionModule(ActionBase):
         if options["role"] is not None:
             result["role"] = options["role"]
             reader.role(options["role"])
+        if reader.warnings:
+            result["warnings"] = reader.warnings
         return result
 
     def _refuse_around(self) -> None:
@@ -122,6 +124,7 @@ class _Reader:
     """
 
     def __init__(self, task: Task, loader: t.Any, *, alone: bool) -> None:
+        self.warnings: list[str] = []
         self._alone = alone
         self._play = task.play
         self._role = task._role
@@ -237,7 +240,7 @@ class _Reader:
         return next((path for path in candidates if os.path.isfile(path)), None)
 
     def _refuse_ends(self, task: Task) -> None:
-        """Refuse what ends the change of a host, or of the other hosts, past rescue and commit: their checkpoints would stay behind."""
+        """Refuse, or warn of, what ends the change of a host, or of the other hosts, past rescue and commit: their checkpoints would stay behind."""
         meta = str(task.args.get("_raw_params")) if task.action in C._ACTION_META else ""
         # A task file of the change is part of our role, which is what end_role (from ansible-core 2.18 on) would end.
         if meta in _ENDS or (meta == "end_role" and self._role is not None and task._role is self._role):
@@ -245,6 +248,12 @@ class _Reader:
                 task,
                 f"meta: {meta} would end the change without commit and without rollback, with its checkpoint left behind",
                 "Write `when` on a block around the tasks that come after it, or put it after the role",
+            )
+        if meta == "flush_handlers" and not task.implicit:
+            # Handlers do not inherit the keyword, and around the whole change the fact would send `connection: local` tasks to the guest.
+            self.warnings.append(
+                f"{task.get_path() or 'A task of the change'}: meta: flush_handlers runs handlers outside of the guard. A host that is lost in one "
+                "of them is not rolled back, and its checkpoint stays behind. Without it the role runs them under guard, before the checks"
             )
         if meta == "clear_host_errors":
             self._refuse(

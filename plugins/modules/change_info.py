@@ -20,6 +20,7 @@ description:
   - Fails when the strategy of the play is not C(linear), and when the play or a block around ignores errors.
   - Fails when a file would end the change past C(rescue), with C(meta) C(end_host), C(end_play), C(end_batch) or C(clear_host_errors),
     and with C(run_once) or C(any_errors_fatal) when there are other hosts in the batch, since ansible-core would end the change of those.
+  - Warns of C(meta) C(flush_handlers) in a file, which runs handlers without the guard.
   - Follows C(import_tasks) and C(import_role), and of C(include_tasks) and C(include_role) those without a condition whose name has no variables in it.
 attributes:
   check_mode:
