@@ -1,0 +1,327 @@
+#!/usr/bin/python
+
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# It runs in the guest, which may have an older Python than the hosts that talk to hypervisors: 3.6, of RHEL 8, is the oldest that ansible-core 2.16
+# reaches. So no annotations, no module_utils of the collection, and nothing but the standard library.
+
+DOCUMENTATION = r"""
+module: guest_health_info
+short_description: Look whether a guest is well
+version_added: 0.1.0
+author:
+  - The safepoint.vm maintainers (@safepoint-vm)
+description:
+  - Looks from inside a guest whether it does what it is for. What was not met is returned as a list of sentences; the module does not fail by it.
+  - All of it is tried again until it is met, or the tries or the time are used up.
+  - The role P(safepoint.vm.guarded_change#role) runs it before a change, after it and after a rollback.
+attributes:
+  check_mode:
+    description: Can run in check mode and return what a real run would, without a write.
+    support: full
+    details: The O(commands) run in check mode too. They are there to look, not to change.
+  diff_mode:
+    description: Returns what changed when in diff mode.
+    support: N/A
+    details: Nothing is changed.
+options:
+  failed_units:
+    description:
+      - Whether no unit of systemd may have failed.
+    type: bool
+    default: false
+  known_failed_units:
+    description:
+      - Units that may have failed, for example because they had failed before. C(*) and C(?) stand for any characters.
+    type: list
+    elements: str
+    default: []
+  services:
+    description:
+      - Units of systemd that must be active, such as V(nginx) or V(backup.timer).
+    type: list
+    elements: str
+    default: []
+  ports:
+    description:
+      - TCP ports that must accept connections, as V(443) for one of the guest itself (127.0.0.1), or V(192.0.2.10:443).
+    type: list
+    elements: str
+    default: []
+  http:
+    description:
+      - Addresses that must answer, as they are seen from the host where the module runs.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      url:
+        description:
+          - The address. A name and a password in it are left out of what is returned.
+        type: str
+        required: true
+      status:
+        description:
+          - The status codes that are good. Redirections are followed, unless one of these is 300 to 399.
+        type: list
+        elements: int
+        default: [200]
+      validate_certs:
+        description:
+          - Whether the certificate of the server must be valid.
+        type: bool
+        default: true
+  commands:
+    description:
+      - Commands that must end with 0. They run without a shell, one after the other.
+    type: list
+    elements: str
+    default: []
+  retries:
+    description:
+      - How often to look again after the first time.
+    type: int
+    default: 3
+  delay:
+    description:
+      - The seconds in between.
+    type: float
+    default: 5
+  budget:
+    description:
+      - The seconds after which no other try is begun. What hangs is ended then; each thing that is still to be looked at in this try has one second more.
+    type: float
+    default: 120
+seealso:
+  - module: safepoint.vm.change_info
+"""
+
+EXAMPLES = r"""
+- name: Look whether the web server is well
+  safepoint.vm.guest_health_info:
+    failed_units: true
+    services: [nginx]
+    ports: [443]
+    commands: [nginx -t]
+  register: health
+
+- name: Fail where it is not
+  ansible.builtin.assert:
+    that: health.healthy
+    fail_msg: "{{ health.problems | join('; ') }}"
+"""
+
+RETURN = r"""
+healthy:
+  description: Whether all was met.
+  returned: success
+  type: bool
+  sample: false
+problems:
+  description: What was not, as it was seen the last time. Each says what it is about, what was seen, and what was wanted.
+  returned: success
+  type: list
+  elements: str
+  sample: ["the service nginx is failed, and should be active"]
+failed_units:
+  description: All units that have failed, those of O(known_failed_units) too.
+  returned: success, when O(failed_units) is true
+  type: list
+  elements: str
+  sample: [certbot.service]
+tries:
+  description: How often it was looked.
+  returned: success
+  type: int
+  sample: 4
+seconds:
+  description: How long all of it took.
+  returned: success
+  type: float
+  sample: 15.2
+"""
+
+import fnmatch
+import re
+import shlex
+import socket
+import subprocess
+import time
+from urllib.error import HTTPError
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.urls import open_url
+
+# What does not answer at all is not waited for longer in one try.
+_ANSWER_SECONDS = 10.0
+_UP = ("active", "reloading")
+
+
+class Health:
+    """What is to be looked at, and how long that may take."""
+
+    def __init__(self, params, clock=time.monotonic, sleep=time.sleep):
+        self._params = params
+        self._clock = clock
+        self._sleep = sleep
+        self._begun = clock()
+        self._end = self._begun + params["budget"]
+
+    def look(self):
+        """Look until all is well or it has been tried long enough; return what the module returns."""
+        tries = 0
+        while True:
+            tries += 1
+            failed = self._failed_units() if self._params["failed_units"] else ([], [])
+            problems = failed[1] + self._services() + self._ports() + self._http() + self._commands()
+            if not problems or tries > self._params["retries"] or self._clock() + self._params["delay"] >= self._end:
+                break
+            self._sleep(self._params["delay"])
+        result = {"healthy": not problems, "problems": problems, "tries": tries, "seconds": round(self._clock() - self._begun, 1)}
+        if self._params["failed_units"]:
+            result["failed_units"] = failed[0]
+        return result
+
+    def _left(self, most=None):
+        left = max(1.0, self._end - self._clock())
+        return left if most is None else min(left, most)
+
+    def _run(self, argv):
+        """Run a command; return its exit code (None: it did not run to its end), its stdout, and the last thing that it said."""
+        try:
+            # Not run_command() of AnsibleModule, which cannot end what hangs; and capture_output came with Python 3.7.
+            done = subprocess.run(  # noqa: UP022
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=self._left(), check=False
+            )
+        except subprocess.TimeoutExpired as exc:
+            return None, "", f"did not end within {exc.timeout:.0f} seconds"
+        except OSError as exc:
+            return None, "", f"could not be run: {exc.strerror or exc}"
+        stdout = done.stdout.decode(errors="replace")
+        lines = (done.stderr.decode(errors="replace").strip() or stdout.strip()).splitlines()
+        return done.returncode, stdout, lines[-1][:200] if lines else ""
+
+    def _failed_units(self):
+        """All units that have failed, and the problems with those that may not."""
+        code, stdout, said = self._run(["systemctl", "list-units", "--failed", "--all", "--plain", "--no-legend", "--no-pager"])
+        if code != 0:
+            return [], ["the failed units cannot be listed, systemctl {}".format(said if code is None else "says: " + said)]
+        units = [line.split()[0] for line in stdout.splitlines() if line.strip()]
+        known = self._params["known_failed_units"]
+        return units, [
+            f"the unit {unit} has failed, and none should that is not known to"
+            for unit in units
+            if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in known)
+        ]
+
+    def _services(self):
+        services = self._params["services"]
+        if not services:
+            return []
+        code, stdout, said = self._run(["systemctl", "is-active", "--"] + services)
+        states = stdout.split()
+        if len(states) != len(services):
+            reason = said if code is None else "says: " + said
+            return ["the state of {} cannot be told, systemctl {}".format(", ".join(services), reason)]
+        return [
+            f"the service {service} is {state}, and should be active"
+            for service, state in zip(services, states)
+            if state not in _UP
+        ]
+
+    def _ports(self):
+        problems = []
+        for host, port in [address(one) for one in self._params["ports"]]:
+            try:
+                socket.create_connection((host, port), timeout=self._left(_ANSWER_SECONDS)).close()
+            except OSError as exc:
+                problems.append(f"the port {port} of {host} does not accept connections ({exc.strerror or exc}), and should")
+        return problems
+
+    def _http(self):
+        problems = []
+        for one in self._params["http"]:
+            wanted = one["status"]
+            follow = "none" if any(300 <= code < 400 for code in wanted) else "safe"
+            try:
+                seen = open_url(
+                    one["url"], validate_certs=one["validate_certs"], timeout=self._left(_ANSWER_SECONDS), follow_redirects=follow
+                ).getcode()
+            except HTTPError as exc:
+                seen = exc.code
+            # open_url() has classes of its own for what it does not like about certificates and addresses.
+            except Exception as exc:
+                seen = "nothing ({})".format(getattr(exc, "reason", None) or exc)
+            if seen not in wanted:
+                url = re.sub("//[^/@]*@", "//", one["url"])
+                good = " or ".join(str(code) for code in wanted)
+                problems.append(f"{url} answers {seen}, and should answer {good}")
+        return problems
+
+    def _commands(self):
+        problems = []
+        for command in self._params["commands"]:
+            code, _stdout, said = self._run(shlex.split(command))
+            if code is None:
+                problems.append(f"the command '{command}' {said}, and should end with 0")
+            elif code != 0:
+                said = f" ({said})" if said else ""
+                problems.append(f"the command '{command}' ended with {code}{said}, and should with 0")
+        return problems
+
+
+def address(text):
+    """The host and the port of V(443), V(192.0.2.10:443) or V([2001:db8::1]:443); a ValueError says what is wrong with it."""
+    host, colon, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536 or (colon and not host):
+        raise ValueError(f"ports: {text!r} is no port; write for example 443 or 192.0.2.10:443")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def check(params):
+    """Raise a ValueError for what can never be met, so that it is not tried again and again."""
+    for text in params["ports"]:
+        address(text)
+    for command in params["commands"]:
+        try:
+            words = shlex.split(command)
+        except ValueError as exc:
+            raise ValueError(f"commands: {command!r} cannot be split into words: {exc}") from None
+        if not words:
+            raise ValueError("commands: one of them is empty; leave it out")
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "failed_units": {"type": "bool", "default": False},
+            "known_failed_units": {"type": "list", "elements": "str", "default": []},
+            "services": {"type": "list", "elements": "str", "default": []},
+            "ports": {"type": "list", "elements": "str", "default": []},
+            "http": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "url": {"type": "str", "required": True},
+                    "status": {"type": "list", "elements": "int", "default": [200]},
+                    "validate_certs": {"type": "bool", "default": True},
+                },
+            },
+            "commands": {"type": "list", "elements": "str", "default": []},
+            "retries": {"type": "int", "default": 3},
+            "delay": {"type": "float", "default": 5},
+            "budget": {"type": "float", "default": 120},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        check(module.params)
+    except ValueError as exc:
+        module.fail_json(msg=str(exc))
+    module.exit_json(changed=False, **Health(module.params).look())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What guest_health_info sees of a guest, and how long it looks."""
+
+from __future__ import annotations
+
+import http.server
+import subprocess
+import sys
+import threading
+import typing as t
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.safepoint.vm.plugins.modules import guest_health_info as health
+
+NOTHING: dict[str, t.Any] = {
+    "failed_units": False,
+    "known_failed_units": [],
+    "services": [],
+    "ports": [],
+    "http": [],
+    "commands": [],
+    "retries": 0,
+    "delay": 5,
+    "budget": 60,
+}
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+        self.meanwhile()
+
+
+def look(clock: Clock | None = None, **wanted: t.Any) -> dict[str, t.Any]:
+    clock = clock or Clock()
+    result: dict[str, t.Any] = health.Health({**NOTHING, **wanted}, clock, clock.sleep).look()
+    assert result["healthy"] == (not result["problems"])
+    return result
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for systemd; returns the folder with the lists `failed` and `active` that it answers from."""
+    program = tmp_path / "systemctl"
+    program.write_text(
+        f"""#!/bin/sh
+case "$1" in
+list-units) while read -r unit; do echo "$unit loaded failed failed A unit"; done <{tmp_path}/failed ;;
+is-active) shift 2; code=0; for unit; do grep -qx "$unit" {tmp_path}/active && echo active || {{ echo inactive; code=3; }}; done; exit $code ;;
+esac
+"""
+    )
+    program.chmod(0o755)
+    (tmp_path / "failed").touch()
+    (tmp_path / "active").write_text("sshd\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return tmp_path
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A server that answers with the status that the path asks for."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(int(self.path[1:4]))
+            self.send_header("Location", "/200")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_units_that_have_failed_are_named_unless_they_are_known(systemctl: Path) -> None:
+    assert look(failed_units=True)["failed_units"] == []
+    (systemctl / "failed").write_text("old.service\nnew.service\nuser@7.service\n")
+    seen = look(failed_units=True, known_failed_units=["old.service", "user@*.service"])
+    assert seen["problems"] == ["the unit new.service has failed, and none should that is not known to"]
+    assert seen["failed_units"] == ["old.service", "new.service", "user@7.service"]
+    assert look(failed_units=True, known_failed_units=["*"])["healthy"]
+
+
+def test_each_service_that_is_not_active_is_named(systemctl: Path) -> None:
+    assert look(services=["sshd"])["healthy"]
+    assert look(services=["sshd", "nginx"])["problems"] == ["the service nginx is inactive, and should be active"]
+
+
+def test_a_guest_without_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    seen = look(services=["sshd"], failed_units=True)["problems"]
+    assert seen == [
+        "the failed units cannot be listed, systemctl could not be run: No such file or directory",
+        "the state of sshd cannot be told, systemctl could not be run: No such file or directory",
+    ]
+
+
+def test_a_port_must_accept_connections(url: str) -> None:
+    port = url.rsplit(":", 1)[1]
+    assert look(ports=[port, f"127.0.0.1:{port}"])["healthy"]
+    assert look(ports=["127.0.0.2:1"])["problems"] == [
+        "the port 1 of 127.0.0.2 does not accept connections (Connection refused), and should"
+    ]
+
+
+def test_an_address_must_answer_with_a_status_that_is_good(url: str) -> None:
+    def http_of(path: str, *status: int) -> dict[str, t.Any]:
+        return {"http": [{"url": f"{url}{path}", "status": list(status), "validate_certs": True}]}
+
+    assert look(**http_of("/200", 200))["healthy"]
+    assert look(**http_of("/301", 200))["healthy"]
+    assert look(**http_of("/301", 301))["healthy"]
+    assert look(**http_of("/503", 200, 204))["problems"] == [f"{url}/503 answers 503, and should answer 200 or 204"]
+    nobody = {"http": [{"url": "http://me:s3cr3t@127.0.0.2:1/", "status": [200], "validate_certs": True}]}
+    [problem] = look(**nobody)["problems"]
+    assert problem == "http://127.0.0.2:1/ answers nothing ([Errno 111] Connection refused), and should answer 200"
+
+
+def test_a_command_must_end_with_0() -> None:
+    assert look(commands=["true", "sh -c 'exit 0'"])["healthy"]
+    assert look(commands=["sh -c 'echo no luck >&2; exit 3'", "no-such-program"])["problems"] == [
+        "the command 'sh -c 'echo no luck >&2; exit 3'' ended with 3 (no luck), and should with 0",
+        "the command 'no-such-program' could not be run: No such file or directory, and should end with 0",
+    ]
+
+
+def test_what_hangs_is_ended() -> None:
+    assert look(commands=["sleep 60"], budget=0.1)["problems"] == [
+        "the command 'sleep 60' did not end within 1 seconds, and should end with 0"
+    ]
+
+
+def test_it_looks_again_until_all_is_well(tmp_path: Path) -> None:
+    clock = Clock()
+    clock.meanwhile = lambda: (tmp_path / "there").touch() if clock.now >= 10 else None
+    seen = look(clock, commands=[f"test -e {tmp_path}/there"], retries=5)
+    assert seen["healthy"]
+    assert (seen["tries"], clock.slept) == (3, [5, 5])
+
+
+@pytest.mark.parametrize(("retries", "budget", "tries"), [(2, 60, 3), (20, 12, 3), (20, 3, 1)])
+def test_it_gives_up_after_the_tries_or_the_time(retries: int, budget: float, tries: int) -> None:
+    assert look(commands=["false"], retries=retries, budget=budget)["tries"] == tries
+
+
+@pytest.mark.parametrize("port", ["", "http", "0", "65536", ":443", "host:", "1.5"])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    with pytest.raises(ValueError, match="is no port; write for example 443"):
+        health.check({**NOTHING, "ports": [port]})
+
+
+@pytest.mark.parametrize(("command", "said"), [("echo 'a", "cannot be split into words"), (" ", "is empty")])
+def test_what_is_no_command_is_refused(command: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        health.check({**NOTHING, "commands": [command]})
+
+
+def test_a_port_may_be_of_an_ipv6_address() -> None:
+    assert health.address("[2001:db8::1]:443") == ("2001:db8::1", 443)
+
+
+def test_it_is_read_by_the_oldest_python_of_a_guest() -> None:
+    """ansible-core 2.16 reaches Python 3.6; a newer one is asked to read it as that would."""
+    program = "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 6))"
+    subprocess.run([sys.executable, "-c", program, str(health.__file__)], check=True)
