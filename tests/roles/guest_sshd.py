@@ -5,7 +5,7 @@
     guest_sshd.py HOME PORT
 
 HOME holds `host_key` and `authorized_keys`, and is the home folder of every command. Commands see the server as $SSHD_PID, so that
-a change can kill or stop it. Prints the port when it listens, and ends when its stdin does. One process for all sessions: when it dies, all of them break.
+a change can kill or stop it, and find what is in HOME/bin before the programs of this machine. Prints the port when it listens, and ends when its stdin does. One process for all sessions: when it dies, all of them break.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
 
 async def serve(home: Path, port: int) -> None:
     """Listen until the end of the process."""
-    os.environ.update(HOME=str(home), TMPDIR=str(home), SSHD_PID=str(os.getpid()))
+    os.environ.update(HOME=str(home), TMPDIR=str(home), SSHD_PID=str(os.getpid()), PATH=f"{home}/bin:{os.environ['PATH']}")
     # A guest's boot id is another one after each start, which is how `reboot` knows that the guest has gone down.
     (home / "boot_id").write_text(f"{uuid.uuid4()}\n")
     server = await asyncssh.listen(

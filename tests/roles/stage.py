@@ -126,6 +126,13 @@ class Guest:
         assert self._process is not None
         return self._process.pid
 
+    def program(self, name: str, text: str) -> None:
+        """Give it a program that stands in for one of a real guest; the text is that of a shell script."""
+        path = self.home / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{textwrap.dedent(text)}")
+        path.chmod(0o755)
+
     def start(self) -> None:
         """Listen, on the same port as before; returns when it does."""
         with open(self._log, "ab") as log:
