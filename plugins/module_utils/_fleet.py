@@ -90,6 +90,8 @@ class Fleet:
         outcomes = self._find(targets)
         self._see(outcomes, self._deadline, plan=plan)
         self._settle(outcomes, plan)
+        if dry_run:
+            self._foresee(outcomes)
         refused = next((outcome for outcome in outcomes if outcome.error), None)
         if refused is not None and self._bounds.on_error != "continue":
             hold_back(outcomes, because=refused)
@@ -267,6 +269,15 @@ class Fleet:
         outcome.decision = decision
         outcome.warnings.extend(decision.warnings)
         outcome.todo.extend(decision.actions)
+
+    def _foresee(self, outcomes: Sequence[Outcome]) -> None:
+        """Refuse what a real run would be refused by the backend."""
+        creating = {one.vm.id: one for one in outcomes if one.vm and any(isinstance(action, Create) for action in one.todo)}
+        if not creating:
+            return
+        vms = [one.vm for one in creating.values() if one.vm]
+        for vm_id, error in in_time("the check", lambda: self._driver.foresee(vms), self._deadline).items():
+            creating[vm_id].refuse(error)
 
     # act
 

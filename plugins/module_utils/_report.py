@@ -13,9 +13,11 @@ from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
+
+_DEEP = 3
 
 
 def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.Any]:
@@ -91,7 +93,7 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
     view = outcome.after
     del row["snapshot"], row["action"], row["also_removed"]
     row["power"] = view.state.power if view else None
-    found = [*view.state.findings, *outcome.findings] if view else []
+    found = [*view.state.findings, *_depth(view), *outcome.findings] if view else []
     row["findings"] = [{"code": one.code, "msg": one.message, "remedy": one.remedy} for one in found]
     row["snapshots"] = []
     for one in view.snapshots if view else ():
@@ -113,6 +115,18 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
     if outcome.now is not None:
         row["configuration"] = configuration_result(outcome.now)
     return row
+
+
+def _depth(view: View) -> list[Finding]:
+    """A long chain of snapshots costs space, the speed of disks where each is a file, and the time of a removal; VMware advises 2 or 3."""
+    depth = len(view.chain())
+    if depth < _DEEP:
+        return []
+    return [
+        Finding(
+            "deep_chain", f"{view.vm} stands on a chain of {depth} snapshots", "remove those that nobody needs, the oldest first"
+        )
+    ]
 
 
 def configuration_result(configuration: Configuration) -> dict[str, t.Any]:

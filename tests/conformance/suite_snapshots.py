@@ -59,6 +59,16 @@ class Snapshots:
         assert tree(would.before) == tree(does.before)
         assert tree(would.after) == tree(does.after)
 
+    def test_a_long_chain_is_a_finding(self, backend: Backend) -> None:
+        vm = backend.vm()
+        backend.take(vm, "one")
+        backend.take(vm, "two")
+        assert backend.info(vm)["findings"] == []
+        backend.take(vm, "three")
+        (finding,) = backend.info(vm)["findings"]
+        assert finding["code"] == "deep_chain"
+        assert "stands on a chain of 3 snapshots" in finding["msg"]
+
     def test_an_existing_name_can_be_asked_to_fail(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "once")

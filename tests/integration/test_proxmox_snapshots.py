@@ -70,6 +70,29 @@ def test_a_template_is_refused_before_anything_is_written(backend: ProxmoxBacken
     assert (writes(cluster), cluster.guest(vmid)["lock"], names(cluster, vmid)) == (0, None, ["old"])
 
 
+@pytest.mark.parametrize(("kind", "storage"), [("qemu", ["dir-qcow2", "raw"]), ("lxc", "raw"), ("qemu", "gone")])
+def test_check_mode_foresees_what_the_task_would_say(
+    backend: ProxmoxBackend, cluster: PveServer, kind: str, storage: str | list[str]
+) -> None:
+    cluster.make_guest("web02", type=kind, storage=storage)
+    would = only(backend.run(Present(Request(name="new")), "web02", dry_run=True))
+    does = only(backend.run(Present(Request(name="new")), "web02"))
+    assert code(would) == code(does) == "unsupported"
+    assert (would.word, would.changed) == ("none", False)
+    if storage != "gone":
+        assert "move it, for example to qcow2" in str(would.error)
+
+
+def test_only_check_mode_asks_for_each_guest(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+    cluster.reset_counters()
+    backend.run(Present(Request(name="new")), "web01")
+    assert not [call for call in cluster.counters() if "feature" in call]
+    backend.run(Present(Request(name="new")), "web01", dry_run=True)
+    assert not [call for call in cluster.counters() if "feature" in call]  # there is one of that name, and nothing to be taken
+    backend.run(Present(Request(name="newer")), "web01", dry_run=True)
+    assert sum(number for call, number in cluster.counters().items() if "feature" in call) == 1
+
+
 @pytest.mark.parametrize("name", ["current", "Current", "pending", "vzdump", "a", "1abc", "a.b", "a" * 41, "", "über", "a b"])
 def test_a_name_that_proxmox_refuses_or_leaks_is_refused_at_once(backend: ProxmoxBackend, cluster: PveServer, name: str) -> None:
     cluster.make_guest("web01")

@@ -150,6 +150,26 @@ class ProxmoxDriver(SnapshotDriver):
         read_ones = each(wanted, read, at_once=PARALLEL)
         return {(vm.id, snapshot.id if snapshot else None): seen for (vm, snapshot), seen in zip(wanted, read_ones)}
 
+    def foresee(self, vms: Sequence[Vm]) -> Mapping[str, SafepointError]:
+        def ask(vm: Vm) -> SafepointError | None:
+            what = f"see whether {vm} can have snapshots"
+            try:
+                found = self._inventory.of(
+                    vm, what, lambda guest: self._session.ask("get", f"{guest.path}/feature", feature="snapshot")
+                )
+            except SafepointError as exc:
+                # A storage that is gone is told here in the same words (9.2). What was not answered at all is no refusal.
+                return exc if isinstance(exc, _errors.Unsupported) else None
+            # In the words of the task that would fail by it (qemu-server and pve-container 9.2).
+            return (
+                None
+                if int(found.get("hasFeature") or 0)
+                else typed("snapshot feature is not available", f"allow a snapshot of {vm}")
+            )
+
+        asked = zip(vms, each(vms, ask, at_once=PARALLEL))
+        return {vm.id: error for vm, error in asked if error is not None}
+
     def _why_no_freeze(self, vm: Vm, *, tells: bool) -> str | None:
         """Why it would be of no use to try to quiesce a VM. One more request for each that is to be quiesced, and one in all."""
         listing = self._listings.get(vm.id)
