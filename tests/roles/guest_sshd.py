@@ -5,7 +5,8 @@
     guest_sshd.py HOME PORT
 
 HOME holds `host_key` and `authorized_keys`, and is the home folder of every command. Commands see the server as $SSHD_PID, so that
-a change can kill or stop it, and find what is in HOME/bin before the programs of this machine. Prints the port when it listens, and ends when its stdin does. One process for all sessions: when it dies, all of them break.
+a change can kill or stop it, and find what is in HOME/bin before the programs of this machine.
+Prints the port when it listens, and ends when its stdin does. One process for all sessions: when it dies, all of them break.
 """
 
 from __future__ import annotations

@@ -49,7 +49,9 @@ def test_each_reason_has_its_code_and_remedy_and_nothing_is_written(change: Chan
     run = change.run(entry="preflight", tasks="change.yml")
     assert run.rc == 2
     assert {name: run.recap(name)["failed"] for name in change.stage.guests} == {"web01": 0, "web02": 1, "web03": 1, "web04": 0}
-    assert run.said("Nothing was changed: unsupported: Proxmox VE failed to allow a snapshot of web02: snapshot feature is not available")
+    assert run.said(
+        "Nothing was changed: unsupported: Proxmox VE failed to allow a snapshot of web02: snapshot feature is not available"
+    )
     assert run.said("move it, for example to qcow2")
     assert run.said("Nothing was changed: locked: web03 has the lock 'backup': ")
     assert run.said("web04 stands on a chain of 3 snapshots")

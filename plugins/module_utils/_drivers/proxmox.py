@@ -161,11 +161,9 @@ class ProxmoxDriver(SnapshotDriver):
                 # A storage that is gone is told here in the same words (9.2). What was not answered at all is no refusal.
                 return exc if isinstance(exc, _errors.Unsupported) else None
             # In the words of the task that would fail by it (qemu-server and pve-container 9.2).
-            return (
-                None
-                if int(found.get("hasFeature") or 0)
-                else typed("snapshot feature is not available", f"allow a snapshot of {vm}")
-            )
+            if int(found.get("hasFeature") or 0):
+                return None
+            return typed("snapshot feature is not available", f"allow a snapshot of {vm}")
 
         asked = zip(vms, each(vms, ask, at_once=PARALLEL))
         return {vm.id: error for vm, error in asked if error is not None}
