@@ -163,3 +163,21 @@ def test_in_a_rollout_the_batch_that_fails_is_rolled_back_and_the_one_before_sta
     assert machine.state() == dataclasses.replace(before, config="version 2")
     (label,) = machine.labels()
     assert label.fields["state"] == "committed"
+
+
+def test_a_gate_takes_the_guest_back_and_nothing_outside_of_it(machine: Machine) -> None:
+    before = machine.prepare()
+    outside = machine.folder / "outside"
+    run = machine.change(
+        "gated.yml",
+        outside=str(outside),
+        guarded_change_gates={"commands": ["grep -q version /etc/app.conf"], "ports": [22], "retries": 0},
+        guarded_change_evidence_files=["/var/log/app.log"],
+    )
+    message = assert_rolled_back(machine, run, before, failed_in="Gates | Expect the guest to be well")
+    assert "the command 'grep -q version /etc/app.conf' ended with 1, and should with 0" in message
+    # On the disk, in the memory, and outside.
+    assert machine.sh("ls /var/log/app.log /run/note 2>/dev/null | wc -l") == "0"
+    assert outside.read_text() == "web01 was upgraded\n"
+    (log,) = (machine.folder / "evidence").glob("*-web01-_var_log_app.log")
+    assert log.read_text().strip() == "the configuration is nonsense"
