@@ -29,7 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 STATES = ("guarding", "committed", "rolled_back")
 
 _VERSION = "1"
-_OWN_KEYS = frozenset({"v", "owner", "consistency", "expires", "hold", "hold_reason", "sig"})
+_OWN_KEYS = frozenset({"v", "owner", "consistency", "expires", "hold", "hold_by", "hold_reason", "sig"})
 _CANDIDATE = re.compile(r"\s*\[safepoint(?![^\s\]])")
 _LINE = re.compile(r"\s*\[safepoint((?:\s+[^\s\]]+)*)\s*\]\s*")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,39}")
@@ -64,6 +64,11 @@ class Label:
     def held(self) -> bool:
         """Whether somebody put the snapshot on hold."""
         return "hold" in self.fields
+
+    def hold_words(self) -> str:
+        """That it is on hold, by whom and why as far as that is known, as the end of a sentence that begins with its name."""
+        by, reason = self.fields.get("hold_by"), self.fields.get("hold_reason")
+        return "is on hold" + (f" by {by}" if by else "") + (f" ({reason})" if reason else "")
 
     @property
     def consistency(self) -> str | None:

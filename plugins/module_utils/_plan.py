@@ -164,10 +164,8 @@ def refuse_obstacle(view: View, snapshot: Snapshot, verb: str, what: str) -> Non
 def refuse_held(view: View, snapshot: Snapshot) -> None:
     """Refuse to remove what somebody put on hold."""
     if snapshot.label is not None and snapshot.label.held:
-        reason = snapshot.label.fields.get("hold_reason")
-        because = f" ({reason})" if reason else ""
         raise Held(
-            f"The snapshot {snapshot} of {view.vm} is on hold{because}; release it with state=present and hold=false first"
+            f"The snapshot {snapshot} of {view.vm} {snapshot.label.hold_words()}; release it with state=present and hold=false first"
         )
 
 

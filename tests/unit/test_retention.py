@@ -1,0 +1,274 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What retention promises whatever the snapshots and the policy are. Each property names the options it is true of."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta, timezone, tzinfo
+from zoneinfo import ZoneInfo
+
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
+
+settings.register_profile("retention", max_examples=1000 if os.environ.get("CI") == "true" else 100, deadline=None)
+examples = settings.get_profile("retention")
+
+NOW = datetime(2026, 3, 29, 12, tzinfo=timezone.utc)
+ZONES: list[tzinfo] = [timezone.utc, ZoneInfo("Europe/Vienna"), ZoneInfo("America/St_Johns")]
+FOREIGN = Reason("foreign", "somebody else made it")
+# How often each is drawn; the last ones are kept whatever the rules say.
+LABELS = [
+    *["[safepoint v=1 owner=safepoint]"] * 6,
+    "[safepoint v=1 owner=safepoint quality=good]",
+    "[safepoint v=1 owner=safepoint policy=nightly]",
+    "[safepoint v=1 owner=safepoint expires=2026-03-01T00:00:00Z]",
+    "[safepoint v=1 owner=safepoint expires=2027-01-01T00:00:00Z]",
+    "[safepoint v=1 owner=safepoint group=g1]",
+    "[safepoint v=1 owner=safepoint hold=yes]",
+    "[safepoint v=1 owner=safepoint state=guarding]",
+    "[safepoint v=1 owner=safepoint expires=soon]",
+    "mine",
+]
+PLAIN = 6
+Estate = dict[str, tuple[Snapshot, ...]]
+
+
+def _snapshot(number: int, seconds: int, description: str) -> Snapshot:
+    created = NOW - timedelta(seconds=seconds)
+    return Snapshot(f"s{number}", f"s{number}", created, None, description, False, "crash", False)
+
+
+def _snapshots(labels: int) -> st.SearchStrategy[tuple[Snapshot, ...]]:
+    """Up to twelve, often in the same second, hour, day or month, and now and then in the future. Of bytes, which are drawn fast."""
+    units = (1, 600, 3600, 86400, 12 * 86400)
+
+    def made(drawn: bytes) -> tuple[Snapshot, ...]:
+        rows = zip(drawn[::3], drawn[1::3], drawn[2::3])
+        return tuple(
+            _snapshot(number, (count % 42 - 1) * units[unit % len(units)], LABELS[kind % labels])
+            for number, (count, unit, kind) in enumerate(rows)
+        )
+
+    return st.binary(max_size=36).map(made)
+
+
+def _drawn(choices: Sequence[int], size: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.binary(min_size=size, max_size=size).map(lambda drawn: tuple(choices[one % len(choices)] for one in drawn))
+
+
+def _more(policy: Policy, more: tuple[int, ...]) -> Policy:
+    """The same with a choice of the other rules."""
+    within, labels, age, count, keep, young, expired = more
+    return dataclasses.replace(
+        policy,
+        keep_within=timedelta(days=within) if within else None,
+        keep_labels={"quality": "good"} if labels else {},
+        max_age=timedelta(days=30 * age) if age else None,
+        max_count=count and count + keep,
+        min_keep=keep,
+        min_age=timedelta(hours=young) if young else None,
+        expired=bool(expired),
+    )
+
+
+SOME = _drawn([0, 0, 1, 3], 7)
+PLAIN_ONES = _snapshots(PLAIN)
+ANY_ONES = _snapshots(len(LABELS))
+ESTATES = st.tuples(ANY_ONES, ANY_ONES).map(lambda drawn: {"vm1": drawn[0], "vm2": drawn[1]})
+# At least one rule that counts.
+COUNTS = _drawn([0, 0, 0, 1, 2, 3, 7], 7).map(lambda numbers: Policy(*numbers) if any(numbers) else Policy(keep_last=1))
+POLICIES = st.builds(_more, COUNTS, SOME)
+ZONE = st.sampled_from(ZONES)
+
+
+def verdicts(estate: Estate, policy: Policy, tz: tzinfo = timezone.utc, now: datetime = NOW) -> list[Verdict]:
+    found: list[Verdict] = []
+    for vm, snapshots in estate.items():
+        excluded = {one.id: FOREIGN for one in snapshots if one.label is None}
+        found += judge(vm, snapshots, policy, excluded=excluded, now=now, tz=tz)
+    return settle(found, policy)
+
+
+def kept(estate: Estate, policy: Policy, tz: tzinfo = timezone.utc, now: datetime = NOW) -> Estate:
+    left: dict[str, list[Snapshot]] = {vm: [] for vm in estate}
+    for one in verdicts(estate, policy, tz, now):
+        if one.keep:
+            left[one.vm].append(one.snapshot)
+    return {vm: tuple(snapshots) for vm, snapshots in left.items()}
+
+
+def ids(snapshots: Iterable[Snapshot]) -> set[str]:
+    return {one.id for one in snapshots}
+
+
+def prune(snapshots: Sequence[Snapshot], policy: Policy, tz: tzinfo = timezone.utc) -> tuple[Snapshot, ...]:
+    return kept({"vm": tuple(snapshots)}, policy, tz)["vm"]
+
+
+@examples
+@given(ESTATES, POLICIES, ZONE)
+def test_pruned_twice_is_pruned_once(estate: Estate, policy: Policy, tz: tzinfo) -> None:
+    """All options but max_delete, which leaves the rest to the next run."""
+    once = kept(estate, policy, tz)
+    assert kept(once, policy, tz) == once
+
+
+@examples
+@given(ESTATES, POLICIES, st.integers(0, 3))
+def test_each_snapshot_is_either_kept_or_removed_and_has_a_reason(estate: Estate, policy: Policy, at_most: int) -> None:
+    """All options."""
+    found = verdicts(estate, dataclasses.replace(policy, max_delete=at_most))
+    assert [(one.vm, one.snapshot) for one in found] == [(vm, one) for vm, some in estate.items() for one in some]
+    assert all(one.reasons and all(reason.rule and reason.text for reason in one.reasons) for one in found)
+
+
+@examples
+@given(ESTATES, POLICIES, st.booleans())
+def test_what_is_not_ours_stays(estate: Estate, policy: Policy, everything: bool) -> None:
+    """All options."""
+    left = kept(estate, Policy(everything=True) if everything else policy)
+    for vm, snapshots in estate.items():
+        assert ids(one for one in snapshots if one.label is None) <= ids(left[vm])
+
+
+@examples
+@given(ESTATES, POLICIES, st.booleans())
+def test_what_is_held_or_in_flight_or_of_a_time_that_nobody_knows_stays(estate: Estate, policy: Policy, everything: bool) -> None:
+    """All options."""
+    left = kept(estate, Policy(everything=True) if everything else policy)
+    for vm, snapshots in estate.items():
+        protected = [
+            one
+            for one in snapshots
+            if (one.label and (one.label.held or "state" in one.label.fields or one.label.fields.get("expires") == "soon"))
+            or (one.created and one.created > NOW)
+        ]
+        assert ids(protected) <= ids(left[vm])
+
+
+@examples
+@given(PLAIN_ONES, st.builds(_more, COUNTS, _drawn([0, 1, 3], 2).map(lambda two: (*two, 0, 0, 0, 0, 0))), ZONE)
+def test_the_newest_stays(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
+    """The keep_* rules, of which at least one counts; keep_labels alone may keep another one."""
+    past = [one for one in snapshots if one.created and one.created <= NOW]
+    assume(past)
+    newest = max(one.created for one in past if one.created)
+    assert any(one.created == newest for one in prune(snapshots, policy, tz))
+
+
+NUMBERS = ["keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_quarterly", "keep_yearly"]
+
+
+@examples
+@given(
+    ANY_ONES,
+    POLICIES,
+    st.sampled_from([*NUMBERS, "keep_within", "max_age", "max_count", "min_keep", "min_age", "max_delete"]),
+    ZONE,
+)
+def test_a_greater_number_never_removes_more(snapshots: tuple[Snapshot, ...], policy: Policy, name: str, tz: tzinfo) -> None:
+    """Every number that the policy has set; what makes more of them stay only without max_count, which counts those.
+
+    With max_delete set the number decides which ones have to wait, so it is left out but for its own sake.
+    """
+    if name == "max_delete":
+        policy = dataclasses.replace(policy, max_delete=2)
+        assert len(prune(snapshots, dataclasses.replace(policy, max_delete=1))) >= len(prune(snapshots, policy))
+        return
+    if name != "max_count":
+        policy = dataclasses.replace(policy, max_count=0)
+    value = getattr(policy, name)
+    assume(value)
+    more = dataclasses.replace(policy, **{name: value + (timedelta(hours=5) if isinstance(value, timedelta) else 1)})
+    assert ids(prune(snapshots, policy, tz)) <= ids(prune(snapshots, more, tz))
+
+
+@examples
+@given(ESTATES, POLICIES, st.integers(0, 3), st.randoms(use_true_random=False))
+def test_the_order_of_the_snapshots_makes_no_difference(
+    estate: Estate, policy: Policy, at_most: int, random: Callable[..., object]
+) -> None:
+    """All options."""
+    policy = dataclasses.replace(policy, max_delete=at_most)
+    names = list(estate)
+    random.shuffle(names)  # type: ignore[attr-defined]
+    mixed = {}
+    for vm in names:
+        some = list(estate[vm])
+        random.shuffle(some)  # type: ignore[attr-defined]
+        mixed[vm] = tuple(some)
+    assert {vm: ids(some) for vm, some in kept(mixed, policy).items()} == {
+        vm: ids(some) for vm, some in kept(estate, policy).items()
+    }
+
+
+@examples
+@given(ESTATES, ANY_ONES, POLICIES)
+def test_another_vm_makes_no_difference(estate: Estate, others: tuple[Snapshot, ...], policy: Policy) -> None:
+    """All options but max_delete; the other VM has no part of a group."""
+    unrelated = tuple(one for one in others if not (one.label and "group" in one.label.fields))
+    assert {vm: some for vm, some in kept({"vm0": unrelated, **estate}, policy).items() if vm != "vm0"} == kept(estate, policy)
+
+
+@examples
+@given(PLAIN_ONES, COUNTS, st.sampled_from([0, 1, 3]), ZONE)
+def test_pruned_after_every_snapshot_is_pruned_once_at_the_end(
+    snapshots: tuple[Snapshot, ...], policy: Policy, within: int, tz: tzinfo
+) -> None:
+    """The keep_* rules; keep_labels beside a rule that counts."""
+    policy = dataclasses.replace(policy, keep_within=timedelta(days=within) if within else None, keep_labels={"quality": "good"})
+    in_time = sorted(
+        (one for one in snapshots if one.created and one.created <= NOW), key=lambda one: (one.created, len(one.id), one.id)
+    )
+    stepwise: tuple[Snapshot, ...] = ()
+    for one in in_time:
+        stepwise = prune([*stepwise, one], policy, tz)
+    assert ids(stepwise) == ids(prune(in_time, policy, tz))
+
+
+@examples
+@given(PLAIN_ONES, COUNTS, ZONE)
+def test_no_more_stay_than_the_rules_count(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
+    """The keep_* rules that count, and no protected ones."""
+    past = [one for one in snapshots if one.created and one.created <= NOW]
+    assert len(prune(past, policy, tz)) <= sum(getattr(policy, name) for name in NUMBERS)
+
+
+@examples
+@given(ESTATES, POLICIES, st.integers(1, 4))
+def test_min_keep_and_max_delete_hold(estate: Estate, policy: Policy, at_most: int) -> None:
+    """All options. A VM with fewer candidates than min_keep keeps all of them."""
+    limited = dataclasses.replace(policy, max_delete=at_most)
+    assert sum(not one.keep for one in verdicts(estate, limited)) <= at_most
+    for vm, snapshots in estate.items():
+        left = ids(kept(estate, limited)[vm])
+        assert len(left) >= min(policy.min_keep, len(snapshots))
+
+
+@examples
+@given(st.integers(2, 8), POLICIES, st.randoms(use_true_random=False))
+def test_of_equal_times_it_is_always_the_same_ones(number: int, policy: Policy, random: Callable[..., object]) -> None:
+    """All options."""
+    twins = [_snapshot(one, 3600, LABELS[0]) for one in range(number)]
+    first = ids(prune(twins, policy))
+    random.shuffle(twins)  # type: ignore[attr-defined]
+    assert ids(prune(twins, policy)) == first
+    assert f"s{number - 1}" in first or policy.max_age or policy.expired
+
+
+@examples
+@given(ANY_ONES)
+def test_by_keep_labels_alone_nothing_is_emptied(snapshots: tuple[Snapshot, ...]) -> None:
+    """Without max_age, max_count and expired, which may remove the last one."""
+    policy = Policy(keep_labels={"quality": "good"})
+    with contextlib.suppress(Unsupported):
+        assert prune(snapshots, policy) or not snapshots
