@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Must be kept in sync with VMS_SPEC and CHANGE_SPEC in plugins/module_utils/_module.py
+    # Must be kept in sync with VMS_SPEC, CHANGE_SPEC and WORK_SPEC in plugins/module_utils/_module.py
     DOCUMENTATION = r"""
 options:
   vm:
@@ -76,6 +76,10 @@ options:
       refuse: It is an error.
       allow: It is treated like one of ours.
     default: refuse
+"""
+
+    WORK = r"""
+options:
   lock_timeout:
     description:
       - How long to wait for a VM that another operation holds, within O(timeout). A duration.

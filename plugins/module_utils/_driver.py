@@ -115,6 +115,10 @@ class SnapshotDriver(abc.ABC):
         """What time it is for the snapshots: by the endpoint's clock where that is known, and else by ours. Aware and UTC."""
         return datetime.now(timezone.utc)
 
+    def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
+        """The snapshots with what could not be done with each if these were all that ``vm`` has. Asks nobody."""
+        return snapshots
+
     @abc.abstractmethod
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         """Resolve names, UUIDs and ids in one look-up for all.

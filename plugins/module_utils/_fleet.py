@@ -70,8 +70,7 @@ class Fleet:
         outcomes = self._all() if targets is None else self._find(targets)
         self._see(outcomes, self._deadline, wait=False, sizes=True)
         if targets is None:
-            # One that went away since it was listed is not one of the endpoint's VMs any more.
-            outcomes = [one for one in outcomes if not isinstance(one.error, VmNotFound)]
+            outcomes = _without_gone(outcomes)
         seen = [one for one in outcomes if one.error is None and one.after]
         if drift:
             self._configure(seen, [(one, snapshot) for one in seen if one.after for snapshot in one.after.snapshots])
@@ -79,17 +78,20 @@ class Fleet:
             self._look_into_images(seen)
         return outcomes
 
-    def apply(self, targets: Sequence[Target], plan: Plan, *, dry_run: bool, drift: bool = False) -> list[Outcome]:
-        """Make every VM be as ``plan`` wants it, or say why not. A dry run goes the same way up to the first write.
+    def apply(self, targets: Sequence[Target] | None, plan: Plan, *, dry_run: bool, drift: bool = False) -> list[Outcome]:
+        """Make every VM, or with None all of the endpoint, be as ``plan`` wants it, or say why not. A dry run goes the same way up to the first write.
 
         With ``drift`` a revert also tells what it does to the configuration of the VM.
 
         :raises SafepointError: nothing was written, and the reason is none of a single VM.
         """
         plan.check(self._driver)
-        outcomes = self._find(targets)
-        self._see(outcomes, self._deadline, plan=plan)
+        outcomes = self._all() if targets is None else self._find(targets)
+        self._see(outcomes, self._deadline, wait=not plan.sweeps, plan=plan)
+        if targets is None:
+            outcomes = _without_gone(outcomes)
         self._settle(outcomes, plan)
+        self._wait_for_busy(outcomes, plan)
         if dry_run:
             self._foresee(outcomes)
         refused = next((outcome for outcome in outcomes if outcome.error), None)
@@ -241,6 +243,8 @@ class Fleet:
 
     def _settle(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Decide for all. Where two snapshots have the name, another run may be about to take its own back: look again for a moment."""
+        seen = [one.after for one in outcomes if one.error is None and one.after is not None]
+        plan.survey(seen, vms=len(outcomes), now=self._now(), driver=self._driver)
         for outcome in outcomes:
             self._decide(outcome, plan)
         moment = self._deadline.within(_RACE_SECONDS if plan.creates else 0.0)
@@ -254,6 +258,16 @@ class Fleet:
             self._see(unclear, self._deadline, plan=plan)
             for one in unclear:
                 self._decide(one, plan)
+
+    def _wait_for_busy(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """Where a plan has something to do on VMs that somebody else holds: wait for those, and decide about all anew from what is there then."""
+        busy = [one for one in outcomes if one.todo and one.after and one.after.state.busy]
+        if not plan.sweeps or not busy:
+            return
+        for one in outcomes:
+            one.forget()
+        self._see(busy, self._deadline, plan=plan)
+        self._settle(outcomes, plan)
 
     def _decide(self, outcome: Outcome, plan: Plan) -> None:
         if outcome.error is not None or outcome.after is None:
@@ -386,6 +400,11 @@ class Fleet:
                 break
             self._work.perform(written)
         return losers
+
+
+def _without_gone(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """One that went away since it was listed is not one of the endpoint's VMs any more."""
+    return [one for one in outcomes if not isinstance(one.error, VmNotFound)]
 
 
 def _may_create(plan: Plan | None, seen: Sequence[Snapshot] | SafepointError) -> bool:

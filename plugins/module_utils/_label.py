@@ -123,8 +123,8 @@ def replace(description: str, label: Label) -> str:
     return "\n".join(label.line() if _CANDIDATE.match(line) else line for line in description.split("\n"))
 
 
-def check_labels(labels: Mapping[str, t.Any]) -> dict[str, str]:
-    """The ``labels`` option as text to text; an empty value (to remove the key) stays empty.
+def check_labels(labels: Mapping[str, t.Any], *, option: str = "labels") -> dict[str, str]:
+    """The ``labels`` option, or another of its kind, as text to text; an empty value (to remove the key) stays empty.
 
     :raises InvalidOption: names the key or value and what is allowed.
     """
@@ -132,17 +132,17 @@ def check_labels(labels: Mapping[str, t.Any]) -> dict[str, str]:
     for key, value in labels.items():
         text = "" if value is None else str(value)
         if not isinstance(key, str) or not _KEY.fullmatch(key):
-            raise InvalidOption(f"labels: {key!r} is not a key; use at most 40 of a-z, 0-9 and _, beginning with a letter")
+            raise InvalidOption(f"{option}: {key!r} is not a key; use at most 40 of a-z, 0-9 and _, beginning with a letter")
         if key in _OWN_KEYS:
-            raise InvalidOption(f"labels: {key!r} is set by an option of its own, not by labels")
+            raise InvalidOption(f"{option}: {key!r} is set by an option of its own, not by labels")
         if isinstance(value, (dict, list)):
-            raise InvalidOption(f"labels: the value of {key!r} is a {type(value).__name__}; use a text, a number or a boolean")
+            raise InvalidOption(f"{option}: the value of {key!r} is a {type(value).__name__}; use a text, a number or a boolean")
         if any("\ud800" <= char <= "\udfff" for char in text):
-            raise InvalidOption(f"labels: the value of {key!r} is no valid text; it holds half a character")
+            raise InvalidOption(f"{option}: the value of {key!r} is no valid text; it holds half a character")
         if key == "state" and text and text not in STATES:
-            raise InvalidOption(f"labels: state={text!r} is none of {', '.join(STATES)}")
+            raise InvalidOption(f"{option}: state={text!r} is none of {', '.join(STATES)}")
         if key == "lease" and text:
-            text = format_time(parse_time(text, option="labels: lease"))
+            text = format_time(parse_time(text, option=f"{option}: lease"))
         checked[key] = text
     return checked
 

@@ -43,7 +43,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff, outcome_info, outcome_result
+from ansible_collections.safepoint.vm.plugins.module_utils._report import (
+    outcome_diff,
+    outcome_info,
+    outcome_pruned,
+    outcome_result,
+    outcome_table,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
@@ -92,8 +98,14 @@ INFO_SPEC: Spec = {
     "drift": {"type": "bool", "default": False},
     "check_images": {"type": "bool", "default": False},
 }
+WORK_SPEC: Spec = {
+    "lock_timeout": {"type": "str", "default": "60s"},
+    "max_parallel": {"type": "int", "default": 16},
+    "progress_file": {"type": "path"},
+}
 CHANGE_SPEC: Spec = {
     **VMS_SPEC,
+    **WORK_SPEC,
     "targets": {
         "type": "list",
         "elements": "dict",
@@ -106,10 +118,8 @@ CHANGE_SPEC: Spec = {
     "name": {"type": "str"},
     "id": {"type": "str"},
     "foreign": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
-    "lock_timeout": {"type": "str", "default": "60s"},
-    "max_parallel": {"type": "int", "default": 16},
-    "progress_file": {"type": "path"},
 }
+# One or several VMs, or all of the endpoint.
 INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
 CHANGE_RULES: Spec = {
     "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
@@ -138,7 +148,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     failure: dict[str, t.Any] | None = None
     progress = _ProgressFile(params["progress_file"], module.no_log_values).note if params.get("progress_file") else None
     try:
-        outcomes, now = _work(params, plan, dry_run=module.check_mode, diff=module._diff, progress=progress)
+        outcomes, now, sweeps = _work(params, plan, dry_run=module.check_mode, diff=module._diff, progress=progress)
     except LibraryMissing as exc:
         failure = {
             "error": exc.code,
@@ -147,7 +157,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     except SafepointError as exc:
         failure = {"error": exc.code, "msg": str(exc)}
     else:
-        result, failure = _results(params, outcomes, now, info=plan is None, diff=module._diff)
+        result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=module._diff)
     for row in result.get("vms", []):
         for warning in row["warnings"]:
             module.warn(warning)
@@ -197,8 +207,8 @@ def _work(
     dry_run: bool,
     diff: bool,
     progress: Callable[[Progress], None] | None = None,
-) -> tuple[list[Outcome], datetime]:
-    """Check all options, connect, and look or act; also what time it is by the endpoint's clock.
+) -> tuple[list[Outcome], datetime, bool]:
+    """Check all options, connect, and look or act; also what time it is by the endpoint's clock, and whether it was about whatever there is.
 
     :raises SafepointError: before anything was written.
     """
@@ -217,9 +227,9 @@ def _work(
     try:
         fleet = Fleet(driver, bounds, progress=progress)
         if wanted is not None:
-            outcomes = fleet.apply(targets or [], wanted, dry_run=dry_run, drift=diff)
-            return outcomes, driver.now()
-        return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now()
+            outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
+            return outcomes, driver.now(), wanted.sweeps
+        return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
             in_time("the log-out", driver.close, Deadline(5))
@@ -228,19 +238,22 @@ def _work(
 
 
 def _results(
-    params: Params, outcomes: list[Outcome], now: datetime, *, info: bool, diff: bool
+    params: Params, outcomes: list[Outcome], now: datetime, *, info: bool, sweeps: bool, diff: bool
 ) -> tuple[dict[str, t.Any], dict[str, t.Any] | None]:
     ours = _ours(params)
     if info:
         wanted = _filter(params)
         rows = [outcome_info(one, ours=ours, wanted=wanted, which=params["ownership"], now=now) for one in outcomes]
+    elif sweeps:
+        rows = [outcome_pruned(one, ours=ours, now=now) for one in outcomes]
     else:
         rows = [outcome_result(one, ours=ours) for one in outcomes]
     result: dict[str, t.Any] = {"changed": any(row["changed"] for row in rows), "vms": rows}
     if info:
         result["now"] = format_time(now)
     if diff and not info:
-        result["diff"] = [outcome_diff(outcome) for outcome in outcomes if outcome.changed]
+        shown = outcome_table if sweeps else outcome_diff
+        result["diff"] = [shown(outcome) for outcome in outcomes if outcome.changed]
     failed = [row for row in rows if "error" in row]
     if not failed:
         return result, None
@@ -305,19 +318,22 @@ def _request(params: Params) -> Request:
             "memory": params["memory"],
         }
         meant["if_exists"] = params["if_exists"] == "fail"
-        meant.update({option: params[option] is not None for option in ("description", "expires", "hold", "hold_reason")})
+        meant.update(
+            {option: params[option] is not None for option in ("description", "expires", "hold", "hold_by", "hold_reason")}
+        )
         for option, given in meant.items():
             if given:
                 raise InvalidOption(f"{option} goes with state=present, and with state=absent would choose nothing; leave it out")
     if params.get("children") == "remove" and params["state"] != "absent":
         raise InvalidOption("children=remove goes with state=absent; leave it out")
-    if params.get("hold_reason") and params.get("hold") is False:
-        raise InvalidOption("hold_reason is given and hold=false releases the snapshot; leave one of them out")
+    for option in ("hold_by", "hold_reason"):
+        if params.get(option) and params.get("hold") is False:
+            raise InvalidOption(f"{option} is given and hold=false releases the snapshot; leave one of them out")
     kind = params.get("kind")
     return Request(
         name=params.get("name"),
         owner=params["owner"],
-        foreign_allowed=params["foreign"] == "allow",
+        foreign_allowed=params.get("foreign") == "allow",
         label_key=params["label_key"],
         kind=None if kind == "auto" else kind,
         memory=bool(params.get("memory")),
@@ -325,6 +341,7 @@ def _request(params: Params) -> Request:
         description=None if description is None else check_description(description),
         expires=None if expires is None else parse_expiry(expires),
         hold=params.get("hold"),
+        hold_by=params.get("hold_by"),
         hold_reason=params.get("hold_reason"),
         labels={} if select else labels,
         fail_if_exists=params.get("if_exists") == "fail",

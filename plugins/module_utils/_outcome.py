@@ -87,6 +87,12 @@ class Outcome:
         self.error = self.error or error
         self.todo.clear()
 
+    def forget(self) -> None:
+        """What was decided is to be decided anew; nothing was begun."""
+        self.decision = None
+        self.todo.clear()
+        self.warnings.clear()
+
     def put_back(self, action: Action) -> None:
         """The action was refused before it did anything, and is to be tried again."""
         self.todo.appendleft(action)
@@ -134,7 +140,7 @@ class Outcome:
         elif self.decision is not None:
             self.word = self.decision.word
             self.changed = bool(self.done)
-            if self.raced and not self.done:
+            if (self.raced or self.decision.actions) and not self.done:
                 self.word = "lost_race"
         wanted = self.decision.snapshot if self.decision else None
         if wanted is not None:

@@ -27,6 +27,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._retention import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,13 +35,17 @@ class Decision:
     """What is to be done on one VM."""
 
     word: str
-    """What the result calls it: created, updated, exists, removed, absent, reverted."""
+    """What the result calls it: created, updated, exists, removed, absent, reverted, pruned, kept."""
     snapshot: Snapshot | None
     """The snapshot as it will be; its id is empty while it is not created."""
     predicted: tuple[Snapshot, ...]
     """All snapshots of the VM as they will be."""
     actions: tuple[Action, ...] = ()
     warnings: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    """About each snapshot of the VM, where that was asked for."""
+    gone_is_done: bool = False
+    """Whether what is to be deleted may as well have been deleted by somebody else."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Request:
     description: str | None = None
     expires: timedelta | datetime | None = None
     hold: bool | None = None
+    hold_by: str | None = None
     hold_reason: str | None = None
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fail_if_exists: bool = False
@@ -83,6 +89,8 @@ class Plan(abc.ABC):
     """Whether on_error=undo has something to undo."""
     reverts: t.ClassVar[bool] = False
     """Whether it changes the configuration of the VM."""
+    sweeps: t.ClassVar[bool] = False
+    """Whether it is about whatever there is, so that a VM with nothing to do is not waited for when somebody else holds it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -96,6 +104,12 @@ class Plan(abc.ABC):
     def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
         """Whether a VM with these snapshots gets another one, so that the ways to take it have to be known."""
         return False
+
+    def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
+        """See all VMs of the call together, before it is decided about each: of so many ``vms`` those that could be seen.
+
+        :raises SafepointError: the call as a whole is refused; nothing has been written.
+        """
 
     @abc.abstractmethod
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:

@@ -234,11 +234,13 @@ class Present(Plan):
         if request.hold is not None:
             fields["hold"] = "yes" if request.hold else ""
             if not request.hold:
-                fields["hold_reason"] = ""
-        if request.hold_reason is not None:
+                fields["hold_by"] = fields["hold_reason"] = ""
+        for option, value in (("hold_by", request.hold_by), ("hold_reason", request.hold_reason)):
+            if value is None:
+                continue
             if not fields.get("hold"):
-                raise InvalidOption("hold_reason is set, and the snapshot is not on hold; set hold=true as well")
-            fields["hold_reason"] = request.hold_reason
+                raise InvalidOption(f"{option} is set, and the snapshot is not on hold; set hold=true as well")
+            fields[option] = value
         return {key: value for key, value in fields.items() if value != ""}
 
 

@@ -12,6 +12,7 @@ import typing as t
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -55,6 +56,57 @@ def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
     if outcome.error is not None:
         result.update(error=outcome.error.code, msg=str(outcome.error))
     return result
+
+
+def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str, t.Any]:
+    """What was decided about each snapshot of one VM, and what came of it."""
+    row = outcome_result(outcome, ours=ours)
+    del row["snapshot"], row["also_removed"]
+    row["snapshots"] = []
+    for one in outcome.decision.verdicts if outcome.decision else ():
+        row["snapshots"].append(
+            {
+                "id": one.snapshot.id,
+                "name": one.snapshot.name,
+                "created": format_time(one.snapshot.created) if one.snapshot.created else None,
+                "age_seconds": int((now - one.snapshot.created).total_seconds()) if one.snapshot.created else None,
+                "label": one.snapshot.label.as_dict() if one.snapshot.label else None,
+                "decision": "keep" if one.keep else "remove",
+                "rules": [reason.rule for reason in one.reasons],
+                "reason": f"{one.snapshot} " + ", and ".join(reason.text for reason in one.reasons),
+                "removed": _is_gone(outcome, one.snapshot),
+            }
+        )
+    return row
+
+
+def outcome_table(outcome: Outcome) -> dict[str, str]:
+    """The snapshots before and after, one line each with what was decided and why."""
+    name = str(outcome.vm or outcome.target.ref)
+    verdicts = outcome.decision.verdicts if outcome.decision else ()
+    cells = [
+        (
+            one.snapshot.name,
+            format_time(one.snapshot.created) if one.snapshot.created else "-",
+            "keep" if one.keep else "remove",
+            "; ".join(f"{reason.rule}: {reason.text}" for reason in one.reasons),
+        )
+        for one in verdicts
+    ]
+    widths = [max((len(row[column]) for row in cells), default=0) for column in range(3)]
+    lines = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[3]]) + "\n" for row in cells]
+    return {
+        "before_header": f"{name}: snapshots before",
+        "after_header": f"{name}: snapshots after",
+        "before": "".join(lines),
+        "after": "".join(line for line, one in zip(lines, verdicts) if not _is_gone(outcome, one.snapshot)),
+    }
+
+
+def _is_gone(outcome: Outcome, snapshot: Snapshot) -> bool:
+    """Whether a snapshot is not there any more, or in a dry run would not be."""
+    deleted = any(isinstance(action, Delete) and action.snapshot.id == snapshot.id for action in outcome.done)
+    return deleted or (outcome.after is not None and outcome.after.by_id(snapshot.id) is None)
 
 
 def outcome_diff(outcome: Outcome) -> dict[str, str]:

@@ -204,8 +204,11 @@ def _judge_pool(
 ) -> Iterable[tuple[Snapshot, bool, tuple[Reason, ...]]]:
     hit = {one.id: why for one in newest_first for why in [_removal(one, policy, now)] if why is not None}
     pool = [one for one in newest_first if one.id not in hit]
-    kept = _keepers(pool, policy, tz)
-    floor = {one.id: Reason("min_keep", f"is one of the newest {policy.min_keep}") for one in newest_first[: policy.min_keep]}
+    kept = _keepers(_ways_back(pool), policy, tz)
+    floor = {
+        one.id: Reason("min_keep", f"is one of the newest {policy.min_keep}")
+        for one in _ways_back(newest_first)[: policy.min_keep]
+    }
     if policy.keeps and pool and not floor and not any(kept.values()):
         raise Unsupported(
             f"the keep_* rules would keep none of {', '.join(one.name for one in pool[:10])}; change the rules, or remove them by all=true"
@@ -222,6 +225,11 @@ def _judge_pool(
         else:
             staying += 1
             yield one, True, reasons or (Reason("no_rule", "is hit by no rule"),)
+
+
+def _ways_back(snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
+    """Those that a VM can go back to, unless that is none: a broken one must not take the place of one that is of use."""
+    return [one for one in snapshots if "revert" not in one.obstacles] or snapshots
 
 
 def _protection(one: Snapshot, policy: Policy, now: datetime) -> Reason | None:

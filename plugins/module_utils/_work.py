@@ -147,8 +147,8 @@ class Work:
                 outcome.made = end.snapshot_id
                 made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
                 outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
-        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and outcome.done:
-            pass  # a newer one that was to be discarded: somebody else was faster
+        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and (outcome.done or _may_be_gone(outcome)):
+            pass  # one of several that were to go: somebody else was faster
         elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
             # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
             outcome.todo.append(action)
@@ -198,6 +198,10 @@ class Work:
             one.warnings.append(
                 f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
             )
+
+
+def _may_be_gone(outcome: Outcome) -> bool:
+    return outcome.decision is not None and outcome.decision.gone_is_done
 
 
 def _how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:

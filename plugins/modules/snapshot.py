@@ -23,6 +23,7 @@ extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms
   - safepoint.vm._vms.change
+  - safepoint.vm._vms.work
   - safepoint.vm._attributes
 attributes:
   check_mode:
@@ -87,6 +88,7 @@ options:
   expires:
     description:
       - When the snapshot may be pruned, as a duration from its creation such as V(72h) or V(7d), or as an ISO 8601 time.
+        M(safepoint.vm.snapshot_prune) with O(safepoint.vm.snapshot_prune#module:expired=true) removes it then.
       - When it is not set, the expiry of an existing snapshot stays as it is.
     type: str
   labels:
@@ -97,12 +99,16 @@ options:
     type: dict
   hold:
     description:
-      - Whether the snapshot is on hold. One that is held is neither removed nor pruned until it is released with V(false).
+      - Whether the snapshot is on hold. One that is held is neither removed, pruned nor discarded by a revert until it is released with V(false).
       - When it is not set, the hold of an existing snapshot stays as it is.
     type: bool
+  hold_by:
+    description:
+      - Who put it on hold, for whoever meets it there. Goes with a hold, and is removed with it.
+    type: str
   hold_reason:
     description:
-      - Why it is on hold.
+      - Why it is on hold. Goes with a hold, and is removed with it.
     type: str
   if_exists:
     description:
@@ -124,6 +130,7 @@ options:
     default: undo
 seealso:
   - module: safepoint.vm.snapshot_info
+  - module: safepoint.vm.snapshot_prune
   - module: safepoint.vm.snapshot_revert
 """
 
@@ -149,6 +156,7 @@ EXAMPLES = r"""
     vm: web01
     name: before-upgrade
     hold: true
+    hold_by: ann
     hold_reason: incident 4711
   delegate_to: localhost
 
@@ -309,6 +317,7 @@ def main():
             "expires": {"type": "str"},
             "labels": {"type": "dict"},
             "hold": {"type": "bool"},
+            "hold_by": {"type": "str"},
             "hold_reason": {"type": "str"},
             "if_exists": {"type": "str", "choices": ["keep", "fail"], "default": "keep"},
             "on_error": {"type": "str", "choices": ["undo", "stop", "continue"], "default": "undo"},

@@ -26,7 +26,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._prune import Pruned
 from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_info
+from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 _numbers = itertools.count(1)
@@ -161,7 +163,7 @@ class Tripwire(SnapshotDriver):
         self._left = fails_at
         self._failed: list[Finished] = []
         self.name_rule = driver.name_rule  # type: ignore[misc]
-        for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "close"):
+        for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "imagine", "foresee", "close"):
             setattr(self, forwarded, getattr(driver, forwarded))
 
     def start(self, action: Action) -> Job:
@@ -178,7 +180,12 @@ class Tripwire(SnapshotDriver):
         return failed or self._driver.wait(jobs, deadline)
 
     # replaced by those of the real driver
-    find = vms = inspect = snapshots = configurations = close = None  # type: ignore[assignment]
+    find = vms = inspect = snapshots = configurations = imagine = foresee = close = None  # type: ignore[assignment]
+
+
+def pruning(*, scope: Filter | None = None, confirm: int | None = None, key: str | None = None, **policy: t.Any) -> Pruned:
+    """The plan that carries out a policy on snapshots of ours."""
+    return Pruned(Request(label_key=key), Policy(**policy), scope=scope or Filter(), tz=timezone.utc, confirm=confirm)
 
 
 def bare(snapshot: Snapshot | None) -> Snapshot:

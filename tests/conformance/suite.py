@@ -11,8 +11,9 @@ from __future__ import annotations
 from suite_fleet import FleetOfVms
 from suite_info import Info
 from suite_labels import Labels
+from suite_prune import Prune
 from suite_snapshots import Snapshots
 
 
-class Conformance(Snapshots, Labels, FleetOfVms, Info):
+class Conformance(Snapshots, Labels, FleetOfVms, Prune, Info):
     """All of it. Subclasses provide the fixture ``backend``; one whose VMs have real disks also takes WithData or WithMemory from suite_data.py."""

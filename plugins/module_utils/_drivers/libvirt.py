@@ -11,6 +11,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shlex
 import typing as t
@@ -160,6 +161,13 @@ class LibvirtDriver(SnapshotDriver):
             )
             for vm in vms
         }
+
+    def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
+        if all(one.kind != EXTERNAL for one in snapshots):
+            return snapshots
+        bare = [dataclasses.replace(one, obstacles={}) for one in snapshots]
+        # Whether a branch is lost hinders a revert only, and is for the next look to say.
+        return with_obstacles(vm.name, bare, self._daemon)
 
     def start(self, action: Action) -> Job:
         job = Job(action)

@@ -190,7 +190,9 @@ class PveServer(ByHand):
         if status is not None and not reason:
             reason = {595: "Connection refused", 596: "Connection timed out"}.get(status, "fault of the test")
         path = "/" + path_glob.lstrip("/") if not path_glob.startswith("*") else path_glob
-        rule = RequestFault(nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay, hold=hold)
+        rule = RequestFault(
+            nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay, hold=hold
+        )
         with self.lock:
             self.faults.requests.append(rule)
         return rule

@@ -1,0 +1,12 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Prune snapshots, and show how far that is. Documented in plugins/modules/snapshot_prune.py."""
+
+from __future__ import annotations
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._progress import ProgressAction
+
+
+class ActionModule(ProgressAction):
+    """The module with its progress on the terminal."""

@@ -1,0 +1,148 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a policy lets stay is there, and the rest is gone.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime, timedelta, tzinfo
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, SafepointError, Unsupported, Unverified
+from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan, Request, names, without
+from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
+
+# Clocks that differ by no more are as good as one.
+_SKEW = timedelta(seconds=60)
+
+Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
+
+
+class Pruned(Plan):
+    """Of the snapshots in ``scope`` that are ours those are there that the policy keeps, and no others."""
+
+    sweeps = True
+
+    def __init__(self, request: Request, policy: Policy, *, scope: Filter, tz: tzinfo, confirm: int | None = None) -> None:
+        """``confirm`` is how many VMs the user thinks that a policy is about which removes everything."""
+        super().__init__(request)
+        self._policy = policy
+        self._scope = scope
+        self._tz = tz
+        self._confirm = confirm
+        self._verdicts: dict[str, list[Verdict]] = {}
+        self._orders: dict[str, list[Snapshot]] = {}
+        self._refused: dict[str, SafepointError] = {}
+
+    def check(self, driver: SnapshotDriver) -> None:
+        self._policy.check()
+
+    def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
+        if self._policy.everything and self._confirm != vms:
+            said = "confirm is not set" if self._confirm is None else f"confirm={self._confirm} says otherwise"
+            raise InvalidOption(
+                f"all=true would remove every snapshot of owner {self.request.owner!r} from {vms} VMs, and {said}; "
+                f"set confirm={vms} if that is really meant"
+            )
+        self._refused = {}
+        found: list[Verdict] = []
+        for view in views:
+            excluded = {one.id: why for one in view.snapshots for why in [self._excluded(view, one, now)] if why is not None}
+            try:
+                found += judge(view.vm.id, view.snapshots, self._policy, excluded=excluded, now=now, tz=self._tz)
+            except Unsupported as exc:
+                self._refused[view.vm.id] = Unsupported(f"Nothing was removed from {view.vm}: {exc}")
+                found += [Verdict(view.vm.id, one, True, (Reason("refused", f"stays, since {exc}"),)) for one in view.snapshots]
+        self._settle(views, found, driver.imagine)
+
+    def _settle(self, views: Sequence[View], found: list[Verdict], imagine: Imagine) -> None:
+        """Spare what cannot go, and what must not go without it, until nothing is left to be spared."""
+        while True:
+            found = settle(found, self._policy)
+            self._verdicts = {view.vm.id: [] for view in views}
+            for one in found:
+                self._verdicts[one.vm].append(one)
+            blocked: dict[tuple[str, str], str] = {}
+            for view in views:
+                going = [one.snapshot.id for one in self._verdicts[view.vm.id] if not one.keep]
+                self._orders[view.vm.id], stuck = deletion_order(view, going, imagine)
+                blocked.update(((view.vm.id, snapshot_id), why) for snapshot_id, why in stuck.items())
+            if not blocked:
+                return
+            found = [
+                one.spared("blocked", blocked[one.vm, one.snapshot.id]) if (one.vm, one.snapshot.id) in blocked else one
+                for one in found
+            ]
+
+    def _excluded(self, view: View, one: Snapshot, now: datetime) -> Reason | None:
+        """Why a snapshot is not one that the policy is about."""
+        foreign = self.request.ours.why_not(view.vm, one)
+        if foreign is not None:
+            return Reason("foreign", f"is not one of owner {self.request.owner!r}: {foreign}")
+        if not self._scope.lets_through(one, now):
+            return Reason("out_of_scope", f"is not {self._scope.words()}")
+        if "remove" in one.obstacles:
+            return Reason("blocked", one.obstacles["remove"])
+        return None
+
+    def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
+        if view.vm.id in self._refused:
+            raise self._refused[view.vm.id]
+        predicted = view.snapshots
+        actions: list[Action] = []
+        for one in self._orders[view.vm.id]:
+            actions.append(Delete(view.vm, one))
+            predicted = without(predicted, one)
+        return Decision(
+            "pruned" if actions else "kept",
+            None,
+            predicted,
+            tuple(actions),
+            tuple(
+                f"The snapshot {one} of {view.vm} is dated {one.created - now} after now by the hypervisor's clock, and is kept; look at the clocks"
+                for one in view.snapshots
+                if one.created is not None and one.created - now > _SKEW
+            ),
+            verdicts=tuple(self._verdicts[view.vm.id]),
+            gone_is_done=True,
+        )
+
+    def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
+        left = [one.snapshot for one in done.actions if isinstance(one, Delete) and view.by_id(one.snapshot.id) is not None]
+        if left:
+            raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {names(left)}")
+        return ()
+
+
+def deletion_order(view: View, going: Collection[str], imagine: Imagine) -> tuple[list[Snapshot], dict[str, str]]:
+    """In which order snapshots are deleted, one at a time and each alone, and by their ids why some cannot be.
+
+    Branches that the VM does not run on go first, their leaves before what these stand on. Of the chain that it runs on the oldest go first:
+    each is merged into one that is still there, and none becomes what the VM runs on just to be deleted next.
+    """
+    chain = view.chain()
+    waiting = [one for one in reversed(view.snapshots) if one.id in going and one.id not in chain]
+    waiting += [one for one in view.snapshots if one.id in going and one.id in chain]
+    left: Sequence[Snapshot] = view.snapshots
+    ordered: list[Snapshot] = []
+    while waiting:
+        free = next((one for one in waiting if _why_not(one.id, left) is None), None)
+        if free is None:
+            return ordered, {one.id: _why_not(one.id, left) or "" for one in waiting}
+        ordered.append(free)
+        waiting.remove(free)
+        left = imagine(view.vm, without(tuple(left), free))
+    return ordered, {}
+
+
+def _why_not(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
+    """Why a snapshot cannot be deleted while all of these are there."""
+    one = next(one for one in left if one.id == snapshot_id)
+    beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
+    return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)

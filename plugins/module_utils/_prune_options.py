@@ -1,0 +1,100 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options of snapshot_prune, and the plan that they describe.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Mapping
+from datetime import timedelta
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._label import check_labels
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._prune import Pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._retention import POLICY_LABEL, Policy, time_zone
+
+_COUNTS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_quarterly", "keep_yearly", "min_keep")
+
+PRUNE_SPEC: dict[str, t.Any] = {
+    "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
+    "policy": {"type": "str"},
+    "change": {"type": "str"},
+    "name": {"type": "str"},
+    "labels": {"type": "dict"},
+    **{option: {"type": "int", "default": 0} for option in _COUNTS},
+    "keep_within": {"type": "str"},
+    "keep_labels": {"type": "dict"},
+    "max_age": {"type": "str"},
+    "max_count": {"type": "int"},
+    "min_age": {"type": "str"},
+    "expired": {"type": "bool", "default": False},
+    "max_delete_per_run": {"type": "int"},
+    "timezone": {"type": "str", "default": "UTC"},
+    "all": {"type": "bool", "default": False},
+    "confirm": {"type": "int"},
+    "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "continue"},
+}
+
+
+def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
+    """The plan that the options describe.
+
+    :raises InvalidOption: one of them cannot be used.
+    """
+    for option in _COUNTS:
+        if params[option] < 0:
+            raise InvalidOption(f"{option}={params[option]} is less than nothing; use 1 or more, or leave it out")
+    for option, instead in (
+        ("max_count", "to remove all there are, set all=true"),
+        ("max_delete_per_run", "use check mode for a look"),
+    ):
+        if params[option] is not None and params[option] < 1:
+            raise InvalidOption(f"{option}={params[option]} leaves nothing; use 1 or more, or {instead}")
+    if params["confirm"] is not None and not params["all"]:
+        raise InvalidOption("confirm goes with all=true, which removes every snapshot of ours; leave it out")
+    policy = Policy(
+        **{option: params[option] for option in _COUNTS},
+        keep_within=_span(params, "keep_within"),
+        keep_labels=_texts(params, "keep_labels"),
+        max_age=_span(params, "max_age"),
+        max_count=params["max_count"] or 0,
+        min_age=_span(params, "min_age"),
+        expired=params["expired"],
+        max_delete=params["max_delete_per_run"] or 0,
+        everything=params["all"],
+    )
+    return Pruned(request, policy, scope=_scope(params), tz=time_zone(params["timezone"]), confirm=params["confirm"])
+
+
+def _scope(params: Mapping[str, t.Any]) -> Filter:
+    labels = _texts(params, "labels")
+    for option, key in (("policy", POLICY_LABEL), ("change", "change")):
+        value = params[option]
+        if value is None:
+            continue
+        if not value:
+            raise InvalidOption(f"{option} is empty; leave it out, or name one")
+        if labels.get(key, value) != value:
+            raise InvalidOption(f"{option}={value!r} and labels say different things; leave one of them out")
+        labels[key] = value
+    return Filter(name=params["name"], labels=labels)
+
+
+def _texts(params: Mapping[str, t.Any], option: str) -> dict[str, str]:
+    return check_labels(params[option] or {}, option=option)
+
+
+def _span(params: Mapping[str, t.Any], option: str) -> timedelta | None:
+    if params[option] is None:
+        return None
+    seconds = parse_duration(params[option], option=option)
+    if seconds <= 0:
+        raise InvalidOption(f"{option}={params[option]!r} is no time at all; write for example 12h or 30d, or leave it out")
+    return timedelta(seconds=seconds)
