@@ -1,0 +1,63 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options of snapshot_prune: what cannot be meant is refused with a sentence, and the rest becomes a plan."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from fake import FakeDriver, Hypervisor
+
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import PRUNE_SPEC, pruned
+
+
+def plan(**options: t.Any) -> None:
+    """Take the options as the module does."""
+    params = {option: spec.get("default") for option, spec in PRUNE_SPEC.items()}
+    pruned(Request(), {**params, **options}).check(FakeDriver(Hypervisor()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, ["no rule", "keep_last"]),
+        ({"keep_last": 0, "min_keep": 3, "min_age": "1h", "max_delete_per_run": 5}, ["no rule"]),
+        ({"keep_last": -1}, ["keep_last=-1"]),
+        ({"min_keep": -1, "expired": True}, ["min_keep=-1"]),
+        ({"max_count": 0}, ["max_count=0", "all=true"]),
+        ({"max_delete_per_run": 0, "expired": True}, ["max_delete_per_run=0", "check mode"]),
+        ({"max_age": "0"}, ["max_age", "30d"]),
+        ({"max_age": "soon"}, ["max_age", "soon", "72h"]),
+        ({"keep_within": "-1d"}, ["keep_within", "-1d"]),
+        ({"keep_daily": 7, "timezone": "Vienna"}, ["timezone", "Vienna", "Europe/Vienna"]),
+        ({"keep_daily": 7, "confirm": 1}, ["confirm", "all=true"]),
+        ({"all": True, "keep_daily": 7, "confirm": 1}, ["all=true"]),
+        ({"keep_labels": {"Quality": "x"}}, ["keep_labels", "Quality"]),
+        ({"expired": True, "labels": {"a b": "x"}}, ["labels", "a b"]),
+        ({"expired": True, "policy": "a", "labels": {"policy": "b"}}, ["policy", "labels"]),
+        ({"expired": True, "change": ""}, ["change", "empty"]),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, t.Any], words: list[str]) -> None:
+    with pytest.raises(InvalidOption) as refused:
+        plan(**options)
+    for word in words:
+        assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"expired": True},
+        {"keep_last": 3, "keep_labels": {}, "labels": {"quality": ""}},
+        {"keep_within": "7d", "min_age": "0.5h", "timezone": "Europe/Vienna"},
+        {"all": True, "confirm": 3, "name": "x*"},
+        {"policy": "a", "labels": {"policy": "a"}, "max_count": 3, "min_keep": 3},
+    ],
+)
+def test_what_makes_sense_is_taken(options: dict[str, t.Any]) -> None:
+    plan(**options)
