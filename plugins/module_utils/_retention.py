@@ -163,8 +163,10 @@ def judge(
         else:
             label = one.label.fields.get(POLICY_LABEL, "") if one.label else ""
             pools.setdefault(label, []).append(one)
+    depths = _depths(everything)
     for pool in pools.values():
-        for one, keep, reasons in _judge_pool(sorted(pool, key=_age_key, reverse=True), policy, now, tz):
+        newest_first = sorted(pool, key=lambda one: (_created(one), depths[one.id], *_number(one)), reverse=True)
+        for one, keep, reasons in _judge_pool(newest_first, policy, now, tz):
             verdicts[one.id] = Verdict(vm, one, keep, reasons)
     return [verdicts[one.id] for one in everything]
 
@@ -295,14 +297,26 @@ def _created(one: Snapshot) -> datetime:
     return one.created
 
 
-def _age_key(one: Snapshot) -> tuple[datetime, int, str]:
-    # Of those made in the same second: backends count their ids up, so that the shorter one is the smaller.
-    return _created(one), len(one.id), one.id
+def _depths(snapshots: Sequence[Snapshot]) -> dict[str, int]:
+    """How many stand above each. Of those made in the same second, what stands on another one is the newer."""
+    parents = {one.id: one.parent for one in snapshots}
+    depths: dict[str, int] = {}
+    for one in snapshots:
+        above, seen = one.parent, {one.id}
+        while above in parents and above not in seen:
+            seen.add(above)
+            above = parents[above]
+        depths[one.id] = len(seen)
+    return depths
+
+
+def _number(one: Snapshot) -> tuple[int, str]:
+    # Backends count their ids up, so that the shorter one is the smaller.
+    return len(one.id), one.id
 
 
 def _run_key(verdict: Verdict) -> tuple[datetime, str, int, str]:
-    created, length, name = _age_key(verdict.snapshot)
-    return created, verdict.vm, length, name
+    return _created(verdict.snapshot), verdict.vm, *_number(verdict.snapshot)
 
 
 def _is_foreign(verdict: Verdict) -> bool:

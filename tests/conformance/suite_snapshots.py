@@ -271,7 +271,7 @@ class Snapshots:
         assert tree(would.after) == tree(does.after)
         assert backend.names(vm) == ["sa"]
 
-    def test_newer_snapshots_of_others_are_not_discarded_unasked(self, backend: Backend) -> None:
+    def test_newer_snapshots_of_others_are_not_discarded_unasked_and_held_ones_not_at_all(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "sa")
         backend.by_hand(vm, "by-a-person", "mine, do not touch")
@@ -279,6 +279,11 @@ class Snapshots:
         assert (code(refused), refused.changed) == ("foreign", False)
         assert "by-a-person" in str(refused.error)
         assert backend.names(vm) == ["sa", "by-a-person"]
+        backend.take(vm, "kept", hold=True, hold_by="ann", hold_reason="audit")
+        held = backend.revert(vm, "sa", discard_newer=True, foreign_allowed=True)
+        assert (code(held), held.changed) == ("held", False) and "by ann (audit)" in str(held.error)
+        assert backend.names(vm) == ["sa", "by-a-person", "kept"]
+        assert only(backend.run(Present(Request(name="kept", hold=False)), vm)).changed
         allowed = backend.revert(vm, "sa", discard_newer=True, foreign_allowed=True)
         assert allowed.error is None
         assert backend.names(vm) == ["sa"]

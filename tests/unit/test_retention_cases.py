@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo
@@ -115,6 +116,13 @@ def test_what_the_hypervisors_clock_has_not_reached_stays_and_counts_for_nothing
 def test_of_the_same_second_the_one_that_was_counted_later_is_the_newer() -> None:
     twins = [at("2026-11-20T12:00", name=name) for name in ("snap-10", "snap-9", "snap-8")]
     assert kept(decide(twins, Policy(keep_last=1))) == ["snap-10"]
+
+
+def test_of_the_same_second_what_stands_on_another_one_is_the_newer() -> None:
+    names = ("long-name", "mid-name", "s")
+    chain = [dataclasses.replace(at("2026-11-20T12:00", name=name), parent=parent) for name, parent in zip(names, (None, *names))]
+    for some in (chain, chain[::-1]):
+        assert kept(decide(some, Policy(keep_last=1))) == ["s"]
 
 
 def test_within_is_counted_from_the_newest_snapshot_and_not_from_now() -> None:
