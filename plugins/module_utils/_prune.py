@@ -106,7 +106,7 @@ class Pruned(Plan):
             tuple(actions),
             tuple(
                 f"The snapshot {one} of {view.vm} is dated {one.created - now} after now by the hypervisor's clock, and is kept; look at the clocks"
-                for one in view.snapshots
+                for one in (verdict.snapshot for verdict in self._verdicts[view.vm.id] if verdict.reasons[0].rule == "future")
                 if one.created is not None and one.created - now > _SKEW
             ),
             verdicts=tuple(self._verdicts[view.vm.id]),

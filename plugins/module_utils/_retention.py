@@ -134,13 +134,10 @@ def time_zone(name: str) -> tzinfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as exc:
-        some = (
-            ""
-            if zoneinfo.available_timezones()
-            else ": it knows none, so install tzdata there (the system's package, or with pip)"
-        )
+        knows_some = zoneinfo.available_timezones()
+        remedy = "" if knows_some else ": it knows none, so install tzdata there (the system's package, or with pip)"
         raise InvalidOption(
-            f"timezone={name!r} is no time zone that the machine which runs the module knows{some}; write for example Europe/Vienna or UTC"
+            f"timezone={name!r} is no time zone that the machine which runs the module knows{remedy}; write for example Europe/Vienna or UTC"
         ) from exc
 
 
@@ -206,7 +203,8 @@ def _judge_pool(
 ) -> Iterable[tuple[Snapshot, bool, tuple[Reason, ...]]]:
     hit = {one.id: why for one in newest_first for why in [_removal(one, policy, now)] if why is not None}
     pool = [one for one in newest_first if one.id not in hit]
-    kept = _keepers(_ways_back(pool), policy, tz)
+    usable = _ways_back(pool)
+    kept = _keepers(usable, policy, tz)
     floor = {
         one.id: Reason("min_keep", f"is one of the newest {policy.min_keep}")
         for one in _ways_back(newest_first)[: policy.min_keep]
@@ -225,7 +223,7 @@ def _judge_pool(
         elif policy.max_count and staying >= policy.max_count and one.id not in floor:
             yield one, False, (Reason("max_count", f"is older than the {policy.max_count} that may stay"),)
         else:
-            staying += 1
+            staying += one in usable
             yield one, True, reasons or (Reason("no_rule", "is hit by no rule"),)
 
 

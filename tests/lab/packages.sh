@@ -15,6 +15,7 @@ setup=(
     pkg-config
     python3-dev
     python3-venv
+    tzdata             # retention reckons in time zones
 )
 lab=(
     "${setup[@]}"
