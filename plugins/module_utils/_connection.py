@@ -65,6 +65,12 @@ def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
     return {one for one in found if one}
 
 
+def address(options: Options, environ: Mapping[str, str]) -> str | None:
+    """Where the endpoint is, for people: a host or a URI. May hold what ``secrets()`` returns."""
+    resolved = _resolved(options, environ)
+    return resolved.get("hostname") or resolved.get("uri")
+
+
 def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
     """Connect to the endpoint that ``options`` name, within ``seconds``.
 

@@ -14,13 +14,14 @@ import tempfile
 import time
 import typing as t
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.errors import AnsibleFallbackNotFound
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver, secrets
+from ansible_collections.safepoint.vm.plugins.module_utils import _audit
+from ansible_collections.safepoint.vm.plugins.module_utils._connection import address, open_driver, secrets
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
     Deadline,
     format_time,
@@ -98,7 +99,10 @@ INFO_SPEC: Spec = {
     "drift": {"type": "bool", "default": False},
     "check_images": {"type": "bool", "default": False},
 }
+# Must be kept in sync with plugins/doc_fragments/_audit.py
+AUDIT_SPEC: Spec = {"audit_file": {"type": "path", "fallback": (_variable, ["SAFEPOINT_AUDIT_FILE"])}}
 WORK_SPEC: Spec = {
+    **AUDIT_SPEC,
     "lock_timeout": {"type": "str", "default": "60s"},
     "max_parallel": {"type": "int", "default": 16},
     "progress_file": {"type": "path"},
@@ -147,6 +151,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None = None
     progress = _ProgressFile(params["progress_file"], module.no_log_values).note if params.get("progress_file") else None
+    began = time.monotonic()
     try:
         outcomes, now, sweeps = _work(params, plan, dry_run=module.check_mode, diff=module._diff, progress=progress)
     except LibraryMissing as exc:
@@ -161,10 +166,35 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     for row in result.get("vms", []):
         for warning in row["warnings"]:
             module.warn(warning)
+    if params.get("audit_file") and not module.check_mode:
+        _write_audit(module, result.get("vms", []), failure, seconds=time.monotonic() - began)
     if failure is not None:
         module.fail_json(**failure, **result)
     module.exit_json(**result)
     raise SystemExit  # exit_json() has no type that says it never returns
+
+
+def _write_audit(
+    module: AnsibleModule, rows: list[dict[str, t.Any]], failure: dict[str, t.Any] | None, *, seconds: float
+) -> None:
+    """Write down what was done. That this fails undoes nothing of it."""
+    path = module.params["audit_file"]
+    try:
+        lines = _audit.entries(
+            rows,
+            failure,
+            module=module._name,
+            options=module.params,
+            by={**_audit.who(os.environ), "endpoint": address(module.params, os.environ)},
+            now=datetime.now(timezone.utc),
+            seconds=seconds,
+            secrets=module.no_log_values,
+        )
+        _audit.append(path, lines)
+    except OSError as exc:
+        module.warn(
+            f"What was done is not in audit_file={path!r}: {exc.strerror or exc}. Make its folder, and let this user write there"
+        )
 
 
 class _ProgressFile:

@@ -24,6 +24,7 @@ extends_documentation_fragment:
   - safepoint.vm._vms
   - safepoint.vm._vms.change
   - safepoint.vm._vms.work
+  - safepoint.vm._audit
   - safepoint.vm._attributes
 attributes:
   check_mode:
