@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-lab demo test-fast test test-all lint bench clean
+.PHONY: help setup setup-lab setup-tests demo test-fast test test-all lint bench clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -15,16 +15,19 @@ setup: ## make the environments that everything below needs (each target does th
 setup-lab:
 	@tests/tools/setup.sh lab
 
+setup-tests:
+	@tests/tools/setup.sh tests
+
 demo: setup-lab ## break a real Linux guest with a guarded change, and watch it come back
 	@. tests/tools/env.sh && tests/lab/build_guest.sh && .venv/bin/python tests/demo/run_demo.py
 
 test-fast: setup-lab ## lint, and the tests that boot no virtual machine (under 3 minutes)
 	@tests/tools/test.sh fast
 
-test: setup-lab ## what CI runs: all but the slow ones, with real QEMU and a real guest (under 40 minutes)
+test: setup-tests ## what CI runs: all but the slow ones, with real QEMU and a real guest (under 40 minutes)
 	@tests/tools/test.sh test
 
-test-all: setup-lab ## everything, the slow ones and the documentation site as well
+test-all: setup-tests ## everything, the slow ones and the documentation site as well
 	@tests/tools/test.sh all
 
 lint: setup ## the static checks alone

@@ -21,7 +21,8 @@ if not _link.exists():
     _link.parent.mkdir(parents=True, exist_ok=True)
     _link.symlink_to("../../../..", target_is_directory=True)
 SIMULATORS = ROOT / "tests" / "simulators"
-for folder in (COLLECTIONS, ROOT / "tests" / "lab", ROOT / "tests" / "conformance", SIMULATORS / "vcsim", SIMULATORS / "pve"):
+TESTS = ROOT / "tests"
+for folder in (COLLECTIONS, TESTS / "lab", TESTS / "conformance", TESTS / "report", SIMULATORS / "vcsim", SIMULATORS / "pve"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 

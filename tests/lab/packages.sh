@@ -5,6 +5,7 @@
 # Installs the Debian packages of a set, where they are missing. None of them starts a service.
 #   packages.sh setup   what `make setup` needs: to make environments and to compile libvirt-python
 #   packages.sh lab     that, and what tests and demo run: libvirtd, QEMU, and the tools that build the guest image
+#   packages.sh tests   that, and what only `make test` runs: a browser
 set -euo pipefail
 
 setup=(
@@ -35,11 +36,17 @@ lab=(
     util-linux         # setpriv
     xz-utils
 )
+tests=(
+    "${lab[@]}"
+    chromium           # shows the page of the role snapshot_report, with
+    fonts-dejavu-core
+)
 
 case ${1:-} in
     setup) wanted=("${setup[@]}") ;;
     lab) wanted=("${lab[@]}") ;;
-    *) echo "usage: $0 setup|lab" >&2; exit 2 ;;
+    tests) wanted=("${tests[@]}") ;;
+    *) echo "usage: $0 setup|lab|tests" >&2; exit 2 ;;
 esac
 
 missing=()

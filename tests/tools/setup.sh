@@ -6,6 +6,7 @@
 # which ansible finds the collection. Run again it takes a moment; an interrupted run is repaired by the next one.
 #   setup.sh        for the linters and the tests alone
 #   setup.sh lab    also the packages of libvirtd, QEMU and the guest
+#   setup.sh tests  also the browser of the tests
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

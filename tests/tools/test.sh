@@ -74,7 +74,7 @@ lint)
     ;;
 fast)
     lint
-    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not vcenter and not slow" tests/unit tests/conformance
+    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not vcenter and not browser and not slow" tests/unit tests/conformance tests/report
     ;;
 test | all)
     not_slow=" and not slow"

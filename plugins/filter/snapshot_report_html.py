@@ -1,0 +1,52 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: snapshot_report_html
+short_description: Show a report of snapshots as a page
+version_added: 0.1.0
+author:
+  - The safepoint.vm maintainers (@safepoint-vm)
+description:
+  - Makes one page of HTML that needs nothing else, no network and no other file. Names with HTML in them are shown as text.
+  - It is sorted by what needs a person first, can be searched and sorted by columns, prints well, and is light or dark as the browser is.
+  - Reads no clock and no file. The same report gives the same text.
+positional: _input
+options:
+  _input:
+    description: What P(safepoint.vm.snapshot_report#filter) returned.
+    type: dict
+    required: true
+seealso:
+  - plugin: safepoint.vm.snapshot_report
+    plugin_type: filter
+  - plugin: safepoint.vm.snapshot_report_metrics
+    plugin_type: filter
+"""
+
+EXAMPLES = r"""
+- name: Write one page of HTML
+  ansible.builtin.copy:
+    content: "{{ report | safepoint.vm.snapshot_report_html }}"
+    dest: /srv/www/snapshots.html
+    mode: "0644"
+"""
+
+RETURN = r"""
+_value:
+  description: The page.
+  type: str
+"""
+
+import typing as t
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report_html import page
+
+
+class FilterModule:
+    """The filter."""
+
+    def filters(self) -> dict[str, t.Any]:
+        return {"snapshot_report_html": page}

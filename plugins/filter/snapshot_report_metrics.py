@@ -1,0 +1,52 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: snapshot_report_metrics
+short_description: Show a report of snapshots as metrics
+version_added: 0.1.0
+author:
+  - The safepoint.vm maintainers (@safepoint-vm)
+description:
+  - Makes metrics in Prometheus' text format, for the textfile collector of node_exporter.
+  - The names of all of them begin with C(safepoint_). There are none for single VMs. An endpoint that was not seen has C(safepoint_endpoint_up 0) and no other.
+  - Reads no clock and no file. The same report gives the same text.
+positional: _input
+options:
+  _input:
+    description: What P(safepoint.vm.snapshot_report#filter) returned.
+    type: dict
+    required: true
+seealso:
+  - plugin: safepoint.vm.snapshot_report
+    plugin_type: filter
+  - plugin: safepoint.vm.snapshot_report_html
+    plugin_type: filter
+"""
+
+EXAMPLES = r"""
+- name: Write metrics for Prometheus
+  ansible.builtin.copy:
+    content: "{{ report | safepoint.vm.snapshot_report_metrics }}"
+    dest: /srv/www/snapshots.prom
+    mode: "0644"
+"""
+
+RETURN = r"""
+_value:
+  description: The metrics.
+  type: str
+"""
+
+import typing as t
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report_metrics import metrics
+
+
+class FilterModule:
+    """The filter."""
+
+    def filters(self) -> dict[str, t.Any]:
+        return {"snapshot_report_metrics": metrics}

@@ -1,0 +1,203 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a person has to see to, and what to do about it. Pure: no I/O, the clock is an argument.
+
+Note that this plugin util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+from collections.abc import Sequence
+from datetime import datetime
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+
+Data = dict[str, t.Any]
+
+# The most urgent first.
+SEVERITIES = ("act", "look", "note")
+
+# What the drivers find. Those that are not listed here are looked at.
+_FINDINGS = {
+    "consolidation_needed": "act",
+    "left_paused": "act",
+    "locked": "act",
+    "question_pending": "act",
+    "unfinished_snapshot": "act",
+    "images_not_checked": "note",
+}
+# By less than that the clocks of well kept machines differ, and a slow login makes up for the rest.
+_CLOCK_SECONDS = 60
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """From where on a snapshot is too old, and a chain too long."""
+
+    age_seconds: float
+    chain: int
+
+
+def advise_endpoint(endpoint: Data) -> list[Data]:
+    """What is to be said of an endpoint itself."""
+    name = endpoint["name"]
+    if not endpoint["seen"]:
+        remedy = "Mend that, and make the report again. What is on this endpoint is not in this one"
+        return [_item(endpoint, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint['reason']}", remedy)]
+    ahead = endpoint["clock_ahead_seconds"]
+    if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
+        what = f"The clock of the endpoint {name} is {words(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of the controller"
+        return [
+            _item(
+                endpoint, "look", "clock", what, "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
+            )
+        ]
+    return []
+
+
+def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
+    """What is to be said of a VM, and note with each of its snapshots what is true of it at that time."""
+    for one in vm["snapshots"]:
+        _note(one, now)
+    said = []
+    if vm["error"]:
+        said.append(
+            _item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Mend that, and make the report again")
+        )
+    for found in vm["findings"]:
+        said.append(_item(vm, _FINDINGS.get(found["code"], "look"), found["code"], found["msg"], _sentence(found["remedy"])))
+    for one in vm["snapshots"]:
+        said += _of_one(vm, one, now)
+    said += _too_old(vm, limits)
+    if vm["chain"] > limits.chain:
+        what = f"It runs on a chain of {vm['chain']} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
+        said.append(_item(vm, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
+    expired = [one for one in vm["snapshots"] if one["expired"] and not one["held"] and one["class"] == "ours"]
+    if expired:
+        what = f"{_names(expired)} {_has(expired)} expired"
+        said.append(_item(vm, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired))
+    held = [one for one in vm["snapshots"] if one["held"]]
+    if held:
+        reasons = sorted({str(one["label"]["hold_reason"]) for one in held if one["label"].get("hold_reason")})
+        what = f"{_names(held)} {'is' if len(held) == 1 else 'are'} on hold" + (
+            f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
+        )
+        said.append(_item(vm, "note", "held", what, "When nobody needs it any more: safepoint.vm.snapshot with hold=false", held))
+    return said
+
+
+def words(seconds: float) -> str:
+    """A duration for people, in the largest unit of which there are at least two."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} seconds"
+
+
+def _note(one: Data, now: datetime) -> None:
+    label = one["label"] or {}
+    expires, lease = moment(label.get("expires")), moment(label.get("lease"))
+    one["held"] = "hold" in label
+    one["expired"] = expires is not None and expires <= now
+    one["expires"] = label.get("expires")
+    one["state"] = label.get("state")
+    one["lease"] = None
+    if one["state"] == "guarding":
+        one["lease"] = "none" if lease is None else "over" if lease <= now else "running"
+
+
+def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
+    """A change that has not ended, and a label that is not to be believed."""
+    label = one["label"] or {}
+    if one["lease"] and one["class"] == "ours":
+        change, lease = label.get("change") or "A change", moment(label.get("lease"))
+        if one["lease"] == "running" and lease is not None:
+            what = f"{change} is under way on it, until {label['lease']} at the latest"
+            return [_item(vm, "note", "change_under_way", what, "Leave it alone until then", [one])]
+        since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
+        what = f"{change} left the checkpoint {one['name']} behind, and {since}"
+        remedy = (
+            "If its run is no longer alive, end the change with the entry point commit, which keeps it, or rollback, which undoes it, of "
+            f"safepoint.vm.guarded_change: guarded_change_vm={vm['name']} guarded_change_snapshot_id={one['id']}"
+        )
+        return [_item(vm, "act", "change_not_ended", what, remedy, [one])]
+    why = one.get("why_not_ours") or ""
+    broken = not label and "[safepoint" in (one.get("description") or "")
+    if why and (broken or "label_key" in why):
+        what = f"{one['name']} looks as if it were ours, and is not: {why}"
+        remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it anew, once its description has no label line"
+        if not broken:
+            remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
+        return [_item(vm, "look", "label_not_valid", what, remedy, [one])]
+    return []
+
+
+def _too_old(vm: Data, limits: Limits) -> list[Data]:
+    """Those that are too old, of each class together. What is on hold, or says itself when it goes, is meant to be old."""
+    said = []
+    remedies = {
+        "ours": "Set expires on it, put it on hold with a reason, or remove it with safepoint.vm.snapshot and state=absent",
+        "other_owner": "Ask its owner whether it is still needed",
+        "backup": "See whether a job of that product is running. If not, let the product remove it, or remove it by its id",
+        "person": "Ask who took it whether it is still needed, and remove it by its id with safepoint.vm.snapshot and state=absent",
+    }
+    for group, remedy in remedies.items():
+        old = [
+            one
+            for one in vm["snapshots"]
+            if one["class"] == group
+            and (one["age_seconds"] or 0) > limits.age_seconds
+            and not (one["held"] or one["lease"] or (group == "ours" and one["expires"]))
+        ]
+        if old:
+            product = (
+                f" of {', '.join(sorted({str(one['product']) for one in old}))}" if group in ("backup", "other_owner") else ""
+            )
+            what = f"{_names(old)}{product} {'is' if len(old) == 1 else 'are'} older than {words(limits.age_seconds)}"
+            said.append(_item(vm, "look", "too_old", what, remedy, old))
+    return said
+
+
+def _item(where: Data, severity: str, code: str, what: str, remedy: str, snapshots: Sequence[Data] = ()) -> Data:
+    """One line of what a person has to see to; ``where`` is a VM or an endpoint."""
+    ages = [one["age_seconds"] for one in snapshots if one["age_seconds"] is not None]
+    is_vm = "endpoint" in where
+    return {
+        "severity": severity,
+        "code": code,
+        "endpoint": where["endpoint"] if is_vm else where["name"],
+        "backend": where["backend"],
+        "vm": where["name"] if is_vm else None,
+        "vm_id": where["id"] if is_vm else None,
+        "snapshots": [{"id": one["id"], "name": one["name"]} for one in snapshots],
+        "age_seconds": max(ages, default=None),
+        "what": what,
+        "remedy": remedy,
+    }
+
+
+def _names(snapshots: Sequence[Data]) -> str:
+    named = ", ".join(str(one["name"]) for one in snapshots[:_NAMED])
+    return named if len(snapshots) <= _NAMED else f"{named} and {len(snapshots) - _NAMED} more"
+
+
+def _has(snapshots: Sequence[Data]) -> str:
+    return "has" if len(snapshots) == 1 else "have"
+
+
+def _sentence(text: t.Any) -> str:
+    text = str(text)
+    return text[:1].upper() + text[1:]
+
+
+def moment(text: t.Any) -> datetime | None:
+    """The time that a field of a label says, or None."""
+    try:
+        return parse_time(str(text), option="label") if text else None
+    except InvalidOption:
+        return None
