@@ -8,9 +8,12 @@ import json
 import re
 import stat
 import typing as t
+from collections.abc import Iterator
 
 import pytest
-from hypervisor import Hypervisor
+from hypervisor import Endpoint, Hypervisor, ProxmoxHypervisor, VsphereHypervisor
+from pve_server import PveServer
+from server import VCenter
 from stage import Run, Stage
 
 pytestmark = pytest.mark.core_versions
@@ -116,11 +119,34 @@ def test_what_cannot_be_a_report_fails_and_says_why(stage: Stage, hypervisor: Hy
     assert json.loads(path.read_text())["endpoints"][0]["seen"] is False
 
 
-def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, hypervisor: Hypervisor) -> None:
-    hypervisor.define("web01")
-    text = json.dumps(json.dumps(hypervisor.connection))
+@pytest.fixture(params=["libvirt", "proxmox", pytest.param("vsphere", marks=pytest.mark.vcenter)])
+def endpoint(request: pytest.FixtureRequest) -> Iterator[Endpoint]:
+    if request.param == "libvirt":
+        yield request.getfixturevalue("hypervisor")
+    elif request.param == "proxmox":
+        with PveServer() as pve:
+            yield ProxmoxHypervisor(pve)
+            assert pve.errors == ""
+    else:
+        with VCenter(vms=0) as vcenter:
+            yield VsphereHypervisor(vcenter)
+            assert vcenter.counters()["methods"]["Login"] == 2  # for the snapshot, and for the report
+
+
+def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, endpoint: Endpoint) -> None:
+    endpoint.define("web01")
+    endpoint.define("web02")
+    take = {"vm": "web01", "name": "before", "labels": {"change": "CHG0042"}, "expires": "72h", **endpoint.connection}
+    first = {"hosts": "localhost", "connection": "local", "gather_facts": False, "tasks": [{"safepoint.vm.snapshot": take}]}
+    text = json.dumps(json.dumps(endpoint.connection))
     env = {"PWD": str(stage.folder)}  # a shell sets it, and a process that changes its folder does not
-    run = stage.play("- import_playbook: safepoint.vm.report", "-e", f"safepoint_connection={text}", env=env)
-    assert run.rc == 0 and run.said("0 snapshots of 0 VMs on 1 of 1 endpoints")
-    page = stage.folder / "snapshots.html"
-    assert "web01" not in page.read_text() and "2 VMs without a snapshot" in page.read_text()
+    run = stage.play(
+        json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"safepoint_connection={text}", env=env
+    )
+    assert run.rc == 0 and run.said("1 snapshots of 1 VMs on 1 of 1 endpoints; 0 things to act on now, 0 to look at")
+    page = (stage.folder / "snapshots.html").read_text()
+    assert "<bdi>before</bdi>" in page and "without a snapshot" in page and "Nothing." in page
+    # vCenter tells the sizes of files.
+    assert ("size not known" in page) == (endpoint.connection["backend"] != "vsphere")
+    secret = getattr(endpoint, "secret", "none here")
+    assert secret not in page and secret not in run.output
