@@ -93,7 +93,7 @@ def _tiles(report: Data) -> str:
         (
             "act" if totals["lease_over"] else "",
             totals["guarding"],
-            f"changes under guard, {totals['lease_over']} of them past their time",
+            f"changes under guard; past their time: {totals['lease_over']}",
         ),
         ("", totals["snapshots"], f"snapshots, of {totals['vms_with_snapshots']} of {totals['vms']} VMs"),
         ("look" if totals["over_age"] else "ok", totals["over_age"], f"snapshots older than {words(limits['age_seconds'])}"),
@@ -102,7 +102,7 @@ def _tiles(report: Data) -> str:
             totals["vms_over_chain"],
             f"VMs on a chain of more than {limits['chain']}",
         ),
-        ("", _bytes(totals["size_bytes"]), f"in the {told} snapshots whose size is known"),
+        ("", _bytes(totals["size_bytes"]), f"in snapshots; the size of {told} of {totals['snapshots']} is known"),
     ]
     return '<ul class="tiles">' + "".join(f'<li class="{cls}"><b>{value}</b> {said}</li>' for cls, value, said in tiles) + "</ul>"
 
@@ -128,7 +128,7 @@ def _attention(report: Data) -> str:
         if not rows:
             continue
         heads = ["How urgent", "VM and endpoint", "What it is", "What to do"]
-        table = _table(heads, rows, css="todos", caption=f"{_SEVERITIES[severity]}, the oldest first.")
+        table = _table(heads, rows, css="todos", caption="The oldest first.")
         if severity != "act":
             # What can wait must not hide what follows, unless it is all there is.
             is_open = " open" if len(items) <= _FEW else ""

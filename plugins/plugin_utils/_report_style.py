@@ -33,11 +33,10 @@ section{background:var(--card);border:1px solid var(--line);border-radius:.6rem;
 .tiles li{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.7rem .9rem}
 .tiles b{display:block;font-size:1.55rem;line-height:1.2;font-variant-numeric:tabular-nums}
 .tiles .act b{color:var(--act)}.tiles .look b{color:var(--look)}.tiles .ok b{color:var(--ok)}
-section+section{content-visibility:auto;contain-intrinsic-size:auto 40rem}
 table{border-collapse:collapse;width:100%}
 .todos{table-layout:fixed}
 .todos th:nth-child(1){width:8.5rem}.todos th:nth-child(2){width:24%}.todos th:nth-child(3){width:30%}
-section>details{border-top:1px solid var(--line);padding-top:.6rem;margin-top:.6rem}
+section>details{border-top:1px solid var(--line);padding-top:.6rem;margin-top:.6rem}section>details caption{padding-top:.5rem}
 caption{text-align:left;color:var(--muted);padding-bottom:.5rem}
 th,td{text-align:left;vertical-align:top;padding:.45rem .6rem;border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-size:.85rem;font-weight:600;white-space:nowrap}
@@ -65,13 +64,13 @@ summary{cursor:pointer;color:var(--link)}
 .t li::before{content:"";position:absolute;left:calc(-.375rem - 1px);top:.6rem;width:.75rem;height:.75rem;border-radius:50%;background:var(--c,var(--muted));
 box-shadow:0 0 0 3px var(--card)}
 .t li::after{content:"";position:absolute;left:-2px;top:0;height:.6rem;border-left:2px solid var(--line)}
-.t li:first-child::after{display:none}
+.t li:first-child::after{border-left-color:var(--card)}
 .t .here::before{background:var(--card);border:2px solid var(--text)}
+.t .fork,.t .fork:last-child{padding-bottom:0;border-left-color:var(--line);z-index:0}
 .t .fork>ol{position:relative;padding-left:.5rem}
 .t .fork>ol::after{content:"";position:absolute;left:calc(-1.35rem - 2px);top:-.6rem;width:1.75rem;height:1.6rem;
 border:solid var(--line);border-width:0 0 2px 2px;border-bottom-left-radius:.6rem;z-index:-1}
-.t .fork>ol:not(:last-child)::before{content:"";position:absolute;left:calc(-1.35rem - 2px);top:-.6rem;bottom:0;border-left:2px solid var(--line)}
-.t .fork{padding-bottom:0;border-left-color:transparent;z-index:0}
+.t .fork>ol:last-child::before{content:"";position:absolute;left:calc(-1.35rem - 2px);top:0;bottom:0;border-left:2px solid var(--card);z-index:-1}
 .t small{display:block}
 .find{display:flex;flex-wrap:wrap;gap:.6rem 1rem;align-items:end;margin:0 0 1rem}
 .find label{display:block;font-size:.85rem;color:var(--muted)}
