@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 import typing as t
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-from ansible.module_utils.common.parameters import remove_values
 from ansible.module_utils.errors import AnsibleFallbackNotFound
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _audit
@@ -44,6 +42,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
+from ansible_collections.safepoint.vm.plugins.module_utils._progress_file import ProgressFile
 from ansible_collections.safepoint.vm.plugins.module_utils._report import (
     outcome_diff,
     outcome_info,
@@ -136,9 +135,6 @@ REVERT_RULES: Spec = {
 }
 # Shorter ones can be guessed, given one signed label.
 _SHORTEST_KEY = 16
-# Work that is done sooner shows no progress, and what takes longer is written down so often.
-_QUICK_SECONDS = 2.0
-_WRITE_SECONDS = 1.0
 
 
 def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -> t.NoReturn:
@@ -150,7 +146,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     module.no_log_values.update(secrets(params, os.environ))
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None = None
-    progress = _ProgressFile(params["progress_file"], module.no_log_values).note if params.get("progress_file") else None
+    progress = ProgressFile(params["progress_file"], module.no_log_values).note if params.get("progress_file") else None
     began = time.monotonic()
     try:
         outcomes, now, sweeps = _work(params, plan, dry_run=module.check_mode, diff=module._diff, progress=progress)
@@ -195,39 +191,6 @@ def _write_audit(
         module.warn(
             f"What was done is not in audit_file={path!r}: {exc.strerror or exc}. Make its folder, and let this user write there"
         )
-
-
-class _ProgressFile:
-    """A file with a line that says how far the work is. The action plugin of the module reads it, and shows it to people."""
-
-    def __init__(self, path: str, secrets: Collection[str], *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path = path
-        self._secrets = secrets
-        self._clock = clock
-        self._written = ""
-        self._next = clock() + _QUICK_SECONDS
-
-    def note(self, progress: Progress) -> None:
-        """Write it down if it is time. That this fails is no reason to fail."""
-        now = self._clock()
-        if now < self._next:
-            return
-        # A VM may be named like a secret, and its name may hold what a terminal takes for a command.
-        text = "".join(one if one.isprintable() else "?" for one in str(remove_values(str(progress), self._secrets)))
-        if text == self._written:
-            return
-        self._next = now + _WRITE_SECONDS
-        try:
-            with tempfile.TemporaryDirectory(dir=os.path.dirname(self._path)) as folder:
-                new = os.path.join(folder, "new")
-                with open(new, "w", encoding="utf-8") as file:
-                    file.write(text)
-                # With become the reader is another user; who may look into the folder is for the folder to say.
-                os.chmod(new, 0o644)
-                os.replace(new, self._path)
-        except (OSError, UnicodeError):
-            return
-        self._written = text
 
 
 def _work(

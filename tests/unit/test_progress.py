@@ -16,11 +16,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _work
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._module import _ProgressFile
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
+from ansible_collections.safepoint.vm.plugins.module_utils._progress_file import ProgressFile
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 VMS = ["web01", "web02", "web03"]
@@ -107,10 +107,10 @@ def test_what_was_not_done_in_time_says_how_far_it_was(hypervisor: Hypervisor, p
     assert f"timeout=0.3 seconds was not enough to take snapshot x of web02{how_far}; it may still end" in str(done[1].error)
 
 
-def progress_file(path: Path, *secrets: str) -> _ProgressFile:
+def progress_file(path: Path, *secrets: str) -> ProgressFile:
     """With a clock on which each look is half a second after the one before."""
     looks = itertools.count()
-    return _ProgressFile(str(path), secrets, clock=lambda: next(looks) / 2)
+    return ProgressFile(str(path), secrets, clock=lambda: next(looks) / 2)
 
 
 def test_work_that_is_quick_writes_nothing_and_what_takes_long_writes_each_second(tmp_path: Path) -> None:
