@@ -15,6 +15,7 @@ options:
       - Each VM that was acted on, or on which something failed, gives one line of JSON with the keys C(time), C(host), C(user), C(sudo_user), C(job) (in AWX),
         C(module), C(action), C(changed), C(vm), C(vm_id), C(backend), C(endpoint), C(snapshot), C(snapshot_id), C(also_removed), C(change), C(why) (the
         description), C(labels), C(seconds) (how long the call took, over all its VMs), C(error), C(msg) and C(version), which is 1.
+      - M(safepoint.vm.snapshot_prune) gives a line for each snapshot that it removed, of which C(why) is what the policy says.
       - Lines of runs at the same time do not mix. Secrets are censored as in results. In check mode nothing is written.
       - That the file cannot be written is a warning, and no failure of what was done.
       - When it is not set, the environment variable E(SAFEPOINT_AUDIT_FILE) of the machine that runs the module is used.

@@ -57,12 +57,14 @@ def entries(
 ) -> list[str]:
     """A line for each VM that was acted on or that failed; one for all of them when the endpoint was never reached.
 
+    Of a prune each snapshot that went has a line, with the reason that the policy gave.
+
     ``rows`` are the results of the VMs, ``by`` says who called and where, and ``secrets`` are taken out of all of it.
     """
     asked = [*(options.get("vms") or []), *(one["vm"] for one in options.get("targets") or [])]
     if options.get("vm"):
         asked.append(options["vm"])
-    told = [row for row in rows if row["changed"] or "error" in row or row.get("action") == "lost_race"]
+    told = [one for row in rows for one in _acts(row)]
     if failure is not None and not rows:
         told = [{"ref": ", ".join(asked), "vm": None, "changed": False, **failure}]
     common = {"version": _VERSION, "time": format_time(now), **by, "module": module, "seconds": round(seconds, 1)}
@@ -86,6 +88,19 @@ def append(path: str, lines: Sequence[str]) -> None:
                 raise OSError("only a part of a line was written; look whether the file system is full")
     finally:
         os.close(descriptor)
+
+
+def _acts(row: Row) -> list[Row]:
+    """What was done to one VM, as rows of one snapshot each."""
+    if "snapshots" not in row:
+        return [row] if row["changed"] or "error" in row or row.get("action") == "lost_race" else []
+    bare = {key: value for key, value in row.items() if key not in ("error", "msg")}
+    gone = [
+        {**bare, "action": "removed", "snapshot": {**one, "description": one["reason"]}}
+        for one in row["snapshots"]
+        if one["removed"]
+    ]
+    return [*gone, row] if "error" in row else [*gone]
 
 
 def _entry(row: Row, options: Options) -> dict[str, t.Any]:

@@ -78,6 +78,25 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
     assert (lost["vm"], lost["vm_id"], lost["error"]) == ("test", None, unreachable["error"])
 
 
+def test_each_snapshot_that_is_pruned_is_a_line_that_says_by_which_rule(
+    lab: t.Any, state: libvirt.virConnect, tmp_path: Path
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test"}
+    for name in "abc":
+        run_module("snapshot", {**options, "name": name, "labels": {"change": "CHG0042"}})
+    policy = {**options, "max_count": 1, "audit_file": str(path)}
+    run_module("snapshot_prune", policy, "--check")
+    assert not path.exists()
+    run_module("snapshot_prune", policy)
+    run_module("snapshot_prune", policy)
+    removed = lines(path)
+    assert [(one["action"], one["snapshot"], one["change"], one["vm"]) for one in removed] == [
+        ("removed", name, "CHG0042", "test") for name in "ab"
+    ]
+    assert all("older than the 1 that may stay" in one["why"] and one["error"] is None for one in removed)
+
+
 def test_an_audit_that_cannot_be_written_is_a_warning(lab: t.Any, state: libvirt.virConnect, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
