@@ -165,6 +165,7 @@ def test_in_a_rollout_the_batch_that_fails_is_rolled_back_and_the_one_before_sta
     assert label.fields["state"] == "committed"
 
 
+@pytest.mark.slow
 def test_a_gate_takes_the_guest_back_and_nothing_outside_of_it(machine: Machine) -> None:
     before = machine.prepare()
     outside = machine.folder / "outside"
