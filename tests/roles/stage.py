@@ -63,7 +63,7 @@ class Playing:
             start_new_session=True,
         )
 
-    def result(self, timeout: float = 180, *, meanwhile: t.Callable[[int], None] | None = None) -> Run:
+    def result(self, timeout: float = 300, *, meanwhile: t.Callable[[int], None] | None = None) -> Run:
         """What a user would see in the end."""
         if meanwhile:
             threading.Thread(target=meanwhile, args=[self._process.pid], daemon=True).start()
@@ -248,7 +248,7 @@ class Stage:
         self,
         playbook: str,
         *arguments: str,
-        timeout: float = 180,
+        timeout: float = 300,
         env: dict[str, str] | None = None,
         meanwhile: t.Callable[[int], None] | None = None,
     ) -> Run:
