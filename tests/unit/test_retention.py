@@ -48,7 +48,7 @@ def _snapshot(number: int, seconds: int, description: str) -> Snapshot:
 
 
 def _snapshots(labels: int) -> st.SearchStrategy[tuple[Snapshot, ...]]:
-    """Up to twelve, often in the same second, hour, day or month, and now and then in the future. Of bytes, which are drawn fast."""
+    """Up to nine, often in the same second, hour, day or month, and now and then in the future. Of bytes, which are drawn fast."""
     units = (1, 600, 3600, 86400, 12 * 86400)
 
     def made(drawn: bytes) -> tuple[Snapshot, ...]:
@@ -58,7 +58,7 @@ def _snapshots(labels: int) -> st.SearchStrategy[tuple[Snapshot, ...]]:
             for number, (count, unit, kind) in enumerate(rows)
         )
 
-    return st.binary(max_size=36).map(made)
+    return st.binary(max_size=27).map(made)
 
 
 def _drawn(choices: Sequence[int], size: int) -> st.SearchStrategy[tuple[int, ...]]:
