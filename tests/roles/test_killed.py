@@ -70,7 +70,9 @@ class Datacenter:
     def kill_at(self, point: Point, name: str) -> None:
         """Run a change on a VM, and kill the controller when it has come to ``point``."""
         vmid = self.vmid(name)
-        waits = f"- name: Wait\n  ansible.builtin.shell: touch {self.stage.folder}/{name}; sleep 300\n"
+        flag = self.stage.folder / name
+        # Until the test is over, whose folder goes then.
+        waits = f"- name: Wait\n  ansible.builtin.shell: touch {flag}; while test -e {flag}; do sleep 0.2; done\n"
         here = {step: waits for step in ("change", "checks") if point.name == step}
         if point.name == "checks-again":
             here["checks"] = waits
@@ -80,7 +82,7 @@ class Datacenter:
         if point.request:
             method, path = point.request
             held = self.pve.fault(method, f"*/qemu/{vmid}/{path}", nth=point.nth, after=point.after, hold=True)
-        reached: Callable[[], bool] = held.reached.is_set if held else (self.stage.folder / name).exists
+        reached: Callable[[], bool] = held.reached.is_set if held else flag.exists
         playing = self.change.start("--limit", name, tasks=f"change-{name}.yml", checks=f"checks-{name}.yml", change="CHG1")
         end = time.monotonic() + 120
         while not reached() and time.monotonic() < end:

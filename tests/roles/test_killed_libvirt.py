@@ -28,7 +28,7 @@ class Machine(Hypervisor):
         super().__init__(self.person, lab.uri)
 
     def define(self, name: str) -> None:
-        self.lab.define_tiny(name)
+        self.lab.define_tiny(name, running=True)
 
     def runs(self, name: str) -> bool:
         return bool(self.person.lookupByName(name).isActive())
@@ -49,7 +49,8 @@ def machine(lab: t.Any) -> Iterator[Machine]:
         machine.person.close()
 
 
-WAITS = "- name: Wait\n  ansible.builtin.shell: touch {flag}; sleep 300\n"
+# Until the test is over, whose folder goes then.
+WAITS = "- name: Wait\n  ansible.builtin.shell: touch {flag}; while test -e {flag}; do sleep 0.2; done\n"
 
 
 @pytest.mark.parametrize(
