@@ -18,6 +18,7 @@ options:
       - M(safepoint.vm.snapshot_prune) gives a line for each snapshot that it removed, of which C(why) is what the policy says.
       - Lines of runs at the same time do not mix. Secrets are censored as in results. In check mode nothing is written.
       - That the file cannot be written is a warning, and no failure of what was done.
+      - Modules that only look do not have it, so that it cannot stand in C(module_defaults) for the whole group. The environment variable serves them all.
       - When it is not set, the environment variable E(SAFEPOINT_AUDIT_FILE) of the machine that runs the module is used.
     type: path
 """

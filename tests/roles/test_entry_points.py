@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from change import Change
 
@@ -29,15 +31,23 @@ def test_a_commit_may_keep_the_snapshot_for_a_while(change: Change) -> None:
 
 
 def test_a_checkpoint_is_rolled_back_by_another_run(change: Change) -> None:
-    change.run(entry="checkpoint")
+    audit = change.stage.folder / "audit.jsonl"
+    head = f"environment: {{SAFEPOINT_AUDIT_FILE: {audit}}}"
+    change.run(entry="checkpoint", change="CHG0042", head=head)
     change.stage.write("health.yml", "- name: Be well\n  ansible.builtin.command: 'true'\n")
-    run = change.run(entry="rollback", checks="health.yml")
+    run = change.run(entry="rollback", checks="health.yml", head=head)
     [label] = change.labels()
     assert run.rc == 0
     assert run.said(f"web01 was rolled back to {label['name']}, and its checks pass")
     assert label["state"] == "rolled_back"
     assert "expires" in label
     assert "lease" not in label
+    done = [json.loads(line) for line in audit.read_text().splitlines()]
+    assert [(one["action"], one["vm"], one["change"]) for one in done] == [
+        ("created", "web01", "CHG0042"),
+        ("reverted", "web01", "CHG0042"),
+        ("updated", "web01", "CHG0042"),
+    ]
 
 
 def test_a_rollback_after_which_the_guest_is_not_well_fails(change: Change) -> None:
