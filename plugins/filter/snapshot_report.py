@@ -13,7 +13,6 @@ description:
   - Puts together what M(safepoint.vm.snapshot_info) returned for several endpoints, and says whose the snapshots are, which are too old, and what a person has
     to see to. The role P(safepoint.vm.snapshot_report#role) uses it.
   - Reads no clock and no file. The same input gives the same report.
-positional: _input
 options:
   _input:
     description: The endpoints, in the order in which they are shown.

@@ -13,7 +13,6 @@ description:
   - Makes one page of HTML that needs nothing else, no network and no other file. Names with HTML in them are shown as text.
   - It is sorted by what needs a person first, can be searched and sorted by columns, prints well, and is light or dark as the browser is.
   - Reads no clock and no file. The same report gives the same text.
-positional: _input
 options:
   _input:
     description: What P(safepoint.vm.snapshot_report#filter) returned.

@@ -13,7 +13,6 @@ description:
   - Makes metrics in Prometheus' text format, for the textfile collector of node_exporter.
   - The names of all of them begin with C(safepoint_). There are none for single VMs. An endpoint that was not seen has C(safepoint_endpoint_up 0) and no other.
   - Reads no clock and no file. The same report gives the same text.
-positional: _input
 options:
   _input:
     description: What P(safepoint.vm.snapshot_report#filter) returned.
