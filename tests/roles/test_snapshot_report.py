@@ -141,7 +141,7 @@ def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, endpoint: End
     text = json.dumps(json.dumps(endpoint.connection))
     env = {"PWD": str(stage.folder)}  # a shell sets it, and a process that changes its folder does not
     run = stage.play(
-        json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"safepoint_connection={text}", env=env
+        json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"snapshot_report_connection={text}", env=env
     )
     assert run.rc == 0 and run.said("Endpoints seen: 1 of 1. Snapshots: 1. To act on now: 0, to look at: 0.")
     page = (stage.folder / "snapshots.html").read_text()
