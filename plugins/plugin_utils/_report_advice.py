@@ -83,12 +83,18 @@ def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
         said.append(_item(vm, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired))
     held = [one for one in vm["snapshots"] if one["held"]]
     if held:
-        reasons = sorted({str(one["label"]["hold_reason"]) for one in held if one["label"].get("hold_reason")})
+        reasons = sorted({said for one in held for said in [_hold(one["label"])] if said})
         what = f"{_names(held)} {'is' if len(held) == 1 else 'are'} on hold" + (
             f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
         )
         said.append(_item(vm, "note", "held", what, "When nobody needs it any more: safepoint.vm.snapshot with hold=false", held))
     return said
+
+
+def _hold(label: Data) -> str:
+    """Who put it there and why, as far as the label says."""
+    by, reason = label.get("hold_by"), label.get("hold_reason")
+    return " ".join([*([f"by {by}"] if by else []), *([f"({reason})" if by else str(reason)] if reason else [])])
 
 
 def words(seconds: float) -> str:

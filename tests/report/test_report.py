@@ -59,10 +59,10 @@ def test_a_label_says_more_than_a_name() -> None:
 
 
 def test_what_is_old_is_told_unless_it_is_meant_to_be() -> None:
-    meant = [snapshot("held", age=OLD, label={"hold": "yes", "hold_reason": "audit"})]
+    meant = [snapshot("held", age=OLD, label={"hold": "yes", "hold_by": "alice", "hold_reason": "audit"})]
     meant += [snapshot("expires", age=OLD, label={"expires": iso(NOW + OLD)})]
     data = report([endpoint("e", vm("v", *meant, snapshot("young")))])
-    assert said(data) == [("note", "held")] and "audit" in data["attention"][0]["what"]
+    assert said(data) == [("note", "held")] and data["attention"][0]["what"] == "held is on hold: by alice (audit)"
     assert data["totals"]["over_age"] == 2
     old = [snapshot(f"s{number}", age=OLD) for number in range(5)]
     data = report([endpoint("e", vm("v", *old, snapshot("mine", age=OLD, label={})))])
