@@ -100,6 +100,8 @@ class VsphereDriver(SnapshotDriver):
         self._session = session
         self._tasks = Tasks(session)
         self._endings = Endings()
+        # Tasks that have ended, by their ids, which are never used again. vCenter lists them with their VM for ten minutes more.
+        self._over: set[str] = set()
         self._modern = True
 
     def now(self) -> datetime:
@@ -238,14 +240,17 @@ class VsphereDriver(SnapshotDriver):
 
     def _running_tasks(self, tasks: Sequence[t.Any]) -> dict[str, str]:
         """Those of the tasks that have not ended, by their ids, in words."""
+        tasks = [task for task in tasks if task._moId not in self._over]
         seen = retrieve_each(
             self._session, "look at the tasks", tasks, {vim.Task: ["info.state", "info.descriptionId", "info.progress"]}
         )
-        return {
+        running = {
             moid: f"the task {moid} ({one.get('info.descriptionId', 'unknown')}, {one.get('info.progress') or 0}% done)"
             for moid, one in seen.items()
             if str(one.get("info.state")) in ("queued", "running")
         }
+        self._over |= {task._moId for task in tasks} - running.keys()
+        return running
 
     def _free_space(self, stores: Sequence[t.Any]) -> dict[str, tuple[str, int]]:
         seen = retrieve_each(
@@ -336,7 +341,9 @@ class VsphereDriver(SnapshotDriver):
         task = self._session.raw(call)
         # Another task of the same job may have gone before.
         job.handle, job.percent = task._moId, None
-        return self._tasks.result(task, job)
+        made = self._tasks.result(task, job)
+        self._over.add(task._moId)
+        return made
 
     def _typed(self, error: BaseException, action: Action) -> SafepointError:
         if isinstance(error, vmodl.fault.ManagedObjectNotFound):
