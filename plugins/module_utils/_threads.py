@@ -85,6 +85,25 @@ def each(items: Sequence[_I], call: Callable[[_I], _T], *, at_once: int) -> list
     return [results[number] for number in range(len(items))]
 
 
+class Crew:
+    """A few daemon threads that make calls in the order in which they are given, so that a call costs no thread of its own."""
+
+    def __init__(self, size: int) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._missing = size
+
+    def do(self, call: Callable[[], None]) -> None:
+        """Have ``call``, which raises nothing, made soon. Does not block; any thread may ask."""
+        self._calls.put(call)
+        if self._missing > 0:  # two who ask at once may start one too many, which does no harm
+            self._missing -= 1
+            threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            self._calls.get()()
+
+
 class Endings:
     """How jobs ended that run in threads of their own, kept for whoever waits for them."""
 

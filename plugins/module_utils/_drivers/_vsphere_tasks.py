@@ -12,14 +12,17 @@ import http.client
 import threading
 import time
 import typing as t
+from collections.abc import Callable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 
 # Tasks that begin within this time are put on the list in one request.
 _GATHER_SECONDS = 0.1
+# Later ones are put there before the next time that we ask, and after this time at the latest.
+_PUSH_SECONDS = 0.3
 # While some are under way, each that ends and each percent of each would cost a request of its own. So the server is left alone after an
 # answer: for a tenth of the time that tasks take as it seems, which is how late an end may be noticed, within these bounds.
 _ASK_SECONDS = 0.2
@@ -32,21 +35,18 @@ _RETRIES = 5
 _RETRY_SECONDS = 1.0
 
 
+Done = Callable[[t.Any, t.Optional[BaseException]], None]
+
+
 class _Waiting:
     """A task that somebody waits for."""
 
-    def __init__(self, task: t.Any, job: Job) -> None:
+    def __init__(self, task: t.Any, job: Job, done: Done) -> None:
         self.task = task
         self.job = job
+        self.done = done
         self.began = time.monotonic()
-        self.ended = threading.Event()
         self.seen: dict[str, t.Any] = {}
-        self.result: t.Any = None
-        self.error: BaseException | None = None
-
-    def end(self, *, result: t.Any = None, error: BaseException | None = None) -> None:
-        self.result, self.error = result, error
-        self.ended.set()
 
 
 class Tasks:
@@ -57,50 +57,51 @@ class Tasks:
         self._lock = threading.Lock()
         self._pending: dict[str, _Waiting] = {}
         self._new: list[t.Any] = []
-        self._gathering = False
         self._asking = False
+        self._pushing = False
         self._view: t.Any = None
         self._view_login = 0
         self._version = ""
 
-    def result(self, task: t.Any, job: Job) -> t.Any:
-        """Block until the task has ended, and return its result. Any number of threads may wait; ``job`` is told how far it is.
+    def watch(self, task: t.Any, job: Job, done: Done) -> None:
+        """Have ``done`` called with the task's result when it has ended, or else with what it failed with, and ``job`` told how far it is.
 
-        :raises MethodFault: what it failed with.
-        :raises SafepointError: nobody can tell how it ended.
+        The error is a MethodFault, or a SafepointError where nobody can tell how it ended. ``done`` must not block. Any thread may call.
         """
-        waiting = _Waiting(task, job)
         with self._lock:
-            self._pending[task._moId] = waiting
+            self._pending[task._moId] = _Waiting(task, job, done)
             self._new.append(task)
-            first, self._gathering = not self._gathering, True
-        if first:
-            time.sleep(_GATHER_SECONDS)
-            with self._lock:
-                new, self._new, self._gathering = self._new, [], False
-            try:
-                self._watch(new)
-            except BaseException as exc:
-                self._fail(exc, {one._moId for one in new})
-        waiting.ended.wait()
-        if waiting.error is not None:
-            raise waiting.error
-        return waiting.result
-
-    def _watch(self, new: list[t.Any]) -> None:
-        """Put new tasks on the list, and see to it that somebody asks about it."""
-        if self._view is None or self._view_login != self._session.logins:
-            self._session.call("wait for tasks", self._begin)
-        else:
-            try:
-                self._session.call("wait for tasks", lambda: self._view.ModifyListView(add=new))
-            except SafepointError:
-                # The list went with the session.
-                self._session.call("wait for tasks", self._begin)
-        with self._lock:
-            start, self._asking = not self._asking, True
-        if start:
+            ask, self._asking = not self._asking, True
+            push = not ask and not self._pushing
+            self._pushing = self._pushing or push
+        if ask:
             threading.Thread(target=self._ask, name="vSphere tasks", daemon=True).start()
+        elif push:
+            threading.Thread(target=self._push, name="vSphere tasks, new", daemon=True).start()
+
+    def _push(self) -> None:
+        """Put on the list what the thread that asks has not put there for a while: the server may be keeping it."""
+        time.sleep(_PUSH_SECONDS)
+        with self._lock:
+            self._pushing = False
+            new = {task._moId for task in self._new}
+        try:
+            self._session.call("wait for tasks", self._add)
+        except BaseException as exc:
+            self._fail(exc, new)
+
+    def _add(self) -> None:
+        """Put the new tasks on the list, or all on a list of their own where there is none."""
+        with self._lock:
+            new, self._new = self._new, []
+        if self._view is None or self._view_login != self._session.logins:
+            self._begin()
+        elif new:
+            try:
+                self._view.ModifyListView(add=new)
+            except (vmodl.MethodFault, OSError, http.client.HTTPException):
+                # The list went with the session, or the connection was cut.
+                self._begin()
 
     def _begin(self) -> None:
         collector = vmodl.query.PropertyCollector
@@ -123,17 +124,21 @@ class Tasks:
         failures = 0
         anew = False
         pace, ended_at = 0.0, time.monotonic()
+        time.sleep(_GATHER_SECONDS)
         try:
             while True:
                 with self._lock:
                     if not self._pending:
                         self._asking = False
                         return
-                login = self._view_login
+                login = self._session.logins
                 try:
                     if anew:
                         self._begin()
-                        anew, login = False, self._view_login
+                        anew = False
+                    else:
+                        self._add()
+                    login = self._view_login
                     update = collector.WaitForUpdatesEx(self._version, options)
                 except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
                     # The session has ended; the tasks go on.
@@ -182,18 +187,18 @@ class Tasks:
                         # Unset until the task runs, and with some tasks for as long as they do.
                         waiting.job.percent = waiting.seen.get("info.progress")
                 if state == "success":
-                    waiting.end(result=waiting.seen.get("info.result"))
+                    waiting.done(waiting.seen.get("info.result"), None)
                 elif ended:
                     why = (
                         "ended with an error, and vCenter does not say which"
                         if state == "error"
                         else "is not known to vCenter any more"
                     )
-                    waiting.end(error=waiting.seen.get("info.error") or BackendFailed(f"The task {one.obj._moId} {why}"))
+                    waiting.done(None, waiting.seen.get("info.error") or BackendFailed(f"The task {one.obj._moId} {why}"))
         return gone
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
         with self._lock:
             failed = [self._pending.pop(key) for key in list(self._pending) if only is None or key in only]
         for one in failed:
-            one.end(error=error)
+            one.done(None, error)

@@ -13,8 +13,9 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
@@ -47,11 +48,17 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_tas
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import Crew, Endings
 
 _NAMES = ("name", "config.uuid", "config.instanceUuid")
+# So many tasks are being begun at a time. Each is one request, and vCenter answers it at once; what lasts is the task.
+_AT_ONCE = 8
 # How long the guest's file systems may be held; minutes, as the API counts.
 _QUIESCE_MINUTES = 5
+
+
+# What a job does: it gives the call that begins a task, is sent what came of the task or has its error raised, and returns how it ended.
+_Steps = t.Generator[Callable[[], t.Any], t.Any, t.Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +107,7 @@ class VsphereDriver(SnapshotDriver):
         self._session = session
         self._tasks = Tasks(session)
         self._endings = Endings()
+        self._crew = Crew(_AT_ONCE)
         # Tasks that have ended, by their ids, which are never used again. vCenter lists them with their VM for ten minutes more.
         self._over: set[str] = set()
         self._modern = True
@@ -164,12 +172,7 @@ class VsphereDriver(SnapshotDriver):
     def start(self, action: Action) -> Job:
         job = Job(action)
 
-        def done(end: Finished | None, error: BaseException | None) -> None:
-            if error is not None:
-                end = Finished(job, error=self._typed(error, action))
-            self._endings.put(end or Finished(job))
-
-        begin(lambda: self._run(job, action), done)
+        self._crew.do(lambda: self._advance(job, self._run(job, action)))
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
@@ -268,25 +271,51 @@ class VsphereDriver(SnapshotDriver):
     def _snapshot(self, moid: str) -> t.Any:
         return vim.vm.Snapshot(moid, self._session.stub)
 
-    # actions, each in a thread of its own
+    # actions
 
-    def _run(self, job: Job, action: Action) -> Finished:
+    def _advance(self, job: Job, steps: _Steps, made: t.Any = None, error: BaseException | None = None) -> None:
+        """Go on with a job until its next task has begun or it has ended, with what came of the task before. No thread waits meanwhile."""
+        while True:
+            try:
+                begin = steps.send(made) if error is None else steps.throw(error)
+            except StopIteration as stop:
+                self._endings.put(stop.value or Finished(job))
+                return
+            except BaseException as exc:
+                self._endings.put(Finished(job, error=self._typed(exc, job.action)))
+                return
+            try:
+                task = self._session.raw(begin)
+            except BaseException as exc:
+                error = exc
+                continue
+            # Another task of the same job may have gone before.
+            job.handle, job.percent = task._moId, None
+            self._tasks.watch(task, job, functools.partial(self._ended, job, steps))
+            return
+
+    def _ended(self, job: Job, steps: _Steps, made: t.Any, error: BaseException | None) -> None:
+        self._over.add(str(job.handle))
+        self._crew.do(lambda: self._advance(job, steps, made, error))
+
+    def _run(self, job: Job, action: Action) -> _Steps:
+        """The tasks of an action, each as the call that begins it."""
         if isinstance(action, Create):
-            return self._create(job, action)
+            return (yield from self._create(job, action))
         snapshot = self._snapshot(action.snapshot.id)
         if isinstance(action, Revert):
-            return self._revert(job, action, snapshot)
-        if isinstance(action, Delete):
-            self._do(job, lambda: snapshot.RemoveSnapshot_Task(removeChildren=False))
+            yield from self._revert(action, snapshot)
+        elif isinstance(action, Delete):
+            yield lambda: snapshot.RemoveSnapshot_Task(removeChildren=False)
         elif isinstance(action, Describe):
             self._session.raw(lambda: snapshot.RenameSnapshot(description=action.description))
         return Finished(job)
 
-    def _create(self, job: Job, action: Create) -> Finished:
+    def _create(self, job: Job, action: Create) -> _Steps:
         if action.quiesce == "never":
-            return Finished(job, snapshot_id=self._take(job, action, action.description, quiesce=False))
+            return (yield from self._take(job, action, action.description, quiesce=False))
         try:
-            return Finished(job, snapshot_id=self._take(job, action, action.description, quiesce=True))
+            return (yield from self._take(job, action, action.description, quiesce=True))
         except vim.fault.SnapshotFault as exc:
             if action.quiesce == "require" or not isinstance(
                 exc, (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault)
@@ -294,56 +323,35 @@ class VsphereDriver(SnapshotDriver):
                 raise
             warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {self._typed(exc, action)}"
         plain_text = action.unquiesced_description or action.description
-        return Finished(job, snapshot_id=self._take(job, action, plain_text, quiesce=False), warnings=(warning,))
+        end = yield from self._take(job, action, plain_text, quiesce=False)
+        return dataclasses.replace(end, warnings=(warning,))
 
-    def _take(self, job: Job, action: Create, description: str, *, quiesce: bool) -> str:
+    def _take(self, job: Job, action: Create, description: str, *, quiesce: bool) -> _Steps:
         vm = self._vm(action.vm.id)
+        what = {"name": action.name, "description": description, "memory": action.memory}
+        made = None
         if self._modern:
             spec = vim.vm.GuestQuiesceSpec(timeout=_QUIESCE_MINUTES) if quiesce else None
             try:
-                made = self._do(
-                    job,
-                    lambda: vm.CreateSnapshotEx_Task(
-                        name=action.name, description=description, memory=action.memory, quiesceSpec=spec
-                    ),
-                )
-                return self._made(job, made)
+                made = yield lambda: vm.CreateSnapshotEx_Task(**what, quiesceSpec=spec)
             except vmodl.fault.MethodNotFound:
                 self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
-        made = self._do(
-            job,
-            lambda: vm.CreateSnapshot_Task(name=action.name, description=description, memory=action.memory, quiesce=quiesce),
-        )
-        return self._made(job, made)
-
-    def _made(self, job: Job, made: t.Any) -> str:
+        if not self._modern:
+            made = yield lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce)
         if made is None:
             raise _errors.BackendFailed(f"vCenter finished to {job.action} ({job.handle}), and does not say what came of it")
-        return str(made._moId)
+        return Finished(job, snapshot_id=str(made._moId))
 
-    def _revert(self, job: Job, action: Revert, snapshot: t.Any) -> Finished:
-        self._do(job, lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off"))
+    def _revert(self, action: Revert, snapshot: t.Any) -> _Steps:
+        yield lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off")
         vm = self._vm(action.vm.id)
         if action.power == "on" and not action.snapshot.memory:
-            self._do(job, vm.PowerOnVM_Task)
+            yield vm.PowerOnVM_Task
         if action.power == "off":
             # One more request for each VM, since nothing else tells: it may be suspended, with its memory or as it was taken.
             seen = retrieve_each(self._session, f"{action}", [vm], {vim.VirtualMachine: ["runtime.powerState"]})
             if str(seen.get(action.vm.id, {}).get("runtime.powerState")) != "poweredOff":
-                self._do(job, vm.PowerOffVM_Task)
-        return Finished(job)
-
-    def _do(self, job: Job, call: t.Callable[[], t.Any]) -> t.Any:
-        """Begin a task and wait until it has ended.
-
-        :raises MethodFault: what it failed with.
-        """
-        task = self._session.raw(call)
-        # Another task of the same job may have gone before.
-        job.handle, job.percent = task._moId, None
-        made = self._tasks.result(task, job)
-        self._over.add(task._moId)
-        return made
+                yield vm.PowerOffVM_Task
 
     def _typed(self, error: BaseException, action: Action) -> SafepointError:
         if isinstance(error, vmodl.fault.ManagedObjectNotFound):
