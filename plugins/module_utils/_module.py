@@ -9,6 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 import typing as t
@@ -153,7 +154,7 @@ def run(module: AnsibleModule, plan: Callable[[Request, Params], Plan] | None) -
     except LibraryMissing as exc:
         failure = {
             "error": exc.code,
-            "msg": f"{missing_required_lib(exc.library)} For example: {sys.executable} -m pip install {exc.library}",
+            "msg": f"{missing_required_lib(exc.library)} For example: {sys.executable} -m pip install {shlex.quote(exc.library)}",
         }
     except SafepointError as exc:
         failure = {"error": exc.code, "msg": str(exc)}

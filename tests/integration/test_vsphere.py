@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from running import run_module
+from server import VCenter
 
 pytestmark = pytest.mark.vcenter
 
@@ -106,6 +107,16 @@ def test_a_certificate_that_is_not_trusted_is_refused_with_the_way_to_trust_it(m
     assert failed["error"] == "connection_failed"
     assert "certificate" in failed["msg"] and "ca_path" in failed["msg"]
     assert module("snapshot_info", vm=vm, ca_path=None, validate_certs=False)["vms"][0]["power"] == "running"
+
+
+def test_a_certificate_for_another_host_is_refused_in_one_clear_sentence(vm: str) -> None:
+    with VCenter(vms=0, tls_names="vcenter.example.org") as other:
+        login = {"hostname": other.hostname, "port": other.port, "username": other.username, "password": other.password}
+        failed, _shown = run_module("snapshot_info", {"backend": "vsphere", **login, "ca_path": other.ca_path, "vm": vm})
+    assert failed["error"] == "connection_failed" and "\n" not in failed["msg"]
+    assert all(
+        words in failed["msg"] for words in (f"certificate of {other.hostname}", "mismatch", "set ca_path", "hostname to a name")
+    )
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import http.client
 import re
 import socket
 import ssl
+import sys
 import threading
 import traceback
 import typing as t
@@ -56,7 +57,7 @@ class Session:
         :raises PermissionDenied: the login was refused.
         """
         if PYVMOMI_IMPORT_ERROR:
-            raise _errors.LibraryMissing("pyvmomi", PYVMOMI_IMPORT_ERROR)
+            raise _errors.LibraryMissing("pyvmomi" if sys.version_info >= (3, 10) else "pyvmomi<9", PYVMOMI_IMPORT_ERROR)
         self.where = f"{hostname}:{port}"
         self._username, self._password = username, password
         self._lock = threading.Lock()
