@@ -127,9 +127,10 @@ def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
             return [_item(vm, "note", "change_under_way", what, "Leave it alone until then", [one])]
         since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
         what = f"{change} left the checkpoint {one['name']} behind, and {since}"
+        named = f" and guarded_change_reconcile_run={label['run']}" if label.get("run") else ""
         remedy = (
-            "If its run is no longer alive, end the change with the entry point commit, which keeps it, or rollback, which undoes it, of "
-            f"safepoint.vm.guarded_change: guarded_change_vm={vm['name']} guarded_change_snapshot_id={one['id']}"
+            f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm['name']}, with "
+            f"guarded_change_reconcile_policy=rollback, which undoes it, or commit, which keeps it{named}"
         )
         return [_item(vm, "act", "change_not_ended", what, remedy, [one])]
     why = one.get("why_not_ours") or ""

@@ -73,7 +73,7 @@ def test_what_is_old_is_told_unless_it_is_meant_to_be() -> None:
 
 def test_a_change_that_has_not_ended_is_urgent_once_its_time_is_over_by_the_endpoints_clock() -> None:
     lease = NOW + timedelta(minutes=10)
-    guard = snapshot("sp-1", label={"state": "guarding", "change": "CHG1", "lease": iso(lease)})
+    guard = snapshot("sp-1", label={"state": "guarding", "change": "CHG1", "lease": iso(lease), "run": "45c1179503af"})
     without = snapshot("sp-2", label={"state": "guarding"})
     assert said(report([endpoint("e", vm("v", guard))])) == [("note", "change_under_way")]
     later = endpoint("e", vm("v", guard))
@@ -81,7 +81,7 @@ def test_a_change_that_has_not_ended_is_urgent_once_its_time_is_over_by_the_endp
     data = report([later])
     assert said(data) == [("act", "change_not_ended"), ("look", "clock")]
     assert "CHG1" in data["attention"][0]["what"] and "2 hours ago" in data["attention"][0]["what"]
-    assert "guarded_change_snapshot_id=sp-1" in data["attention"][0]["remedy"]
+    assert "guarded_change_reconcile_run=45c1179503af" in data["attention"][0]["remedy"]
     assert said(report([endpoint("e", vm("v", without))])) == [("act", "change_not_ended")]
     foreign = {**guard, "ours": False, "why_not_ours": "owner 'safepoint2' made it"}
     assert said(report([endpoint("e", vm("v", foreign))])) == []
