@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
+from lab_kill import kill_tree
+
 from ansible_collections.safepoint.vm.plugins.module_utils._label import Label, parse
 
 HERE = Path(__file__).resolve().parent
@@ -109,22 +111,39 @@ class Machine:
             finally:
                 tail.terminate()
 
-    def change(self, name: str, *options: str, others: t.Sequence[Machine] = (), keepalive: str = "", **extra: t.Any) -> Run:
-        """Make the change on this guest and the others; `options` are those of ansible-playbook."""
+    def change(
+        self,
+        name: str,
+        *options: str,
+        others: t.Sequence[Machine] = (),
+        keepalive: str = "",
+        kill_when: t.Callable[[], bool] | None = None,
+        **extra: t.Any,
+    ) -> Run:
+        """Make the change on this guest and the others; `options` are those of ansible-playbook.
+
+        When ``kill_when`` says so, the controller dies.
+        """
         hosts = {machine.name: machine.guest.inventory_vars() for machine in (self, *others)}
         for variables in hosts.values():
             variables["ansible_ssh_common_args"] += f" {keepalive}"
         (self.folder / "inventory.json").write_text(json.dumps({"guests": {"hosts": hosts}}))
-        variables = {
-            "lab_uri": self.lab.uri,
-            "change": name,
-            "guarded_change_evidence_dir": str(self.folder / "evidence"),
-            **extra,
-        }
+        return self._play(str(HERE / "site.yml"), {"change": name, **extra}, *options, kill_when=kill_when)
+
+    def reconcile(self, **extra: t.Any) -> Run:
+        """Run the collection's own playbook for what dead runs have left, on this guest."""
+        connection = {"backend": "libvirt", "uri": self.lab.uri}
+        checks = str(HERE / "health.yml")
+        return self._play(
+            "safepoint.vm.reconcile", {"guarded_change_connection": connection, "guarded_change_checks": checks, **extra}
+        )
+
+    def _play(self, playbook: str, extra: dict[str, t.Any], *options: str, kill_when: t.Callable[[], bool] | None = None) -> Run:
+        variables = {"lab_uri": self.lab.uri, "guarded_change_evidence_dir": str(self.folder / "evidence"), **extra}
         command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", str(self.folder / "inventory.json")]
         began = time.monotonic()
-        done = subprocess.run(
-            [*command, str(HERE / "site.yml"), "-e", json.dumps(variables), *options],
+        process = subprocess.Popen(
+            [*command, playbook, "-e", json.dumps(variables), *options],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -136,13 +155,20 @@ class Machine:
                 "ANSIBLE_PIPELINING": "1",  # an emulated guest needs a second for each ssh command
             },
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
-            check=False,
         )
-        print(done.stdout, done.stderr)
-        return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+        if kill_when:
+            while process.poll() is None and not kill_when():
+                time.sleep(0.5)
+            kill_tree(process.pid)
+        try:
+            shown, _ = process.communicate(timeout=600)
+        finally:
+            kill_tree(process.pid)
+        print(shown)
+        return Run(process.returncode, shown, time.monotonic() - began)
 
     def evidence(self) -> list[t.Any]:
         """The files about changes that failed, oldest first."""

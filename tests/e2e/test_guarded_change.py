@@ -182,3 +182,23 @@ def test_a_gate_takes_the_guest_back_and_nothing_outside_of_it(machine: Machine)
     assert outside.read_text() == "web01 was upgraded\n"
     (log,) = (machine.folder / "evidence").glob("*-web01-_var_log_app.log")
     assert log.read_text().strip() == "the configuration is nonsense"
+
+
+@pytest.mark.slow
+def test_what_a_controller_that_died_half_way_has_left_is_ended_by_reconcile(machine: Machine) -> None:
+    before = machine.prepare()
+    machine.change("half_way.yml", kill_when=lambda: machine.guest.ssh("test -e /run/half-way").returncode == 0)
+    (left,) = machine.labels()
+    assert left.fields["state"] == "guarding"
+    assert machine.sh("cat /etc/app.conf") == "version 2"
+
+    alive = machine.reconcile(guarded_change_reconcile_policy="rollback")
+    assert alive.code == 0 and "Left alone: its run may be alive" in alive.shown
+    policy = {"policy": "rollback", "run": left.fields["run"], "force": True}
+    ended = machine.reconcile(**{f"guarded_change_reconcile_{name}": value for name, value in policy.items()})
+    assert ended.code == 0 and "Rolled back: web01 was rolled back to sp-CHG0042-" in ended.shown
+    assert "and its checks pass" in ended.shown
+    assert machine.state() == before
+    assert [label.fields["state"] for label in machine.labels()] == ["rolled_back"]
+    again = machine.reconcile(guarded_change_reconcile_policy="rollback")
+    assert again.code == 0 and again.recap(machine.name)["changed"] == 0 and "Nothing: no change on web01" in again.shown

@@ -7,7 +7,6 @@ The ansible-playbook is the one beside the Python that runs pytest: pytest of .v
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -22,6 +21,7 @@ import typing as t
 from pathlib import Path
 
 import asyncssh
+from lab_kill import kill_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
@@ -76,21 +76,8 @@ class Playing:
         return Run(self._process.returncode, output)
 
     def kill(self) -> str:
-        """End it as a controller that loses its power does, with all that it has started; return what it had said.
-
-        From ansible-core 2.19 on its workers have sessions of their own, and the modules are below them.
-        """
-        children: dict[int, list[int]] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                fields = stat.read_text().rpartition(")")[2].split()
-                children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        below = [self._process.pid]
-        for pid in below:
-            below.extend(children.get(pid, []))
-        for pid in below:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        """End it as a controller that loses its power does, with all that it has started; return what it had said."""
+        kill_tree(self._process.pid)
         output, _ = self._process.communicate()
         return output
 
