@@ -61,6 +61,7 @@ def test_a_task_that_fails_is_rolled_back_with_its_cause(machine: Machine) -> No
     assert record["checkpoint"] in message
 
 
+@pytest.mark.slow
 def test_a_handler_that_fails_is_rolled_back_with_its_name(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("handler.yml")
@@ -107,6 +108,7 @@ def test_a_guest_that_powers_itself_off_runs_again(machine: Machine) -> None:
     assert_lost_and_rolled_back(machine, run, before, lost_in="Power the guest off")
 
 
+@pytest.mark.slow
 def test_a_disk_that_was_filled_has_its_space_again(machine: Machine) -> None:
     before = machine.prepare()
     space = machine.free_mib()
@@ -127,6 +129,7 @@ def test_a_change_that_reboots_on_purpose_succeeds(machine: Machine) -> None:
     assert machine.labels() == []
 
 
+@pytest.mark.slow
 def test_a_success_keeps_the_change_and_the_snapshot_for_as_long_as_asked(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("succeeds.yml", guarded_change_keep_after_success="24h")
@@ -138,6 +141,7 @@ def test_a_success_keeps_the_change_and_the_snapshot_for_as_long_as_asked(machin
     assert_expires_in(label, 24)
 
 
+@pytest.mark.slow
 def test_check_mode_says_what_would_happen_and_changes_nothing(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("succeeds.yml", "--check", "--diff")
