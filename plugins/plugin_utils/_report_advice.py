@@ -70,6 +70,8 @@ def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
             _item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Mend that, and make the report again")
         )
     for found in vm["findings"]:
+        if found["code"] == "deep_chain":
+            continue  # the report has a limit of its own, below
         said.append(_item(vm, _FINDINGS.get(found["code"], "look"), found["code"], found["msg"], _sentence(found["remedy"])))
     for one in vm["snapshots"]:
         said += _of_one(vm, one, now)

@@ -18,8 +18,8 @@ from hypervisor import Hypervisor
 from pve_server import PveServer
 from stage import Guest, Stage
 
-# What is about the steps of a role and the hypervisor, and hardly about what ansible-core makes of a lost host or a failed task. That is
-# in the other files, which run with the oldest and the newest ansible-core in `make test`; these only with the newest there.
+# What is about the steps of a role and the hypervisor, and hardly about what ansible-core makes of a lost host or a failed task, runs with one
+# ansible-core in `make test`. What is about that is in the other files, which run with the oldest and the newest; in `make test-all` all do with all.
 NEWEST = {
     "test_evidence.py",
     "test_gates.py",
@@ -27,9 +27,16 @@ NEWEST = {
     "test_killed_libvirt.py",
     "test_playbooks.py",
     "test_preflight.py",
+    "test_reconcile.py",
     "test_recover.py",
     "test_snapshot_report.py",
     "test_snapshot_retention.py",
+}
+OLDEST = {
+    "test_entry_points.py",
+    "test_guarded_change.py",
+    "test_guarded_change_among_others.py",
+    "test_guarded_change_elsewhere.py",
 }
 
 
@@ -39,8 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker("role")
-            if item.path.name in NEWEST:
-                item.add_marker("newest")
+            for marker, files in (("newest", NEWEST), ("oldest", OLDEST)):
+                if item.path.name in files:
+                    item.add_marker(marker)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_a_change_in_one_job(change: Change) -> None:
     run = change.run_by_name("main", checks="health.yml", evidence_dir=None, env=env, **SURVEY)
     assert change.was_rolled_back(run)
     assert change.labels("web02") == []
-    [evidence] = (change.stage.folder / "guarded_change_evidence").iterdir()
+    [evidence] = (change.stage.folder / "guarded_change_evidence").glob("*.json")
     assert evidence.name.startswith("sp-CHG7-")
 
 
