@@ -67,7 +67,7 @@ def test_a_second_change_at_the_same_time_is_refused(change: Change) -> None:
     run = change.run()
     assert run.rc == 2
     assert run.said(f"change_in_progress: web01 has the checkpoint {label['name']} of a change that has not ended.")
-    assert run.said("end it with the entry point rollback or commit")
+    assert run.said("end it with the entry point reconcile, rollback or commit")
     assert len(change.labels()) == 1
 
 
