@@ -237,9 +237,11 @@ def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) ->
 
 
 def _uri_password(uri: str) -> str | None:
+    if not uri:
+        return None
     from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import uri_password
 
-    return uri_password(uri) if uri else None
+    return uri_password(uri)
 
 
 def _end_ssh() -> None:

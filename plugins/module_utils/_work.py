@@ -54,8 +54,9 @@ class Work:
         self._bounds = bounds
         self._deadline = deadline
         self._progress = progress
-        # By identity; equal ones may be two.
-        self._known: dict[int, Outcome] = {}
+        # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
+        self._known: set[int] = set()
+        self._through: set[int] = set()
 
     def perform(self, outcomes: Iterable[Outcome]) -> None:
         """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
@@ -63,7 +64,8 @@ class Work:
         running: dict[Job, Outcome] = {}
         locked: list[tuple[Deadline, Outcome, Locked]] = []
         failed: Outcome | None = None
-        self._known.update((id(one), one) for one in ready)
+        self._known.update(map(id, ready))
+        self._through.difference_update(map(id, ready))
         while running or locked or (ready and failed is None):
             if failed is not None and self._bounds.on_error != "continue":
                 # What was begun on a VM is carried through; what was only tried is not.
@@ -120,6 +122,8 @@ class Work:
                     # What was begun on a VM is carried through, also when another VM has failed meanwhile.
                     outcome.started = outcome.todo.popleft()
                     running[self._driver.start(outcome.started)] = outcome
+                elif outcome.done and outcome.error is None:
+                    self._through.add(id(outcome))
         if failed is not None:
             hold_back(ready, because=failed)
         self._tell({})
@@ -131,11 +135,7 @@ class Work:
     def _tell(self, running: Mapping[Job, Outcome]) -> None:
         if self._progress is None:
             return
-        at_work = {id(one) for one in running.values()}
-        ended = [
-            one for key, one in self._known.items() if one.done and one.error is None and not one.todo and key not in at_work
-        ]
-        self._progress(Progress(len(ended), len(self._known), _how_far(running)))
+        self._progress(Progress(len(self._through), len(self._known), _how_far(running)))
 
     def _note(self, outcome: Outcome, end: Finished) -> None:
         action = end.job.action
