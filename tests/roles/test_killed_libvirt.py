@@ -70,8 +70,6 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
     stage.write("change.yml", waits if point == "change" else FAIL if point in ("checks-again", "reverts") else GOOD)
     stage.write("checks.yml", waits if point in ("checks", "checks-again") else GOOD)
     domain = machine.person.lookupByName("web01")
-    if point == "takes":
-        machine.freeze(signal.SIGSTOP)
     playing = change.start(checks="checks.yml", change="CHG1", evidence_dir=str(stage.folder))
     try:
         if point == "reverts":
@@ -79,7 +77,8 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
             _wait(lambda: list(stage.folder.glob("sp-CHG1-*.json")))
             _wait(lambda: _has_job(domain) or change.labels()[0].get("state") == "rolled_back")
         elif point == "takes":
-            _wait(lambda: _has_job(domain))
+            _wait(lambda: _has_job(domain) or change.labels())
+            machine.freeze(signal.SIGSTOP)
         else:
             _wait(flag.exists)
     finally:
@@ -87,6 +86,8 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
         if point == "takes":
             machine.freeze(signal.SIGCONT)
     print(said)
+    if point == "takes":
+        assert said.rpartition("TASK [")[2].startswith("safepoint.vm.guarded_change : Take the checkpoints]")
     if point in ("change", "checks"):
         domain.destroy()  # so bad was the change
     _wait(lambda: not _has_job(domain))
@@ -121,4 +122,4 @@ def _wait(happened: t.Callable[[], object]) -> None:
     end = time.monotonic() + 120
     while not happened():
         assert time.monotonic() < end
-        time.sleep(0.02)
+        time.sleep(0.002)
