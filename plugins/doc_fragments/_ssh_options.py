@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import typing as t
 
-import yaml
+# With libyaml, where plain PyYAML takes ten times as long in every process that connects.
+from ansible.module_utils.common.yaml import yaml_dump, yaml_load
 from ansible.plugins.connection import ssh
 
 
@@ -32,4 +33,4 @@ class ModuleDocFragment:
 
 
 # Not in the body of the class: ansible-test's yamllint expects a literal there, and breaks off at anything else.
-ModuleDocFragment.DOCUMENTATION = yaml.safe_dump({"options": _without_versions(yaml.safe_load(ssh.DOCUMENTATION)["options"])})
+ModuleDocFragment.DOCUMENTATION = yaml_dump({"options": _without_versions(yaml_load(ssh.DOCUMENTATION)["options"])})
