@@ -125,7 +125,9 @@ def test_a_stopped_lab_leaves_no_process_and_no_folder() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_interrupted_leaves_no_process_and_no_folder(number: signal.Signals) -> None:
+    # What a shell starts in the background ignores SIGINT, and so does all that it starts.
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from lab import Lab; lab = Lab().start(); lab.define_tiny('a', running=True); print(lab.folder, flush=True); input()"
     )
     with subprocess.Popen(
