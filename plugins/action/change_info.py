@@ -54,6 +54,7 @@ class ActionModule(ActionBase):
             "force_handlers": bool(play.force_handlers),
             "handlers": any(block.block for block in play.handlers),
             "controller": platform.node(),
+            "check_mode": bool(self._task.check_mode),
             **self._connection_facts(task_vars),
         }
         for option in ("tasks", "checks"):

@@ -10,7 +10,8 @@ class ModuleDocFragment:
 options:
   vm:
     description:
-      - The VM, by its name, UUID or id. On libvirt the id is the UUID, on vSphere the managed object id, and there an inventory path will do as well.
+      - The VM, by its name, UUID or id. On libvirt the id is the UUID, on vSphere the managed object id, and on Proxmox VE the vmid, which has no UUIDs.
+      - On vSphere an inventory path will do as well, on Proxmox VE the node and the vmid, as C(pve1/100).
       - The prefixes C(name:), C(uuid:), C(id:) and C(path:) say which of them is meant.
       - Exactly one of the options that name VMs must be set.
     type: str
@@ -60,6 +61,7 @@ options:
     description:
       - The name of the snapshot.
       - A new one may have up to 80 of the letters a-z and A-Z, digits, and C(. _ -), and begins with a letter or a digit.
+        On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
       - A name that matches several snapshots of a VM is an error that lists their ids.
     type: str
   id:

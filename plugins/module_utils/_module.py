@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""AnsibleModule <-> core: options in, results out. The only file that ends a module.
+"""AnsibleModule <-> core: options in, results out. The only file that ends a module that talks to a hypervisor.
 
 Note that this module util is **PRIVATE** to the collection.
 """

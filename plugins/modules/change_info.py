@@ -18,7 +18,8 @@ description:
   - ansible-core ends the whole run, without C(rescue), when it comes to an included file that is not valid YAML or names an unknown module.
     This finds it before the change has begun.
   - Fails when the strategy of the play is not C(linear), and when the play or a block around ignores errors.
-  - Fails when a file would end the change past C(rescue), with C(meta) C(end_host), C(end_play), C(end_batch) or C(clear_host_errors),
+  - Fails when a file would end the change past C(rescue), with C(meta) C(end_host), C(end_play), C(end_batch), C(end_role) or
+    C(clear_host_errors),
     and with C(run_once) or C(any_errors_fatal) when there are other hosts in the batch, since ansible-core would end the change of those.
   - Warns of C(meta) C(flush_handlers) in a file, which runs handlers without the guard.
   - Follows C(import_tasks) and C(import_role), and of C(include_tasks) and C(include_role) those without a condition whose name has no variables in it.
@@ -75,6 +76,10 @@ controller:
   returned: success
   type: str
   sample: awx-7d4f.example.com
+check_mode:
+  description: Whether tasks at this place run in check mode, by C(--check) or by the keyword.
+  returned: success
+  type: bool
 force_handlers:
   description: Whether handlers run on failed hosts too.
   returned: success

@@ -80,7 +80,7 @@ options:
     choices:
       never: They are not.
       prefer: They are where that is possible. Where it is not, the result says so in its warnings and C(consistency).
-      require: They are, or the module fails before anything is written.
+      require: They are, or the module fails before anything is written. On Proxmox VE that is known only afterwards, and the snapshot is removed again.
     default: never
   description:
     description:

@@ -69,6 +69,8 @@ options:
   discard_newer:
     description:
       - Also remove the snapshots that were taken on top of this one, newest first, after the revert has worked.
+      - On storage that can only go back to its newest snapshot (ZFS and volume chains on Proxmox VE) they are removed first. Should the revert fail then,
+        they are gone.
       - They must be ours. Foreign ones among them need O(foreign=allow) as well, and one on hold is an error.
       - If V(false) they stay. Where the backend could not go back without their removal, that is an error that names them.
     type: bool

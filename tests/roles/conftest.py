@@ -25,6 +25,7 @@ NEWEST = {
     "test_gates.py",
     "test_killed.py",
     "test_killed_libvirt.py",
+    "test_left_behind.py",
     "test_playbooks.py",
     "test_preflight.py",
     "test_reconcile.py",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from change import FAIL, GOOD, Change
@@ -151,6 +152,13 @@ def test_whatever_a_killed_controller_leaves_is_rolled_back_once(datacenter: Dat
         assert guest["status"] == "running", name
         said = f"{name} was rolled back to sp-CHG1-" if name in left else f"no change on {name} has been left without an end"
         assert first.said(said), name
+
+    # From the rollback on, by the clock of the endpoint; the snapshots are six hours older.
+    ahead = timedelta(seconds=pve.clock_ahead)
+    for name in left:
+        [label] = change.labels(name)
+        expires = datetime.fromisoformat(label["expires"].replace("Z", "+00:00"))
+        assert timedelta(hours=71) < expires - datetime.now(timezone.utc) - ahead <= timedelta(hours=72)
 
     pve.reset_counters()
     second = change.run(*limit, entry="reconcile", reconcile_policy="rollback")

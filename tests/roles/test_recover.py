@@ -67,3 +67,12 @@ def test_a_clock_that_cannot_be_set_is_told_and_one_that_is_right_is_left_alone(
     change.hypervisor.define("web02")
     run = change.run(vm="web02")
     assert run.said("skipping: [web01]") and not run.said("BUT its clock")
+
+
+def test_reconcile_sets_the_clock_too(change: Change) -> None:
+    guest = change.stage.guests["web01"]
+    assert change.run(entry="checkpoint").rc == 0
+    [label] = change.labels()
+    force = {"reconcile_run": label["run"], "reconcile_force": True, "reconcile_settle": "1s"}
+    assert change.run(entry="reconcile", reconcile_policy="rollback", **force).rc == 0
+    assert (guest.home / "set").exists()

@@ -8,7 +8,6 @@
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 REPORTS=$ROOT/.cache/reports
-failed=()
 
 # step LIMIT NAME COMMAND...: LIMIT is what `timeout` takes; what hangs must not eat the time of everything behind it.
 # SIGINT, as from Ctrl-C, lets pytest end the daemons and guests that its fixtures started.
@@ -22,7 +21,6 @@ step() {
     elif [ "$code" != 0 ]; then
         status=failed
     fi
-    if [ "$code" != 0 ]; then failed+=("$name"); fi
     printf -- '--- %s: %s, %d s\n' "$name" "$status" $((SECONDS - began))
     printf '%s\t%s\t%d\n' "$name" "$status" $((SECONDS - began)) >>"$REPORTS/steps.tsv"
 }
@@ -80,12 +78,17 @@ fast)
 test | all)
     not_slow=" and not slow" not_newest=" and not newest" not_oldest=" and not oldest"
     if [ "$1" = all ]; then not_slow="" not_newest="" not_oldest=""; fi
+    # Beside all that has no use for a second core, and shown when it is over.
+    step 20m sanity tests/tools/sanity.sh "$MAIN_VENV" >"$REPORTS/sanity.log" 2>&1 &
+    sanity=$!
+    trap 'pkill -P "$sanity" || true' EXIT  # not the shell, which would leave `timeout` and what it runs behind
     lint
     step 20m galaxy tests/tools/galaxy.sh
     step 20m guest tests/lab/build_guest.sh
     step 20m vcenter tests/simulators/vcsim/build.sh
     if [ "$1" = all ]; then step 20m trixie tests/lab/build_trixie.sh; fi
-    step 20m sanity tests/tools/sanity.sh "$MAIN_VENV"
+    wait "$sanity"
+    cat "$REPORTS/sanity.log"
     # The roles run on the oldest and the newest ansible-core below, and in make test-all on this one too.
     tests "$MAIN_VENV" pytest ${not_slow:+-m "(not role or guest) and not slow"} tests
     core_versions "$FLOOR_VENV" "$not_slow$not_newest"
