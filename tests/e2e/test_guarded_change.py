@@ -77,6 +77,7 @@ def test_a_check_that_fails_after_a_change_that_worked_rolls_it_back(machine: Ma
     assert run.shown.count("TASK [safepoint.vm.guarded_change : The configuration is one that exists]") == 2
 
 
+@pytest.mark.newest
 @pytest.mark.core_versions
 def test_a_guest_that_is_lost_comes_back(machine: Machine) -> None:
     before = machine.prepare()
@@ -92,6 +93,7 @@ def test_a_guest_that_goes_silent_is_given_up_and_comes_back(machine: Machine) -
     assert DEFAULT_KEEPALIVE - 10 < run.seconds < DEFAULT_KEEPALIVE + 120
 
 
+@pytest.mark.slow
 def test_a_kernel_that_panics_comes_back(machine: Machine) -> None:
     before = machine.prepare()
     assert machine.sh("cat /proc/sys/kernel/panic") == "0", "it would reboot by itself"
@@ -102,6 +104,7 @@ def test_a_kernel_that_panics_comes_back(machine: Machine) -> None:
     assert "Kernel panic - not syncing" in console.read_text(errors="replace")
 
 
+@pytest.mark.slow
 def test_a_guest_that_powers_itself_off_runs_again(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("poweroff.yml")
@@ -154,6 +157,7 @@ def test_check_mode_says_what_would_happen_and_changes_nothing(machine: Machine)
     assert machine.descriptions() == []
 
 
+@pytest.mark.slow
 def test_in_a_rollout_the_batch_that_fails_is_rolled_back_and_the_one_before_stays(machine: Machine, second: Machine) -> None:
     before, second_before = machine.prepare(), second.prepare()
     machine.sh("touch /run/app.licence")  # which web02 lacks

@@ -54,6 +54,7 @@ def test_a_vm_that_cannot_be_snapshotted_is_refused_with_reason_and_remedy(
         libvirt.open(lab.uri).lookupByName(vm).snapshotCreateXML("<domainsnapshot><name>x</name></domainsnapshot>")
 
 
+@pytest.mark.slow
 def test_a_running_block_job_is_told_in_libvirts_words(lab: t.Any, tiny: Make) -> None:
     vm = tiny("busy", paused=True)
     person = libvirt.open(lab.uri).lookupByName(vm)

@@ -28,7 +28,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsph
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
 
-pytestmark = pytest.mark.vcenter
+# With the newest ansible-core beside the main one; in `make test-all` with all.
+pytestmark = [pytest.mark.vcenter, pytest.mark.newest]
 
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 TASK_SECONDS = 6.0

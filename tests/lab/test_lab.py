@@ -172,6 +172,7 @@ def test_a_guest_answers_over_ssh_and_through_its_agent(guest: Guest) -> None:
     assert guest.agent({"execute": "guest-ping"}) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.guest
 def test_ansible_reboots_a_guest_through_its_line_in_an_inventory(lab: Lab, guest: Guest, tmp_path: Path) -> None:
     inventory = tmp_path / "hosts"

@@ -13,7 +13,7 @@ from stage import Run
 pytestmark = pytest.mark.core_versions
 
 
-@pytest.mark.parametrize("failing", ["web01", "web02"])
+@pytest.mark.parametrize("failing", [pytest.param("web01", marks=pytest.mark.slow), "web02"])
 def test_of_two_hosts_only_the_one_that_failed_is_reverted(change: Change, failing: str) -> None:
     change.add("web02")
     change.stage.write("change.yml", GOOD + f"{FAIL}  when: inventory_hostname == '{failing}'\n")
@@ -27,6 +27,7 @@ def test_of_two_hosts_only_the_one_that_failed_is_reverted(change: Change, faili
     assert run.calls("Remove the checkpoints") == [other]
 
 
+@pytest.mark.slow
 def test_two_hosts_that_fail_in_different_places_are_both_rolled_back(change: Change) -> None:
     change.add("web02")
     change.add("web03")
@@ -51,7 +52,7 @@ def test_one_vm_that_is_missing_does_not_hold_up_the_others(change: Change) -> N
     assert change.labels() == []
 
 
-@pytest.mark.parametrize(("head", "arguments"), [("serial: 1", ()), ("", ("--limit", "web02"))])
+@pytest.mark.parametrize(("head", "arguments"), [pytest.param("serial: 1", (), marks=pytest.mark.slow), ("", ("--limit", "web02"))])
 def test_it_works_with_serial_and_limit(change: Change, head: str, arguments: tuple[str, ...]) -> None:
     change.add("web02")
     change.stage.write("change.yml", FAIL + "  when: inventory_hostname == 'web02'\n")

@@ -39,7 +39,7 @@ def test_a_change_that_goes_well_leaves_no_snapshot(change: Change) -> None:
     assert change.labels() == []
 
 
-@pytest.mark.parametrize("broken", [FAIL, KILL])
+@pytest.mark.parametrize("broken", [pytest.param(FAIL, marks=pytest.mark.slow), KILL])
 def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, endpoint: ElsewhereEndpoint, broken: str) -> None:
     change.stage.write("change.yml", GOOD + broken)
     back = change.stage.guests["web01"].come_back_when(change.stage.write("flag", "")) if broken == KILL else None

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.core_versions
 SURVEY = {"hosts": "web01", "memory": "false", "timeout": "3600", "change": "CHG7"}
 
 
+@pytest.mark.slow
 def test_a_change_in_one_job(change: Change) -> None:
     """Files are looked for, and evidence is kept, in the working directory: nobody has any beside an installed playbook."""
     change.add("web02")

@@ -50,6 +50,7 @@ def test_the_clock_is_set_and_facts_are_those_of_now_before_the_checks_run(chang
     assert told and begun < int(told[1]) <= time.time()
 
 
+@pytest.mark.slow
 def test_a_clock_that_cannot_be_set_is_told_and_one_that_is_right_is_left_alone(change: Change) -> None:
     guest = change.stage.guests["web01"]
     (guest.home / "cannot").write_text("not permitted\n")
