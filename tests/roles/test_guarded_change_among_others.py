@@ -52,7 +52,9 @@ def test_one_vm_that_is_missing_does_not_hold_up_the_others(change: Change) -> N
     assert change.labels() == []
 
 
-@pytest.mark.parametrize(("head", "arguments"), [pytest.param("serial: 1", (), marks=pytest.mark.slow), ("", ("--limit", "web02"))])
+@pytest.mark.parametrize(
+    ("head", "arguments"), [pytest.param("serial: 1", (), marks=pytest.mark.slow), ("", ("--limit", "web02"))]
+)
 def test_it_works_with_serial_and_limit(change: Change, head: str, arguments: tuple[str, ...]) -> None:
     change.add("web02")
     change.stage.write("change.yml", FAIL + "  when: inventory_hostname == 'web02'\n")
