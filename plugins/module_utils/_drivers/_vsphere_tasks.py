@@ -20,12 +20,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 
 # Tasks that begin within this time are put on the list in one request.
-_GATHER_SECONDS = 0.1
+_GATHER_SECONDS = 0.05
 # Later ones are put there before the next time that we ask, and after this time at the latest.
 _PUSH_SECONDS = 0.3
 # While some are under way, each that ends and each percent of each would cost a request of its own. So the server is left alone after an
 # answer: for a tenth of the time that tasks take as it seems, which is how late an end may be noticed, within these bounds.
 _ASK_SECONDS = 0.2
+# The same after an answer in which some have ended: others are about to, and whoever waits goes on with the next ones.
+_SOON_SECONDS = 0.05
 _LONGEST_ASK_SECONDS = 2.0
 _LATE = 0.1
 # How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
@@ -161,7 +163,8 @@ class Tasks:
                     if ended:
                         pace, ended_at = min(now - one.began for one in ended), now
                     pause = _LATE * max(pace, now - ended_at)
-                    time.sleep(min(max(pause, _ASK_SECONDS), _LONGEST_ASK_SECONDS) if self._pending else 0)
+                    least = _SOON_SECONDS if ended else _ASK_SECONDS
+                    time.sleep(min(max(pause, least), _LONGEST_ASK_SECONDS) if self._pending else 0)
         except BaseException as exc:
             with self._lock:
                 self._asking = False
