@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import queue
 import threading
-import time
 import typing as t
 from collections.abc import Callable, Sequence
 
@@ -24,9 +23,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedO
 
 _T = t.TypeVar("_T")
 _I = t.TypeVar("_I")
-
-# How long a call may wait for a thread of a Crew before there is another one.
-_PATIENCE_SECONDS = 0.05
 
 
 def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | None], None]) -> None:
@@ -90,33 +86,22 @@ def each(items: Sequence[_I], call: Callable[[_I], _T], *, at_once: int) -> list
 
 
 class Crew:
-    """A few daemon threads that make calls in the order in which they are given, so that a call costs no thread of its own.
-
-    One is enough for as long as the calls are quick, and takes half the CPU of many that wait for each other. Another comes when
-    a call had to wait.
-    """
+    """A few daemon threads that make calls in the order in which they are given, so that a call costs no thread of its own."""
 
     def __init__(self, size: int) -> None:
-        self._calls: queue.SimpleQueue[tuple[float, Callable[[], None]]] = queue.SimpleQueue()
-        self._size = self._missing = size
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._missing = size
 
     def do(self, call: Callable[[], None]) -> None:
         """Have ``call``, which raises nothing, made soon. Does not block; any thread may ask."""
-        self._calls.put((time.monotonic(), call))
-        if self._missing == self._size:  # two who ask at once may start one too many, which does no harm
-            self._hire()
-
-    def _hire(self) -> None:
-        if self._missing > 0:
+        self._calls.put(call)
+        if self._missing > 0:  # two who ask at once may start one too many, which does no harm
             self._missing -= 1
             threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
         while True:
-            asked, call = self._calls.get()
-            if time.monotonic() - asked > _PATIENCE_SECONDS:
-                self._hire()
-            call()
+            self._calls.get()()
 
 
 class Endings:
