@@ -17,6 +17,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 import typing as t
 from pathlib import Path
 
@@ -290,3 +291,11 @@ class Stage:
             "ANSIBLE_DEPRECATION_WARNINGS": "0",
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def wait_until(happened: t.Callable[[], object]) -> None:
+    """Wait for something that takes no longer than two minutes, and look often enough to see what lasts for a few milliseconds."""
+    end = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.002)

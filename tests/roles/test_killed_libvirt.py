@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import typing as t
 from collections.abc import Iterator
 
@@ -14,7 +13,7 @@ import libvirt
 import pytest
 from change import FAIL, GOOD, Change
 from hypervisor import Hypervisor
-from stage import Stage
+from stage import Stage, wait_until
 
 pytestmark = [pytest.mark.core_versions, pytest.mark.qemu]
 
@@ -74,13 +73,13 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
     try:
         if point == "reverts":
             # What is kept on the controller comes right before the revert, whose QEMU is the one that is there by then.
-            _wait(lambda: list(stage.folder.glob("sp-CHG1-*.json")))
-            _wait(lambda: _has_job(domain) or change.labels()[0].get("state") == "rolled_back")
+            wait_until(lambda: list(stage.folder.glob("sp-CHG1-*.json")))
+            wait_until(lambda: _has_job(domain) or change.labels()[0].get("state") == "rolled_back")
         elif point == "takes":
-            _wait(lambda: _has_job(domain) or change.labels())
+            wait_until(lambda: _has_job(domain) or change.labels())
             machine.freeze(signal.SIGSTOP)
         else:
-            _wait(flag.exists)
+            wait_until(flag.exists)
     finally:
         said = playing.kill()
         if point == "takes":
@@ -90,7 +89,7 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
         assert said.rpartition("TASK [")[2].startswith("safepoint.vm.guarded_change : Take the checkpoints]")
     if point in ("change", "checks"):
         domain.destroy()  # so bad was the change
-    _wait(lambda: not _has_job(domain))
+    wait_until(lambda: not _has_job(domain))
     left = [label["run"] for label in change.labels() if label["state"] == "guarding"]
 
     # The leases run by our own clock here, so they are not over yet.
@@ -116,10 +115,3 @@ def _has_job(domain: libvirt.virDomain) -> bool:
         return bool(domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE)
     except libvirt.libvirtError:
         return False
-
-
-def _wait(happened: t.Callable[[], object]) -> None:
-    end = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.002)

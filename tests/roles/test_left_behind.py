@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from change import FAIL, GOOD, Change
 from hypervisor import ProxmoxHypervisor
 from pve_server import PveServer
-from stage import Stage
+from stage import Stage, wait_until
 
 pytestmark = pytest.mark.core_versions
 
@@ -42,8 +41,7 @@ def test_a_change_that_another_run_has_rolled_back_is_not_called_a_success(chang
     change.stage.write("change.yml", GOOD)
     change.stage.write("checks.yml", f"- ansible.builtin.shell: touch {flag}; while test -e {flag}; do sleep 0.2; done\n")
     playing = change.start(checks="checks.yml")
-    while not flag.exists():
-        time.sleep(0.05)
+    wait_until(flag.exists)
     assert change.run(entry="rollback").rc == 0
     flag.unlink()
     run = playing.result()
@@ -62,12 +60,9 @@ def test_a_checkpoint_that_comes_too_late_is_told_and_the_next_run_can_end_it(cl
         "remove it with the entry point commit of safepoint.vm.guarded_change: nothing was changed that could be rolled back"
     )
     pve.finish_tasks()
-    deadline = time.monotonic() + 20
-    while [label.get("state") for label in cluster.labels()] != ["guarding"] or pve.guest(cluster.hypervisor.vmid("web01"))[
-        "lock"
-    ]:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    [vmid] = pve.guests
+    wait_until(lambda: not pve.guest(vmid)["lock"])
+    assert [label["state"] for label in cluster.labels()] == ["guarding"]
     assert cluster.run(entry="commit").rc == 0
     assert cluster.labels() == []
 
@@ -115,8 +110,8 @@ def test_a_check_mode_for_a_part_is_refused_and_a_rollback_in_check_mode_says_wh
     assert [label["state"] for label in change.labels()] == ["guarding"]
 
 
-def test_a_change_and_a_vm_may_be_numbers(cluster: Change) -> None:
-    vmid = cluster.hypervisor.vmid("web01")  # type: ignore[attr-defined]
+def test_a_change_and_a_vm_may_be_numbers(cluster: Change, pve: PveServer) -> None:
+    [vmid] = pve.guests
     assert cluster.run(entry="checkpoint", change=20431, vm=vmid).rc == 0
     assert cluster.labels()[0]["change"] == "20431"
     run = cluster.run(entry="rollback", change=20431, vm=vmid)
