@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Must be kept in sync with AUDIT_SPEC in plugins/module_utils/_module.py
+    # Must be kept in sync with _AUDIT in plugins/module_utils/_options.py
     DOCUMENTATION = r"""
 options:
   audit_file:

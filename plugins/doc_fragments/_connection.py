@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Must be kept in sync with CONNECTION_SPEC in plugins/module_utils/_module.py
+    # Must be kept in sync with _CONNECTION in plugins/module_utils/_options.py
     DOCUMENTATION = r"""
 options:
   backend:

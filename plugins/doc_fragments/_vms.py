@@ -5,7 +5,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    # Must be kept in sync with VMS_SPEC, CHANGE_SPEC and WORK_SPEC in plugins/module_utils/_module.py
+    # Must be kept in sync with _VMS, _CHANGE and _WORK in plugins/module_utils/_options.py
     DOCUMENTATION = r"""
 options:
   vm:

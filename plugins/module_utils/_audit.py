@@ -16,8 +16,6 @@ import typing as t
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from ansible.module_utils.common.parameters import remove_values
-
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
 
 # The fields of the line have their documentation in plugins/doc_fragments/_audit.py.
@@ -127,5 +125,7 @@ def _entry(row: Row, options: Options) -> dict[str, t.Any]:
 
 
 def _line(entry: Mapping[str, t.Any], secrets: Collection[str]) -> str:
+    from ansible.module_utils.common.parameters import remove_values
+
     # ASCII: a name with half a character or a line separator in it must not break the line.
     return json.dumps(remove_values(entry, secrets), ensure_ascii=True, default=str)

@@ -3,9 +3,6 @@
 
 """Connection options -> driver.
 
-Options that were not given come from the environment names that the ecosystem already uses. They are resolved here, per backend, and not
-by the argument spec, which cannot see ``backend`` and would send one vendor's credentials to the other.
-
 Note that this module util is **PRIVATE** to the collection.
 """
 
@@ -18,8 +15,13 @@ import signal
 import typing as t
 from collections.abc import Callable, Mapping
 
-from ansible.module_utils.parsing.convert_bool import boolean
-
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import (
+    VARIABLES,
+    Options,
+    public_uri,
+    resolved_options,
+    uri_password,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, InvalidOption, TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
@@ -27,48 +29,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_ti
 # A backend's library is imported only where the backend is used: pyVmomi alone takes a third of a second.
 if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-
-Options = Mapping[str, t.Any]
-
-# By the backend: its own options, each with the environment variable that stands in for it. AWX's built-in credentials set these.
-_VARIABLES: Mapping[str, Mapping[str, str | None]] = {
-    "libvirt": {"uri": "LIBVIRT_DEFAULT_URI"},
-    "vsphere": {
-        "hostname": "VMWARE_HOST",
-        "port": "VMWARE_PORT",
-        "username": "VMWARE_USER",
-        "password": "VMWARE_PASSWORD",
-        "validate_certs": "VMWARE_VALIDATE_CERTS",
-        "ca_path": None,
-    },
-    "proxmox": {
-        "hostname": "PROXMOX_HOST",
-        "port": "PROXMOX_PORT",
-        "username": "PROXMOX_USER",
-        "password": "PROXMOX_PASSWORD",
-        "token_id": "PROXMOX_TOKEN_ID",
-        "token_secret": "PROXMOX_TOKEN_SECRET",
-        "validate_certs": "PROXMOX_VALIDATE_CERTS",
-        "ca_path": None,
-    },
-}
-
-
-def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
-    """Values among the options and their fallbacks that must never be shown."""
-    resolved = _resolved(options, environ)
-    found = {
-        resolved.get("password"),
-        resolved.get("token_secret"),
-        _uri_password(options.get("uri") or resolved.get("uri") or ""),
-    }
-    return {one for one in found if one}
-
-
-def address(options: Options, environ: Mapping[str, str]) -> str | None:
-    """Where the endpoint is, for people: a host or a URI. May hold what ``secrets()`` returns."""
-    resolved = _resolved(options, environ)
-    return resolved.get("hostname") or resolved.get("uri")
 
 
 def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
@@ -79,48 +39,27 @@ def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float)
     :raises ConnectionFailed: no connection in time, or none at all.
     """
     backend = options["backend"]
-    for other in {name for names in _VARIABLES.values() for name in names} - set(_VARIABLES[backend]):
+    for other in {name for names in VARIABLES.values() for name in names} - set(VARIABLES[backend]):
         if options.get(other) is not None:
-            owners = " or ".join(one for one, names in _VARIABLES.items() if other in names)
+            owners = " or ".join(one for one, names in VARIABLES.items() if other in names)
             raise InvalidOption(f"{other} goes with backend={owners}, and backend={backend} is set; leave it out")
     opener = {"libvirt": _open_libvirt, "proxmox": _open_proxmox, "vsphere": _open_vsphere}[backend]
-    return opener(_resolved(options, environ), seconds)
-
-
-def _resolved(options: Options, environ: Mapping[str, str]) -> Options:
-    """The backend's own options, those that are not set from the environment."""
-    found = {}
-    overruled = _overruled(options)
-    for name, variable in _VARIABLES[options["backend"]].items():
-        value = options.get(name)
-        if value is None and variable and name not in overruled:
-            # In AWX a field that was left empty is an empty variable.
-            value = environ.get(variable) or None
-        found[name] = value
-    return found
-
-
-def _overruled(options: Options) -> set[str]:
-    """What belongs to another way to log in than the one that the options have chosen; no variable may choose that after all."""
-    if options.get("token_id") or options.get("token_secret"):
-        # The short name of a token needs its user.
-        return {"password", "username"} if "!" in (options.get("token_id") or "") else {"password"}
-    return {"token_id", "token_secret"} if options.get("password") else set()
+    return opener(resolved_options(options, environ), seconds)
 
 
 def _need(options: Options, backend: str, *names: str, example: str) -> None:
     for name in names:
         if not options[name]:
-            variable = _VARIABLES[backend][name]
+            variable = VARIABLES[backend][name]
             raise InvalidOption(f"{name} is not set; write for example {example}, or set {variable}")
 
 
 def _open_libvirt(options: Options, seconds: float) -> SnapshotDriver:
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver, public_uri
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver
 
     _need(options, "libvirt", "uri", example="uri: qemu+ssh://root@kvm01/system")
     uri = options["uri"]
-    if _uri_password(uri):
+    if uri_password(uri):
         raise InvalidOption(
             "uri has a password in it, which libvirt does not use; remove it and let ssh keys or auth.conf answer"
         )
@@ -211,9 +150,9 @@ def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
 def _address(options: Options, backend: str, default: int) -> tuple[int, bool]:
     """The port, and whether the certificate is verified."""
     validate = options["validate_certs"]
-    variables = _VARIABLES[backend]
+    variables = VARIABLES[backend]
     try:
-        validate_certs = True if validate is None else boolean(validate)
+        validate_certs = True if validate is None else _boolean(validate)
         port = int(options["port"] or default)
     except (TypeError, ValueError) as exc:
         raise InvalidOption(
@@ -227,6 +166,14 @@ def _address(options: Options, backend: str, default: int) -> tuple[int, bool]:
     return port, validate_certs
 
 
+def _boolean(value: t.Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    from ansible.module_utils.parsing.convert_bool import boolean
+
+    return t.cast("bool", boolean(value))
+
+
 def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) -> SnapshotDriver:
     try:
         return in_time("the login", log_in, Deadline(seconds))
@@ -234,14 +181,6 @@ def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) ->
         raise ConnectionFailed(
             f"{where} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that it is up"
         ) from None
-
-
-def _uri_password(uri: str) -> str | None:
-    if not uri:
-        return None
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import uri_password
-
-    return uri_password(uri)
 
 
 def _end_ssh() -> None:

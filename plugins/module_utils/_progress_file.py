@@ -13,8 +13,6 @@ import tempfile
 import time
 from collections.abc import Callable, Collection
 
-from ansible.module_utils.common.parameters import remove_values
-
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 
 # Work that is done sooner shows no progress, and what takes longer is written down so often.
@@ -37,6 +35,8 @@ class ProgressFile:
         now = self._clock()
         if now < self._next:
             return
+        from ansible.module_utils.common.parameters import remove_values
+
         # A VM may be named like a secret, and its name may hold what a terminal takes for a command.
         text = "".join(one if one.isprintable() else "?" for one in str(remove_values(str(progress), self._secrets)))
         if text == self._written:

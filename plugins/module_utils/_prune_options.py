@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of snapshot_prune, and the plan that they describe.
+"""From the options of snapshot_prune to the plan that they describe.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -16,31 +16,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import pars
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._label import check_labels
+from ansible_collections.safepoint.vm.plugins.module_utils._options import KEEP_COUNTS
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._prune import Pruned
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import POLICY_LABEL, Policy, time_zone
-
-_COUNTS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_quarterly", "keep_yearly", "min_keep")
-
-PRUNE_SPEC: dict[str, t.Any] = {
-    "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
-    "policy": {"type": "str"},
-    "change": {"type": "str"},
-    "name": {"type": "str"},
-    "labels": {"type": "dict"},
-    **{option: {"type": "int", "default": 0} for option in _COUNTS},
-    "keep_within": {"type": "str"},
-    "keep_labels": {"type": "dict"},
-    "max_age": {"type": "str"},
-    "max_count": {"type": "int"},
-    "min_age": {"type": "str"},
-    "expired": {"type": "bool", "default": False},
-    "max_delete_per_run": {"type": "int"},
-    "timezone": {"type": "str", "default": "UTC"},
-    "all": {"type": "bool", "default": False},
-    "confirm": {"type": "int"},
-    "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "continue"},
-}
 
 
 def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
@@ -48,7 +27,7 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
 
     :raises InvalidOption: one of them cannot be used.
     """
-    for option in _COUNTS:
+    for option in KEEP_COUNTS:
         if params[option] < 0:
             raise InvalidOption(f"{option}={params[option]} is less than nothing; use 1 or more, or leave it out")
     for option, instead in (
@@ -60,7 +39,7 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
     if params["confirm"] is not None and not params["all"]:
         raise InvalidOption("confirm goes with all=true, which removes every snapshot of ours; leave it out")
     policy = Policy(
-        **{option: params[option] for option in _COUNTS},
+        **{option: params[option] for option in KEEP_COUNTS},
         keep_within=_span(params, "keep_within"),
         keep_labels=_texts(params, "keep_labels"),
         max_age=_span(params, "max_age"),

@@ -300,33 +300,12 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_RULES, CHANGE_SPEC, CONNECTION_SPEC, run
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
+from ansible_collections.safepoint.vm.plugins.module_utils._module import run
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            **CONNECTION_SPEC,
-            **CHANGE_SPEC,
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-            "children": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
-            "kind": {"type": "str", "choices": ["auto", "internal", "external"], "default": "auto"},
-            "memory": {"type": "bool", "default": False},
-            "quiesce": {"type": "str", "choices": ["never", "prefer", "require"], "default": "never"},
-            "description": {"type": "str"},
-            "expires": {"type": "str"},
-            "labels": {"type": "dict"},
-            "hold": {"type": "bool"},
-            "hold_by": {"type": "str"},
-            "hold_reason": {"type": "str"},
-            "if_exists": {"type": "str", "choices": ["keep", "fail"], "default": "keep"},
-            "on_error": {"type": "str", "choices": ["undo", "stop", "continue"], "default": "undo"},
-        },
-        supports_check_mode=True,
-        **CHANGE_RULES,
-    )
-    run(module, lambda request, params: Present(request) if params["state"] == "present" else Absent(request))
+    run("snapshot", AnsibleModule(supports_check_mode=True, **OPTIONS["snapshot"]))
 
 
 if __name__ == "__main__":

@@ -207,12 +207,12 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CONNECTION_SPEC, INFO_RULES, INFO_SPEC, run
+from ansible_collections.safepoint.vm.plugins.module_utils._module import run
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 
 def main():
-    module = AnsibleModule(argument_spec={**CONNECTION_SPEC, **INFO_SPEC}, supports_check_mode=True, **INFO_RULES)
-    run(module, None)
+    run("snapshot_info", AnsibleModule(supports_check_mode=True, **OPTIONS["snapshot_info"]))
 
 
 if __name__ == "__main__":

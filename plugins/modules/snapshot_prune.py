@@ -309,17 +309,12 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CONNECTION_SPEC, INFO_RULES, VMS_SPEC, WORK_SPEC, run
-from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import PRUNE_SPEC, pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._module import run
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={**CONNECTION_SPEC, **VMS_SPEC, **WORK_SPEC, **PRUNE_SPEC},
-        supports_check_mode=True,
-        **INFO_RULES,
-    )
-    run(module, pruned)
+    run("snapshot_prune", AnsibleModule(supports_check_mode=True, **OPTIONS["snapshot_prune"]))
 
 
 if __name__ == "__main__":

@@ -156,26 +156,12 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import CHANGE_SPEC, CONNECTION_SPEC, REVERT_RULES, run
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._module import run
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 
 def main():
-    module = AnsibleModule(
-        argument_spec={
-            **CONNECTION_SPEC,
-            **CHANGE_SPEC,
-            "select": {"type": "str", "choices": ["newest", "before"]},
-            "labels": {"type": "dict"},
-            "time": {"type": "str"},
-            "power": {"type": "str", "choices": ["as_snapshot", "on", "off"], "default": "as_snapshot"},
-            "discard_newer": {"type": "bool", "default": False},
-            "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "stop"},
-        },
-        supports_check_mode=True,
-        **REVERT_RULES,
-    )
-    run(module, lambda request, _params: Reverted(request))
+    run("snapshot_revert", AnsibleModule(supports_check_mode=True, **OPTIONS["snapshot_revert"]))
 
 
 if __name__ == "__main__":

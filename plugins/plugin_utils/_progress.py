@@ -17,8 +17,9 @@ import typing as t
 
 from ansible import constants as C
 from ansible import context
-from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible.utils.display import Display
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local import LocalAction
 
 display = Display()
 
@@ -28,7 +29,7 @@ _SHOW_SECONDS = 2.0
 _FOR_PEOPLE = {"awx_display", "debug", "default", "minimal", "unixy", "yaml"}
 
 
-class ProgressAction(NormalAction):
+class ProgressAction(LocalAction):
     """Runs the module as any other, and shows what it writes into its progress file while it works."""
 
     def _execute_module(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:

@@ -11,13 +11,14 @@ import pytest
 from fake import FakeDriver, Hypervisor
 
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import PRUNE_SPEC, pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import pruned
 
 
 def plan(**options: t.Any) -> None:
     """Take the options as the module does."""
-    params = {option: spec.get("default") for option, spec in PRUNE_SPEC.items()}
+    params = {option: spec.get("default") for option, spec in OPTIONS["snapshot_prune"]["argument_spec"].items()}
     pruned(Request(), {**params, **options}).check(FakeDriver(Hypervisor()))
 
 

@@ -14,13 +14,13 @@ import typing as t
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
     libvirt,
-    public_uri,
     typed,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon

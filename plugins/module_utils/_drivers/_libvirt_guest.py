@@ -16,12 +16,12 @@ import typing as t
 from collections.abc import Callable, Iterator
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     clean,
     connect,
     libvirt,
-    public_uri,
     typed,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import agent_channel

@@ -32,9 +32,7 @@ __all__ = [
     "is_local",
     "libvirt",
     "libvirt_qemu",
-    "public_uri",
     "typed",
-    "uri_password",
 ]
 
 CHECK = "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
@@ -62,7 +60,6 @@ _ADVICE = {
     68: "; another operation holds the VM: try again when it has ended",
     83: "; a block job works on a disk of the VM: virsh blockjob shows it, try again when it has ended",
 }
-_USERINFO = re.compile(r"\A([^:/?#]+://[^@?#]*?):([^@?#]*)@")
 
 _loop_started = threading.Lock()
 
@@ -101,17 +98,6 @@ def block_job_runs(error: t.Any, what: str) -> _errors.Locked:
 def clean(error: t.Any) -> str:
     """libvirt's own text, in one line."""
     return " ".join(str(error).split())
-
-
-def public_uri(uri: str) -> str:
-    """``uri`` as it may be shown: without a password that somebody put into it."""
-    return _USERINFO.sub(r"\1:***@", uri)
-
-
-def uri_password(uri: str) -> str | None:
-    """The password in ``uri``, which libvirt does not use there."""
-    found = _USERINFO.match(uri)
-    return found.group(2) if found else None
 
 
 def is_local(uri: str) -> bool:

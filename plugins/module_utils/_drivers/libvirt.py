@@ -18,6 +18,7 @@ import typing as t
 from collections.abc import Callable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images
@@ -28,9 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     connect,
     is_local,
     libvirt,
-    public_uri,
     typed,
-    uri_password,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
     Daemon,
@@ -57,7 +56,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import (
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
-__all__ = ["CHECK", "LibvirtDriver", "public_uri", "uri_password"]
+__all__ = ["CHECK", "LibvirtDriver"]
 
 # virDomainState in libvirt-domain.h; what is not here (crashed, shutting down, suspended, blocked) still has a process.
 _POWERS = {3: "paused", 5: "off"}
@@ -120,7 +119,9 @@ class LibvirtDriver(SnapshotDriver):
         self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
         return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
+    def inspect(
+        self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
+    ) -> Mapping[str, VmState | SafepointError]:
         if not vms:
             return {}
         # One request for the state of all, and one for the lock of each that is up: no bulk call tells that.

@@ -1,0 +1,170 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options of the modules, as Ansible checks them. What they mean together is for _request.py to say.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from collections.abc import Mapping
+
+Spec = dict[str, t.Any]
+
+# The options of snapshot_prune that count snapshots to keep.
+KEEP_COUNTS = (
+    "keep_last",
+    "keep_hourly",
+    "keep_daily",
+    "keep_weekly",
+    "keep_monthly",
+    "keep_quarterly",
+    "keep_yearly",
+    "min_keep",
+)
+
+
+def _variable(name: str) -> str:
+    """The value of an environment variable. In AWX a field that was left empty is an empty one."""
+    from ansible.module_utils.errors import AnsibleFallbackNotFound
+
+    if not os.environ.get(name):
+        raise AnsibleFallbackNotFound
+    return os.environ[name]
+
+
+# Must be kept in sync with plugins/doc_fragments/_connection.py
+_CONNECTION: Spec = {
+    "backend": {"type": "str", "required": True, "choices": ["libvirt", "proxmox", "vsphere"]},
+    "uri": {"type": "str"},
+    "hostname": {"type": "str"},
+    "port": {"type": "int"},
+    "username": {"type": "str"},
+    "password": {"type": "str", "no_log": True},
+    "token_id": {"type": "str"},
+    "token_secret": {"type": "str", "no_log": True},
+    "validate_certs": {"type": "bool"},
+    "ca_path": {"type": "path"},
+    "connect_timeout": {"type": "str", "default": "15s"},
+    "timeout": {"type": "str", "default": "15m"},
+}
+
+# Must be kept in sync with plugins/doc_fragments/_vms.py
+_VMS: Spec = {
+    "vm": {"type": "str"},
+    "vms": {"type": "list", "elements": "str"},
+    "owner": {"type": "str", "default": "safepoint", "fallback": (_variable, ["SAFEPOINT_OWNER"])},
+    "label_key": {"type": "str", "no_log": True, "fallback": (_variable, ["SAFEPOINT_LABEL_KEY"])},
+}
+_INFO: Spec = {
+    **_VMS,
+    "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
+    "name": {"type": "str"},
+    "labels": {"type": "dict"},
+    "older_than": {"type": "str"},
+    "newer_than": {"type": "str"},
+    "ownership": {"type": "str", "choices": ["any", "ours", "foreign"], "default": "any"},
+    "drift": {"type": "bool", "default": False},
+    "check_images": {"type": "bool", "default": False},
+}
+# Must be kept in sync with plugins/doc_fragments/_audit.py
+_AUDIT: Spec = {"audit_file": {"type": "path", "fallback": (_variable, ["SAFEPOINT_AUDIT_FILE"])}}
+_WORK: Spec = {
+    **_AUDIT,
+    "lock_timeout": {"type": "str", "default": "60s"},
+    "max_parallel": {"type": "int", "default": 16},
+    "progress_file": {"type": "path"},
+}
+_CHANGE: Spec = {
+    **_VMS,
+    **_WORK,
+    "targets": {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "vm": {"type": "str", "required": True},
+            "id": {"type": "str", "required": True},
+            "labels": {"type": "dict"},
+        },
+    },
+    "name": {"type": "str"},
+    "id": {"type": "str"},
+    "foreign": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
+}
+# One or several VMs, or all of the endpoint.
+_INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
+_CHANGE_RULES: Spec = {
+    "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
+    "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets")],
+}
+_REVERT_RULES: Spec = {
+    "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets", "select")],
+    "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets", "select")],
+    "required_if": [("select", "before", ("time",))],
+}
+
+# By the short name of a module: what AnsibleModule and ArgumentSpecValidator take as keywords.
+OPTIONS: Mapping[str, Spec] = {
+    "snapshot": {
+        "argument_spec": {
+            **_CONNECTION,
+            **_CHANGE,
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "children": {"type": "str", "choices": ["keep", "remove"], "default": "keep"},
+            "kind": {"type": "str", "choices": ["auto", "internal", "external"], "default": "auto"},
+            "memory": {"type": "bool", "default": False},
+            "quiesce": {"type": "str", "choices": ["never", "prefer", "require"], "default": "never"},
+            "description": {"type": "str"},
+            "expires": {"type": "str"},
+            "labels": {"type": "dict"},
+            "hold": {"type": "bool"},
+            "hold_by": {"type": "str"},
+            "hold_reason": {"type": "str"},
+            "if_exists": {"type": "str", "choices": ["keep", "fail"], "default": "keep"},
+            "on_error": {"type": "str", "choices": ["undo", "stop", "continue"], "default": "undo"},
+        },
+        **_CHANGE_RULES,
+    },
+    "snapshot_info": {"argument_spec": {**_CONNECTION, **_INFO}, **_INFO_RULES},
+    "snapshot_revert": {
+        "argument_spec": {
+            **_CONNECTION,
+            **_CHANGE,
+            "select": {"type": "str", "choices": ["newest", "before"]},
+            "labels": {"type": "dict"},
+            "time": {"type": "str"},
+            "power": {"type": "str", "choices": ["as_snapshot", "on", "off"], "default": "as_snapshot"},
+            "discard_newer": {"type": "bool", "default": False},
+            "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "stop"},
+        },
+        **_REVERT_RULES,
+    },
+    "snapshot_prune": {
+        "argument_spec": {
+            **_CONNECTION,
+            **_VMS,
+            **_WORK,
+            "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
+            "policy": {"type": "str"},
+            "change": {"type": "str"},
+            "name": {"type": "str"},
+            "labels": {"type": "dict"},
+            **{option: {"type": "int", "default": 0} for option in KEEP_COUNTS},
+            "keep_within": {"type": "str"},
+            "keep_labels": {"type": "dict"},
+            "max_age": {"type": "str"},
+            "max_count": {"type": "int"},
+            "min_age": {"type": "str"},
+            "expired": {"type": "bool", "default": False},
+            "max_delete_per_run": {"type": "int"},
+            "timezone": {"type": "str", "default": "UTC"},
+            "all": {"type": "bool", "default": False},
+            "confirm": {"type": "int"},
+            "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "continue"},
+        },
+        **_INFO_RULES,
+    },
+}

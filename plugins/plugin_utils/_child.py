@@ -1,0 +1,62 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The process that makes the call of a module on the controller: a call in JSON on stdin, an answer in JSON on stdout.
+
+It is started as a file, by _local.py, with the folder that Ansible is in, and imports nothing of that where it can do without.
+
+Note that this plugin util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import types
+
+
+def _make_importable() -> None:
+    """Let this collection be imported by its full name, from where this file is, whatever else is installed under that name."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    # Python put it there, with links resolved, and nothing in it is for others to import.
+    sys.path[:] = [path for path in sys.path if path != os.path.realpath(here)]
+    folder = os.path.dirname(os.path.dirname(here))
+    name = ""
+    for part in ("ansible_collections", "safepoint", "vm"):
+        name = f"{name}.{part}".lstrip(".")
+        package = types.ModuleType(name)
+        package.__path__ = [folder] if part == "vm" else []
+        sys.modules[name] = package
+
+
+def main() -> None:
+    """Answer one call. What libraries print goes to stderr."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    _make_importable()
+    # Last: for what is needed of Ansible now and then, where this Python does not find it by itself.
+    sys.path.append(sys.argv[1])
+    from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+
+    call = Call(**json.load(sys.stdin))
+    try:
+        answer = perform(call)
+    except Exception as exc:
+        answer = Answer(failure={"msg": f"{type(exc).__name__}: {exc}", "exception": traceback.format_exc()})
+    said: object = {"result": answer.result, "failure": answer.failure, "warnings": answer.warnings}
+    # Not json.dump(), which does without the encoder in C.
+    text = json.dumps(said)
+    if any(json.dumps(one)[1:-1] in text for one in call.secrets):
+        from ansible.module_utils.common.parameters import remove_values
+
+        text = json.dumps(remove_values(said, call.secrets))
+    with os.fdopen(answers, "w", encoding="ascii") as file:
+        file.write(text)
+    # Threads may still be waiting for a peer that is mute.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How a module runs where its task runs on the controller itself.
+
+Ansible would read and pack all files that the module may need, and the module's process would compile them: 1.0 of the 1.5 seconds of CPU
+that one snapshot on vSphere takes more than a play without a task (ansible-core 2.19). They lie on this machine already. So a process of
+its own, since a library in C may crash, starts from there.
+
+Note that this plugin util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import syslog
+import typing as t
+from collections.abc import Iterator, Mapping, Set
+
+import ansible
+from ansible import constants as C
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.parameters import remove_values
+from ansible.module_utils.common.text.converters import to_text
+from ansible.module_utils.errors import UnsupportedError
+from ansible.plugins.action.normal import ActionModule as NormalAction
+from ansible.utils.display import Display
+
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import secrets
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
+
+display = Display()
+
+_CHILD = os.path.join(os.path.dirname(__file__), "_child.py")
+# What put Ansible on this process's path need not do so for another one.
+_ANSIBLE = os.path.dirname(os.path.dirname(ansible.__file__))
+Result = dict[str, t.Any]
+
+
+class LocalAction(NormalAction):
+    """Runs the module from the installed collection where it would run on this machine, as this user and with this Python.
+
+    Anywhere else it runs as every other module.
+    """
+
+    def _execute_module(self, *args: t.Any, **kwargs: t.Any) -> Result:
+        task_vars = kwargs.get("task_vars") or {}
+        if not self._is_here(task_vars):
+            return t.cast(Result, super()._execute_module(*args, **kwargs))
+        # Not task.action, which may be a name that another collection gives it.
+        name = (self._task.resolved_action or self._task.action).rpartition(".")[2]
+        display.vvv(f"Running {name} of the installed collection with {sys.executable}")
+        given = kwargs.get("module_args") or self._task.args
+        environment: dict[str, t.Any] = {}
+        self._compute_environment_string(environment)
+        with _environment({key: str(value) for key, value in environment.items()}):
+            # As a module would get them.
+            checked = ArgumentSpecValidator(**OPTIONS[name]).validate(json.loads(json.dumps(given, default=_plain)))
+            params = checked.validated_parameters
+            spec = OPTIONS[name]["argument_spec"]
+            hidden = {str(params[key]) for key in spec if spec[key].get("no_log") and params.get(key)}
+            if checked.error_messages:
+                msg = checked.errors.msg
+                if isinstance(checked.errors[0], UnsupportedError):
+                    msg = f"Unsupported parameters for ({self._task.action}) module: {msg}"
+                result: Result = {"failed": True, "msg": remove_values(msg, hidden)}
+            else:
+                hidden |= secrets(params, os.environ)
+                self._log(remove_values(params, hidden), task_vars)
+                result = self._call(
+                    {
+                        "module": name,
+                        "params": params,
+                        "check_mode": bool(self._task.check_mode),
+                        "diff": bool(self._task.diff),
+                        "secrets": sorted(hidden),
+                    }
+                )
+        if _tells_invocation(task_vars):
+            result["invocation"] = {"module_args": remove_values(params, hidden)}
+        return result
+
+    def _is_here(self, task_vars: Mapping[str, t.Any]) -> bool:
+        if self._connection.transport != "local" or self._connection.become or self._task.async_val:
+            return False
+        delegated = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to)
+        try:
+            # Other values than a path have Ansible look for a Python, which may be another one with other libraries.
+            wanted = self._templar.template(C.config.get_config_value("INTERPRETER_PYTHON", variables=delegated or task_vars))
+            # Several names may stand for the Python of one virtual environment, and one binary for that of many.
+            return os.path.dirname(wanted) == os.path.dirname(sys.executable) and os.path.samefile(wanted, sys.executable)
+        except (AnsibleError, OSError, TypeError):
+            return False
+
+    def _log(self, params: Mapping[str, t.Any], task_vars: Mapping[str, t.Any]) -> None:
+        """What a module that Ansible runs writes into the syslog of its machine."""
+        if self._task.no_log or C.config.get_config_value("DEFAULT_NO_TARGET_SYSLOG", variables=task_vars):
+            return
+        facility = C.config.get_config_value("DEFAULT_SYSLOG_FACILITY", variables=task_vars)
+        syslog.openlog(f"ansible-{self._task.action}", 0, getattr(syslog, str(facility), syslog.LOG_USER))
+        syslog.syslog(syslog.LOG_INFO, "Invoked with " + " ".join(f"{key}={value}" for key, value in params.items()))
+
+    def _call(self, call: Mapping[str, t.Any]) -> Result:
+        """Have the call made by a process of its own."""
+        process = subprocess.Popen(
+            [sys.executable, _CHILD, _ANSIBLE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self._loader.get_basedir(),
+        )
+        # Where the task's `timeout` ends this wait, the process goes on, as that of any module does.
+        stdout, stderr = process.communicate(json.dumps(call).encode())
+        try:
+            answer = json.loads(stdout)
+        except ValueError:
+            said = remove_values(to_text(stderr, errors="replace").strip(), call["secrets"])
+            msg = f"{call['module']} ended with {_how(process.returncode)}, and without an answer. {said[-2000:]}".strip()
+            return {"failed": True, "msg": msg}
+        result = {**(answer["failure"] or {}), **answer["result"]}
+        if answer["failure"] is not None:
+            result["failed"] = True
+        if answer["warnings"]:
+            result["warnings"] = answer["warnings"]
+        return result
+
+
+def _tells_invocation(task_vars: Mapping[str, t.Any]) -> bool:
+    try:
+        return bool(C.config.get_config_value("INJECT_INVOCATION", variables=task_vars))
+    except AnsibleError:
+        return True  # before ansible-core 2.21 always
+
+
+def _how(code: int) -> str:
+    """How a process ended."""
+    try:
+        return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"
+
+
+def _plain(value: t.Any) -> t.Any:
+    """What JSON has no word for: a date that YAML made of a text, a set, bytes, and text from a vault (ansible-core 2.16)."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, bytes) or getattr(value, "__ENCRYPTED__", False):
+        return to_text(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Set):
+        return list(value)
+    raise TypeError(f"An option is a {type(value).__name__}, which no option can be")
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """With the variables of the task's `environment`, for this process and those that it starts."""
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
