@@ -131,10 +131,12 @@ class SnapshotDriver(abc.ABC):
         """All VMs of the endpoint, in the order of their names."""
 
     @abc.abstractmethod
-    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
+    def inspect(
+        self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
+    ) -> Mapping[str, VmState | SafepointError]:
         """What preflight needs to know, by the id of the VM, and with ``ways`` how snapshots can be taken. Writes nothing.
 
-        With ``quiesce`` also whether they can be quiesced, where the backend tells it at some cost.
+        With ``memory`` and ``quiesce`` also whether with memory and quiesced; without them a backend need not know, where asking costs something.
         """
 
     @abc.abstractmethod

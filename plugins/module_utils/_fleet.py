@@ -189,11 +189,11 @@ class Fleet:
         # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
         snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms, sizes=sizes), deadline)
         states: dict[str, VmState | SafepointError] = {}
-        quiesce = plan is not None and plan.request.quiesce != "never"
+        wanted = {"memory": plan.request.memory, "quiesce": plan.request.quiesce != "never"} if plan else {}
         for ways in (False, True):
             asked = [vm for vm in vms if ways == _may_create(plan, snapshots[vm.id])]
             if asked:
-                inspect = functools.partial(self._driver.inspect, asked, ways=ways, quiesce=quiesce and ways)
+                inspect = functools.partial(self._driver.inspect, asked, ways=ways, **(wanted if ways else {}))
                 states.update(in_time("the state of the VMs", inspect, deadline))
         views: dict[str, View | SafepointError] = {}
         for vm in vms:

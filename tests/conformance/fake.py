@@ -132,7 +132,9 @@ class FakeDriver(SnapshotDriver):
         with self.hypervisor.lock:
             return sorted((machine.vm for machine in self.hypervisor.machines.values()), key=lambda vm: vm.name)
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
+    def inspect(
+        self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
+    ) -> Mapping[str, VmState | SafepointError]:
         self.hypervisor.request("inspect")
         self.hypervisor.ways_read += ways
         with self.hypervisor.lock:

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import pyvmomi
 
 _NS = "{urn:vim25}"
+_PROP_SET = _NS + "propSet"
 _XSI_TYPE = "{http://www.w3.org/2001/XMLSchema-instance}type"
 _NUMBERS = {"byte": int, "short": int, "int": int, "long": int, "float": float, "double": float}
 
@@ -92,6 +93,13 @@ class Lazy:
             return [_value(one, kind, self._stub) for one in self._element if one.tag == tag]
         found = self._element.find(tag)
         return None if found is None else _value(found, kind, self._stub)
+
+    def properties(self) -> dict[str, t.Any]:
+        """Of an ObjectContent: what was read, by the paths. As ``propSet`` says it, without an object for each of its thousands."""
+        return {
+            name.text or "": _value(value, object, self._stub)
+            for name, value in (one for one in self._element if one.tag == _PROP_SET)
+        }
 
 
 def _value(element: ElementTree.Element, kind: t.Any, stub: t.Any) -> t.Any:

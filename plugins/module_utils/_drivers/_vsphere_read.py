@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import Lazy, LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
@@ -28,15 +28,16 @@ STATE = (
 )
 WAYS = (
     "config.template",
-    "config.hardware.memoryMB",
     "config.hardware.device",
     "capability.snapshotOperationsSupported",
-    "capability.memorySnapshotsSupported",
-    "capability.quiescedSnapshotsSupported",
+)
+MEMORY_WAYS = (
+    "config.hardware.memoryMB",
     "config.files.snapshotDirectory",
-    "guest.toolsRunningStatus",
+    "capability.memorySnapshotsSupported",
     "datastore",
 )
+QUIESCE_WAYS = ("capability.quiescedSnapshotsSupported", "guest.toolsRunningStatus")
 # No property has this name.
 UNREADABLE = ""
 CONFIGURATION = ("config.hardware.numCPU", "config.hardware.memoryMB", "config.hardware.device")
@@ -90,6 +91,8 @@ def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[
 
 def _properties(one: t.Any) -> dict[str, t.Any]:
     """What was read of an object, and under UNREADABLE by its path what could not be, with the fault."""
+    if type(one) is Lazy:  # then nothing is missing
+        return one.properties()
     seen = {prop.name: prop.val for prop in one.propSet}
     missing = {lost.path: lost.fault for lost in one.missingSet or ()}
     if missing:
@@ -116,8 +119,8 @@ def retrieve_each(
     return {}
 
 
-def read_state(name: str, seen: Properties, *, busy: str | None, free: Mapping[str, tuple[str, int]] | None) -> VmState:
-    """The state of a VM; with ``free``, the datastores by their ids with names and free bytes, also the ways to take a snapshot."""
+def read_state(name: str, seen: Properties, *, ways: bool, busy: str | None, free: Mapping[str, tuple[str, int]]) -> VmState:
+    """The state of a VM, and with ``ways`` how a snapshot can be taken. ``free`` has the name and the free bytes of datastores by their ids."""
     power = _POWERS.get(str(seen.get("runtime.powerState")), "running")
     findings = []
     question = seen.get("runtime.question")
@@ -137,8 +140,7 @@ def read_state(name: str, seen: Properties, *, busy: str | None, free: Mapping[s
                 "consolidate them in the vSphere client (Snapshots, Consolidate)",
             )
         )
-    ways = () if free is None else (_way(name, power, seen, free),)
-    return VmState(power, ways, busy=busy, findings=tuple(findings))
+    return VmState(power, (_way(name, power, seen, free),) if ways else (), busy=busy, findings=tuple(findings))
 
 
 def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, int]]) -> Way:

@@ -93,7 +93,9 @@ class ProxmoxDriver(SnapshotDriver):
     def vms(self) -> Sequence[Vm]:
         return sorted((guest.vm for guest in self._inventory.all()), key=lambda vm: (vm.name, int(vm.id)))
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
+    def inspect(
+        self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
+    ) -> Mapping[str, VmState | SafepointError]:
         guests = {guest.vmid: guest for guest in self._inventory.refresh()}
         locked = [vm.id for vm in vms if vm.id in guests and guests[vm.id].lock]
         holders = self._holders(locked) if locked else {}

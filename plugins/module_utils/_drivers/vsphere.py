@@ -33,6 +33,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_read import (
     CONFIGURATION,
+    MEMORY_WAYS,
+    QUIESCE_WAYS,
     STATE,
     UNREADABLE,
     WAYS,
@@ -128,11 +130,13 @@ class VsphereDriver(SnapshotDriver):
     def vms(self) -> Sequence[Vm]:
         return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
 
-    def inspect(self, vms: Sequence[Vm], *, ways: bool, quiesce: bool = False) -> Mapping[str, VmState | SafepointError]:
-        paths = [*STATE, *(WAYS if ways else ())]
+    def inspect(
+        self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
+    ) -> Mapping[str, VmState | SafepointError]:
+        paths = [*STATE, *(WAYS if ways else ()), *(MEMORY_WAYS if memory else ()), *(QUIESCE_WAYS if quiesce else ())]
         seen = retrieve_each(self._session, "look at the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
         running = self._running_tasks([task for one in seen.values() for task in one.get("recentTask") or ()])
-        free = self._free_space([store for one in seen.values() for store in one.get("datastore") or ()]) if ways else None
+        free = self._free_space([store for one in seen.values() for store in one.get("datastore") or ()])
         states: dict[str, VmState | SafepointError] = {}
         for vm in vms:
             error = self._unreadable(vm, seen, "runtime.powerState")
@@ -140,7 +144,7 @@ class VsphereDriver(SnapshotDriver):
                 states[vm.id] = error
                 continue
             busy = next((running[task._moId] for task in seen[vm.id].get("recentTask") or () if task._moId in running), None)
-            states[vm.id] = read_state(vm.name, seen[vm.id], busy=busy, free=free)
+            states[vm.id] = read_state(vm.name, seen[vm.id], ways=ways, busy=busy, free=free)
         return states
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
