@@ -50,6 +50,17 @@ def test_a_change_that_another_run_has_rolled_back_is_not_called_a_success(chang
     assert [label["state"] for label in change.labels()] == ["rolled_back"]
 
 
+def test_a_checkpoint_that_was_refused_is_not_looked_for(cluster: Change, pve: PveServer) -> None:
+    cluster.stage.write("change.yml", GOOD)
+    pve.add_user("watch@pve", "only-looks-on", {"/": {"VM.Audit", "Sys.Audit"}})
+    login = {key: value for key, value in cluster.hypervisor.connection.items() if not key.startswith("token")}
+    run = cluster.run(connection={**login, "username": "watch@pve", "password": "only-looks-on"})
+    assert run.rc == 2
+    assert run.said("The change was not begun, since there is no checkpoint:") and run.said("VM.Snapshot")
+    assert not run.said("remove it with the entry point commit")
+    assert "Take back | Look" not in run.output
+
+
 def test_a_checkpoint_that_comes_too_late_is_told_and_the_next_run_can_end_it(cluster: Change, pve: PveServer) -> None:
     cluster.stage.write("change.yml", GOOD)
     pve.set_task_seconds(600, "qmsnapshot")
