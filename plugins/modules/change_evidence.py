@@ -31,7 +31,7 @@ attributes:
 options:
   folder:
     description:
-      - The folder to write in, beside the playbook where the path is relative. It is made where it is missing, and only its owner may look into it from then on.
+      - The folder to write in, beside the playbook where the path is relative. It is made where it is missing, and only its owner may look into it.
     type: path
     required: true
   name:
