@@ -51,6 +51,23 @@ def test_a_session_that_ends_in_the_middle_of_a_wait_is_begun_anew(backend: Vsph
     assert (done.word, done.error) == ("created", None)
 
 
+def test_a_login_that_is_refused_in_the_middle_of_a_wait_does_not_pass_for_a_refusal(
+    backend: VsphereBackend, vcenter: t.Any, vm: str
+) -> None:
+    """The task goes on, and whoever reads the code looks for what it leaves."""
+    vcenter.set(task_time=2)
+
+    def lock_out() -> None:
+        vcenter.fault("Login", "InvalidLogin", when="call")
+        vcenter.expire_sessions()
+
+    threading.Timer(1, lock_out).start()
+    done = only(backend.run(Present(Request(name="x")), vm))
+    vcenter.clear_faults()
+    assert done.error and done.error.code == "connection_failed"
+    assert "cannot be told" in str(done.error) and "refused the login" in str(done.error)
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
     vcenter.set(task_time=1)

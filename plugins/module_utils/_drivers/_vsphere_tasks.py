@@ -17,7 +17,7 @@ from collections.abc import Callable
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed
 
 # Tasks that begin within this time are put on the list in one request.
 _GATHER_SECONDS = 0.05
@@ -168,7 +168,7 @@ class Tasks:
         except BaseException as exc:
             with self._lock:
                 self._asking = False
-            self._fail(typed(exc, "wait for tasks", where=self._session.where))
+            self._fail(exc)
 
     def _note(self, update: t.Any) -> list[_Waiting]:
         """Tell those who wait what the update tells; return those whose tasks have ended."""
@@ -201,7 +201,10 @@ class Tasks:
         return gone
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
+        # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
+        why = typed(error, "wait for tasks", where=self._session.where)
+        lost = ConnectionFailed(f"How the tasks of {self._session.where} ended cannot be told: {why}")
         with self._lock:
             failed = [self._pending.pop(key) for key in list(self._pending) if only is None or key in only]
         for one in failed:
-            one.done(None, error)
+            one.done(None, lost)
