@@ -14,6 +14,8 @@ import typing as t
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+_LONGEST = 120
+
 
 class ActionModule(ActionBase):
     """Runs on the controller only: the rollback waits for it, and the modules for files took seconds (2 on ansible-core 2.16, 4 on 2.21)."""
@@ -37,24 +39,42 @@ class ActionModule(ActionBase):
         record = {**options["record"], "files": [source for source, _text in options["texts"]]}
         contents = {".json": json.dumps(record, indent=4, sort_keys=True, default=str)}
         for source, text in options["texts"]:
-            contents["-" + re.sub(r"[^A-Za-z0-9._-]+", "_", source)] = text.replace("\r\n", "\n")
+            # File systems take no more than 255 bytes; the end of a path says more than its beginning.
+            contents["-" + re.sub(r"[^A-Za-z0-9._-]+", "_", source)[-_LONGEST:]] = text.replace("\r\n", "\n")
         paths = [os.path.join(folder, options["name"] + suffix) for suffix in contents]
         if not self._task.check_mode:
             self._write(folder, dict(zip(paths, contents.values())))
         return {"changed": True, "paths": paths}
 
     def _write(self, folder: str, files: dict[str, str]) -> None:
+        """Write all that can be written.
+
+        :raises AnsibleActionFail: some could not.
+        """
+        problems = []
         try:
             os.makedirs(folder, exist_ok=True)
             os.chmod(folder, 0o700)
-            for path, text in files.items():
-                # For nobody else to read, and whole or not at all.
-                with tempfile.NamedTemporaryFile(
-                    "w", dir=folder, delete=False, encoding="utf-8", errors="backslashreplace", newline=""
-                ) as file:
-                    file.write(text + "\n")
-                os.replace(file.name, path)
         except OSError as exc:
-            raise AnsibleActionFail(
-                f"{exc.filename or folder} cannot be written: {exc.strerror}. Let this user write in folder={folder!r}, or name another one"
-            ) from None
+            problems.append(f"{exc.filename} cannot be written: {exc.strerror}")
+            files = {}
+        for path, text in files.items():
+            try:
+                self._write_one(path, text)
+            except OSError as exc:
+                problems.append(f"{path} cannot be written: {exc.strerror}")
+        if problems:
+            raise AnsibleActionFail(f"{'; '.join(problems)}. Let this user write in folder={folder!r}, or name another one")
+
+    def _write_one(self, path: str, text: str) -> None:
+        """For nobody else to read, and whole or not at all."""
+        with tempfile.NamedTemporaryFile(
+            "w", dir=os.path.dirname(path), delete=False, encoding="utf-8", errors="backslashreplace", newline=""
+        ) as file:
+            try:
+                file.write(text + "\n")
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
