@@ -82,7 +82,7 @@ class LocalAction(NormalAction):
                         "secrets": sorted(hidden),
                     }
                 )
-        if _tells_invocation(task_vars):
+        if _setting("INJECT_INVOCATION", task_vars, before=True):  # ansible-core 2.21
             result["invocation"] = {"module_args": remove_values(params, hidden)}
         return result
 
@@ -104,7 +104,9 @@ class LocalAction(NormalAction):
             return
         facility = C.config.get_config_value("DEFAULT_SYSLOG_FACILITY", variables=task_vars)
         syslog.openlog(f"ansible-{self._task.action}", 0, getattr(syslog, str(facility), syslog.LOG_USER))
-        syslog.syslog(syslog.LOG_INFO, "Invoked with " + " ".join(f"{key}={value}" for key, value in params.items()))
+        info = _setting("TARGET_LOG_INFO", task_vars, before=None)  # ansible-core 2.17
+        words = [*([str(info)] if info else []), "Invoked with", *(f"{key}={value}" for key, value in params.items())]
+        syslog.syslog(syslog.LOG_INFO, " ".join(words))
 
     def _call(self, call: Mapping[str, t.Any]) -> Result:
         """Have the call made by a process of its own."""
@@ -131,11 +133,12 @@ class LocalAction(NormalAction):
         return result
 
 
-def _tells_invocation(task_vars: Mapping[str, t.Any]) -> bool:
+def _setting(name: str, task_vars: Mapping[str, t.Any], *, before: t.Any) -> t.Any:
+    """A setting of Ansible; what was ``before`` there was one."""
     try:
-        return bool(C.config.get_config_value("INJECT_INVOCATION", variables=task_vars))
+        return C.config.get_config_value(name, variables=task_vars)
     except AnsibleError:
-        return True  # before ansible-core 2.21 always
+        return before
 
 
 def _how(code: int) -> str:
