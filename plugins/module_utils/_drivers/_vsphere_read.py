@@ -91,7 +91,7 @@ def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[
 
 def _properties(one: t.Any) -> dict[str, t.Any]:
     """What was read of an object, and under UNREADABLE by its path what could not be, with the fault."""
-    if type(one) is Lazy:  # then nothing is missing
+    if isinstance(one, Lazy):  # then nothing is missing
         return one.properties()
     seen = {prop.name: prop.val for prop in one.propSet}
     missing = {lost.path: lost.fault for lost in one.missingSet or ()}
