@@ -59,11 +59,15 @@ _VMS: Spec = {
     "owner": {"type": "str", "default": "safepoint", "fallback": (_variable, ["SAFEPOINT_OWNER"])},
     "label_key": {"type": "str", "no_log": True, "fallback": (_variable, ["SAFEPOINT_LABEL_KEY"])},
 }
-_INFO: Spec = {
+# Which VMs and snapshots, where all of the endpoint may be meant.
+_SCOPE: Spec = {
     **_VMS,
     "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
     "name": {"type": "str"},
     "labels": {"type": "dict"},
+}
+_INFO: Spec = {
+    **_SCOPE,
     "older_than": {"type": "str"},
     "newer_than": {"type": "str"},
     "ownership": {"type": "str", "choices": ["any", "ours", "foreign"], "default": "any"},
@@ -95,7 +99,7 @@ _CHANGE: Spec = {
     "foreign": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
 }
 # One or several VMs, or all of the endpoint.
-_INFO_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
+_SCOPE_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
 _CHANGE_RULES: Spec = {
     "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
     "required_one_of": [("vm", "vms", "targets"), ("name", "id", "targets")],
@@ -128,7 +132,7 @@ OPTIONS: Mapping[str, Spec] = {
         },
         **_CHANGE_RULES,
     },
-    "snapshot_info": {"argument_spec": {**_CONNECTION, **_INFO}, **_INFO_RULES},
+    "snapshot_info": {"argument_spec": {**_CONNECTION, **_INFO}, **_SCOPE_RULES},
     "snapshot_revert": {
         "argument_spec": {
             **_CONNECTION,
@@ -145,13 +149,10 @@ OPTIONS: Mapping[str, Spec] = {
     "snapshot_prune": {
         "argument_spec": {
             **_CONNECTION,
-            **_VMS,
+            **_SCOPE,
             **_WORK,
-            "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
             "policy": {"type": "str"},
             "change": {"type": "str"},
-            "name": {"type": "str"},
-            "labels": {"type": "dict"},
             **{option: {"type": "int", "default": 0} for option in KEEP_COUNTS},
             "keep_within": {"type": "str"},
             "keep_labels": {"type": "dict"},
@@ -165,6 +166,6 @@ OPTIONS: Mapping[str, Spec] = {
             "confirm": {"type": "int"},
             "on_error": {"type": "str", "choices": ["stop", "continue"], "default": "continue"},
         },
-        **_INFO_RULES,
+        **_SCOPE_RULES,
     },
 }
