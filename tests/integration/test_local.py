@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import typing as t
 from pathlib import Path
 
@@ -67,7 +69,6 @@ def play(
     playbook = folder / "play.json"
     playbook.write_text(json.dumps([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     env = environment(ANSIBLE_PYTHON_INTERPRETER=python, ANSIBLE_COLLECTIONS_PATH=str(collections))
-    env.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(PLAYBOOK), "-i", "localhost,", "-c", "local", *flags, str(playbook)]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
 
@@ -132,27 +133,32 @@ def test_a_process_that_crashes_fails_the_task_and_not_the_run(tmp_path: Path, i
                 "rescue": [{"ansible.builtin.debug": {"msg": "RESCUED {{ ansible_failed_result.msg }}"}}],
             }
         ]
-        child = subprocess.Popen(
-            [sys.executable, "-c", WATCHER, str(installed), str(int(signal.SIGSEGV))], stdout=subprocess.PIPE, text=True
-        )
+        killed: list[int] = []
+
+        def kill_who_connects() -> None:
+            connection, _address = mute.accept()
+            with connection:
+                killed.extend(processes(installed))
+                for pid in killed:
+                    os.kill(pid, signal.SIGSEGV)
+
+        killer = threading.Thread(target=kill_who_connects, daemon=True)
+        killer.start()
         done = play(tmp_path, installed, sys.executable, tasks)
-        assert child.wait(10) == 0
+        killer.join(10)
+    assert len(killed) == 1
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"RESCUED snapshot_info ended with signal SIGSEGV", done.stdout)
 
 
-# Kills the process of a module once it waits for its peer.
-WATCHER = """
-import glob, os, sys, time
-while True:
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
+def processes(collections: Path) -> list[int]:
+    """Those that make the call of a module of the collection there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = open(path).read().split("\\0")
+            words = path.read_text().split("\0")
         except OSError:
             continue
-        if any(word.startswith(sys.argv[1]) and word.endswith("/_child.py") for word in words):
-            time.sleep(1)
-            os.kill(int(path.split("/")[2]), int(sys.argv[2]))
-            sys.exit()
-    time.sleep(0.1)
-"""
+        if any(word.startswith(str(collections)) and word.endswith("/_child.py") for word in words):
+            found.append(int(path.parent.name))
+    return found

@@ -14,19 +14,22 @@ from change import FAIL, GOOD, Change
 
 pytestmark = pytest.mark.core_versions
 
+# No file system has files with names of this length.
+LONG = "/no/" + "x" * 300
+
 
 def test_what_the_guest_says_is_kept_and_not_shown(change: Change) -> None:
     guest = change.stage.guests["web01"]
     guest.program("journalctl", 'echo "$@"; echo s3cr3t of the journal')
     (guest.home / "app.log").write_text("x" * 300_000 + "\nthe last line, s3cr3t\n")
     change.stage.write("change.yml", FAIL)
-    run = change.run("-vvv", "--diff", evidence_files=[f"{guest.home}/app.log", "/no/such.log"])
+    run = change.run("-vvv", "--diff", evidence_files=[f"{guest.home}/app.log", "/no/such.log", LONG])
     assert change.was_rolled_back(run)
     assert "s3cr3t" not in run.output
     name = change.labels()[0]["name"]
     kept = {path.name.removeprefix(f"{name}-web01"): path for path in change.evidence.iterdir()}
     log = re.sub("[^A-Za-z0-9._-]+", "_", f"-{guest.home}/app.log")
-    assert sorted(kept) == sorted([".json", "-journal", log, "-_no_such.log"])
+    assert sorted(kept) == sorted([".json", "-journal", log, "-_no_such.log", "-" + "x" * 120])
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept.values())
     journal = kept["-journal"].read_text()
     since = re.search(r"--since=-(\d+)s", journal)
@@ -36,7 +39,7 @@ def test_what_the_guest_says_is_kept_and_not_shown(change: Change) -> None:
     assert text.startswith("xxxx") and "the last line, s3cr3t" in text
     assert len(text) < 263_000
     assert "No such file" in kept["-_no_such.log"].read_text()
-    assert json.loads(kept[".json"].read_text())["files"] == ["journal", f"{guest.home}/app.log", "/no/such.log"]
+    assert json.loads(kept[".json"].read_text())["files"] == ["journal", f"{guest.home}/app.log", "/no/such.log", LONG]
 
 
 def test_a_guest_that_is_silent_holds_up_neither_the_change_nor_the_rollback(change: Change) -> None:
