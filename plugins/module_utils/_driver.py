@@ -111,6 +111,12 @@ class SnapshotDriver(abc.ABC):
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
 
+    def set_deadline(self, deadline: Deadline) -> None:
+        """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.
+
+        The engine sets it for each phase of a call (the work, the undo, the last look). A driver whose connection ends with its endpoint ignores it.
+        """
+
     def now(self) -> datetime:
         """What time it is for the snapshots: by the endpoint's clock where that is known, and else by ours. Aware and UTC."""
         return datetime.now(timezone.utc)
@@ -165,7 +171,11 @@ class SnapshotDriver(abc.ABC):
 
     @abc.abstractmethod
     def start(self, action: Action) -> Job:
-        """Begin an action and return at once. One VM has at most one job of ours at a time."""
+        """Begin an action and return at once. One VM has at most one job of ours at a time.
+
+        A write whose answer was lost is looked up until it is known; a job whose write cannot be known by the deadline ends with Unverified,
+        which says what was sent. NotReached means that nothing was sent.
+        """
 
     @abc.abstractmethod
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:

@@ -178,6 +178,6 @@ class BackendFailed(SafepointError):
 
 
 class Unverified(SafepointError):
-    """The hypervisor said yes, and the state read afterwards says no."""
+    """A write was sent, and the state that it should have led to was not seen: the hypervisor shows another one, or could not be read any more."""
 
     code = "unverified"
