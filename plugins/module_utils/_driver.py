@@ -91,7 +91,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """How a job ended."""
+    """How a job ended.
+
+    A Revert that the hypervisor had accepted before something else failed (its snapshot is gone now, or the VM does not start) is either a success or an
+    error that says so, never SnapshotNotFound or Locked: with these the engine decides again, as if nothing had been done.
+    """
 
     job: Job
     error: SafepointError | None = None
@@ -110,6 +114,8 @@ class SnapshotDriver(abc.ABC):
     name_rule: t.ClassVar[NameRule]
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+    lock_timeout: float = 60.0
+    """Seconds for which a job that has changed its VM already waits for another operation on it; set by the engine."""
 
     def set_deadline(self, deadline: Deadline) -> None:
         """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.

@@ -50,6 +50,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._request import (
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
+# With the grace of _phases.py less than the 20 seconds after ``timeout`` in which a call ends.
+_LOG_OUT_SECONDS = 1.5
+
 # By the short name of a module. Without a plan it only looks.
 _PLANS: Mapping[str, Callable[[Request, Params], Plan] | None] = {
     "snapshot": lambda request, params: Present(request) if params["state"] == "present" else Absent(request),
@@ -157,16 +160,17 @@ def _work(
     wanted = plan(read_request(params), params) if plan else None
     if wanted is None:
         read_filter(params)
-    driver = open_driver(params, environ=os.environ, seconds=read_seconds(params, "connect_timeout"))
+    deadline = Deadline(bounds.timeout)
+    driver = open_driver(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
-        fleet = Fleet(driver, bounds, progress=progress)
+        fleet = Fleet(driver, bounds, deadline=deadline, progress=progress)
         if wanted is not None:
             outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
             return outcomes, driver.now(), wanted.sweeps
         return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
-            in_time("the log-out", driver.close, Deadline(5))
+            in_time("the log-out", driver.close, Deadline(_LOG_OUT_SECONDS))
         except SafepointError:
             pass  # a mute peer; what matters has been said or raised already
 

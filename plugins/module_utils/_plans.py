@@ -329,8 +329,11 @@ class Reverted(Plan):
         return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions))
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
-        target = view.by_id(done.snapshot.id) if done.snapshot else None
-        if target is None or not target.current:
+        if done.snapshot is None:
+            return ()
+        target = view.by_id(done.snapshot.id)
+        # The snapshot may have been removed since by another run, and the VM is back at it all the same.
+        if target is not None and not self._is_back_at(view, target, done):
             raise Unverified(
                 f"The hypervisor reported the revert as done, but {done.snapshot} is not the current snapshot of {view.vm}"
             )
@@ -338,10 +341,18 @@ class Reverted(Plan):
             "on": ("running",),
             "off": ("off",),
             # A VM that was suspended (vSphere) comes back suspended, without memory in the snapshot.
-            "as_snapshot": ("running", "paused") if target.memory else ("off", "paused"),
+            "as_snapshot": ("running", "paused") if done.snapshot.memory else ("off", "paused"),
         }
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(
-                f"{view.vm} was reverted to {target}, and is {view.state.power} although power={self.request.power} was asked for"
+                f"{view.vm} was reverted to {done.snapshot}, and is {view.state.power} although power={self.request.power} was asked for"
             )
         return ()
+
+    def _is_back_at(self, view: View, target: Snapshot, done: Decision) -> bool:
+        """Whether the VM's present state descends from ``target``, directly or by snapshots that were taken after our look."""
+        if target.current:
+            return True
+        known = {one.id for one in done.predicted}
+        current = view.current()
+        return current is not None and current.id not in known and target.id in view.chain()

@@ -203,7 +203,8 @@ vms:
       returned: always
     action:
       description:
-        - One of V(created), V(updated), V(exists), V(removed), V(absent), V(lost_race), V(failed) and V(none).
+        - One of V(created), V(updated), V(exists), V(removed), V(absent), V(lost_race), V(failed), V(unverified) and V(none).
+        - V(unverified) means that something was sent to the hypervisor, and that it could not be seen in time whether it was done.
         - V(lost_race) means that another run did the same at the same time, and that nothing is left of this one.
       type: str
       returned: always

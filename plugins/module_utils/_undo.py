@@ -1,0 +1,93 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Remove what a failed call created, and only that.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
+
+# While progress is shown, it is shown this often.
+_PROGRESS_SECONDS = 1.0
+
+
+class Undo:
+    """The undoing part of one call. What is still being created is waited for, and removed when it is there."""
+
+    def __init__(
+        self, driver: SnapshotDriver, deadline: Deadline, *, max_parallel: int, progress: Callable[[Progress], None] | None
+    ) -> None:
+        self._driver = driver
+        self._deadline = deadline
+        self._max_parallel = max_parallel
+        self._progress = progress
+        self._ready: collections.deque[Outcome] = collections.deque()
+        self._late: dict[Job, Outcome] = {}
+        self._running: dict[Job, Outcome] = {}
+        self._removed = 0
+
+    def perform(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
+        """Remove what these have ``made``, until the deadline."""
+        self._ready.extend(one for one in outcomes if one.made)
+        self._late.update((one.in_flight, one) for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create))
+        total = len(self._ready) + len(self._late)
+        while self._ready or self._late or self._running:
+            self._begin()
+            if self._progress is not None:
+                self._progress(Progress(self._removed, total, how_far([*self._late, *self._running]), undoing=True))
+            finished = self._wait()
+            for end in finished:
+                self._note(end, because)
+            if not finished and self._deadline.left() <= 0:
+                break
+        self._give_up()
+
+    def _begin(self) -> None:
+        while self._ready and len(self._running) < self._max_parallel:
+            one = self._ready.popleft()
+            if one.made and one.vm and one.decision and one.decision.snapshot:
+                gone = dataclasses.replace(one.decision.snapshot, id=one.made)
+                self._running[self._driver.start(Delete(one.vm, gone))] = one
+
+    def _wait(self) -> list[Finished]:
+        jobs = [*self._late, *self._running]
+        if not jobs:
+            return []
+        return self._driver.wait(jobs, self._deadline.within(_PROGRESS_SECONDS) if self._progress else self._deadline)
+
+    def _note(self, end: Finished, because: Outcome) -> None:
+        if end.job in self._late:
+            one = self._late.pop(end.job)
+            one.in_flight = None
+            if end.error is None:
+                one.made = end.snapshot_id
+                self._ready.append(one)
+            else:
+                # It is known now, and tells more than that the time was up.
+                one.error = end.error
+            return
+        one = self._running.pop(end.job)
+        if end.error is None or isinstance(end.error, SnapshotNotFound):
+            one.mark_undone(because)
+            self._removed += 1
+        else:
+            one.left_behind(str(end.error))
+
+    def _give_up(self) -> None:
+        for one in [*self._ready, *self._running.values()]:
+            one.left_behind("the time for the undo was up")
+        for one in self._late.values():
+            one.warnings.append(
+                f"A snapshot of {one.vm} was still being taken when the time for the undo was up, and may yet appear"
+            )
