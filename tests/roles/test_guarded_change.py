@@ -195,7 +195,7 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
         (
             {"change.yml": GOOD},
             {"chekcs": "health.yml"},
-            "guarded_change_chekcs: the role safepoint.vm.guarded_change has no such variable",
+            "unknown variable guarded_change_chekcs; did you mean guarded_change_checks?",
         ),
         ({"change.yml": GOOD}, {"timeout": "1 hour"}, "guarded_change_timeout is '1 hour', which is no duration"),
         (
