@@ -203,6 +203,11 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
             {"keep_after_rollback": "long"},
             "guarded_change_keep_after_rollback is 'long', which is no duration",
         ),
+        (
+            {"change.yml": GOOD},
+            {"keep_after_success": 3},
+            "guarded_change_keep_after_success is '3', which is no duration with a unit",
+        ),
         ({"change.yml": GOOD}, {"connection": None}, "guarded_change_connection"),
         ({"change.yml": GOOD}, {"power": "perhaps"}, "guarded_change_power"),
         ({"change.yml": GOOD}, {"vm": "web99"}, "web99"),
