@@ -42,7 +42,7 @@ options:
     type: str
     required: true
   max_age:
-    description: From which age on a snapshot is old. A duration.
+    description: From which age on a snapshot is old. A duration with a unit, for example V(72h) or V(7d).
     type: str
     default: 72h
   max_chain:
@@ -138,7 +138,7 @@ from collections.abc import Mapping, Sequence
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration, parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import Limits
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_model import build
@@ -155,7 +155,7 @@ def snapshot_report(
 ) -> dict[str, t.Any]:
     """The report on ``answers``, as data."""
     try:
-        limits = Limits(parse_duration(str(max_age), option="max_age"), int(max_chain))
+        limits = Limits(parse_age(str(max_age), option="max_age").total_seconds(), int(max_chain))
         moment = parse_time(str(now), option="now")
         return build(answers, now=moment, limits=limits, backup_patterns=backup_patterns, audit=audit)
     except (InvalidOption, ValueError) as exc:

@@ -46,7 +46,7 @@ options:
     type: dict
   older_than:
     description:
-      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration, for example V(72h).
+      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration with its unit, for example V(72h).
     type: str
   newer_than:
     description:
