@@ -110,6 +110,8 @@ class SnapshotDriver(abc.ABC):
     name_rule: t.ClassVar[NameRule]
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+    most_parallel: t.ClassVar[int | None] = None
+    """The number of jobs that the endpoint can take at the same time, whatever max_parallel allows; None where it limits them itself."""
 
     def set_deadline(self, deadline: Deadline) -> None:
         """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.

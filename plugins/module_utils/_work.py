@@ -53,6 +53,7 @@ class Work:
         self._driver = driver
         self._bounds = bounds
         self._deadline = deadline
+        self._at_once = min(bounds.max_parallel, driver.most_parallel or bounds.max_parallel)
         self._progress = progress
         # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
         self._known: set[int] = set()
@@ -74,7 +75,7 @@ class Work:
                 if not (running or locked):
                     break
             due = [one for one in locked if one[0].left() <= 0]
-            while len(running) < self._bounds.max_parallel and (due or (ready and failed is None)):
+            while len(running) < self._at_once and (due or (ready and failed is None)):
                 if due:
                     locked.remove(due[0])
                     outcome = due.pop(0)[1]
@@ -169,7 +170,7 @@ class Work:
         running: dict[Job, Outcome] = {}
         total, gone_again = len(ready) + len(late), 0
         while ready or late or running:
-            while ready and len(running) < self._bounds.max_parallel:
+            while ready and len(running) < self._at_once:
                 one = ready.popleft()
                 if one.made and one.vm and one.decision and one.decision.snapshot:
                     gone = dataclasses.replace(one.decision.snapshot, id=one.made)
