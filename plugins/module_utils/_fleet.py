@@ -194,7 +194,7 @@ class Fleet:
         if self._bounds.on_error == "undo" and plan.creates:
             deadline = self._phases.undo()
             self._find_made(outcomes, deadline)
-            undo = Undo(self._driver, deadline, max_parallel=self._bounds.max_parallel, progress=self._progress)
+            undo = Undo(self._driver, deadline, max_parallel=self._work.at_once, progress=self._progress)
             undo.perform(outcomes, because=failed)
         try:
             self._look.see([one for one in outcomes if one.started], self._phases.last_look(), wait=False)

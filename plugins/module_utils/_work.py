@@ -52,6 +52,7 @@ class Work:
         self.driver = driver
         self.bounds = bounds
         self.deadline = deadline
+        self.at_once = min(bounds.max_parallel, driver.most_parallel or bounds.max_parallel)
         self.progress = progress
         # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
         self._known: set[int] = set()
@@ -112,7 +113,7 @@ class _Batch:
     def _begin(self) -> None:
         """Begin as many as may be under way, those first that were held by another operation and are due again."""
         due = [one for one in self._locked if one[0].left() <= 0]
-        while len(self._running) < self._bounds.max_parallel and (due or (self._ready and self._failed is None)):
+        while len(self._running) < self._work.at_once and (due or (self._ready and self._failed is None)):
             if due:
                 self._locked.remove(due[0])
                 self._start(due.pop(0)[1])
