@@ -291,12 +291,12 @@ class LibvirtDriver(SnapshotDriver):
         latest = _current(domain)
         current = latest.getName() if latest is not None else None
         found = []
-        current_xml = ""
+        texts = {}
         for handle in handles:
             try:
                 xml = handle.getXMLDesc()
                 found.append(read_snapshot(xml, current=current))
-                current_xml = xml if found[-1].current else current_xml
+                texts[found[-1].id] = xml
             except libvirt.libvirtError as exc:
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
@@ -304,8 +304,9 @@ class LibvirtDriver(SnapshotDriver):
         if all(one.kind != EXTERNAL for one in found):
             return parents_first(found)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
-        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in current_xml
-        return tuple(with_obstacles(domain.name(), parents_first(found), self._daemon, branch_lost=branch_lost))
+        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
+        judged = _libvirt_images.with_losses(domain, parents_first(found), texts)
+        return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     # errors
 
