@@ -183,13 +183,11 @@ def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finish
         # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
         files = ", ".join(external_files(snapshot.getXMLDesc()))
         snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-        return Finished(
-            job,
-            warnings=(
-                f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed; where nothing "
-                f"else needs them, remove the files that were made for it: {files}",
-            ),
+        left = f"; where nothing else needs them, remove the files that were made for it: {files}" if files else ""
+        said = (
+            f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
         )
+        return Finished(job, warnings=(said,))
     snapshot.delete()
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (

@@ -41,7 +41,17 @@ class Daemon:
         return f"libvirt {self.version // 1_000_000}.{self.version // 1000 % 1000}"
 
 
-def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon) -> tuple[Way, ...]:
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was seen of the disk images of a VM."""
+
+    strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
+
+
+def ways(
+    name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon, seen: Seen = Seen()
+) -> tuple[Way, ...]:
     """How snapshots of the VM can be taken by QEMU.
 
     ``saved`` is that its memory is on disk, ``fork`` the snapshot that it was reverted to, where others were taken on top of that.
@@ -74,7 +84,15 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
         internal["create"] = f"No internal snapshot of {name} can be taken: {why_not_internal}"
     if why_not_external:
         external["create"] = f"No external snapshot of {name} can be taken: {why_not_external}"
-    return Way(INTERNAL, internal, memory_implied=True), Way(EXTERNAL, external, unrecorded=("filesystem",))
+    taken = {
+        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; remove it on the "
+        f"host, while the VM is off ({command}), or choose another name"
+        for stray, command in seen.strays.items()
+    }
+    return (
+        Way(INTERNAL, internal, memory_implied=True, taken=taken),
+        Way(EXTERNAL, external, unrecorded=("filesystem",), taken=taken),
+    )
 
 
 def test_driver_ways(name: str, *, power: str, saved: bool) -> tuple[Way, ...]:
