@@ -17,7 +17,7 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 import pytest
-from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, tiny_vms, write
+from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
@@ -49,18 +49,6 @@ def images(lab: t.Any, vm: str) -> list[Finding]:
 
 def do(command: str) -> None:
     subprocess.run(["sh", "-ec", command], capture_output=True, check=True)
-
-
-@pytest.fixture(params=["lab", pytest.param("new_lab", marks=pytest.mark.slow)])
-def either(request: pytest.FixtureRequest) -> t.Any:
-    """The daemon of this machine (9.0), and in the slow tests the newer one (11.3) as well."""
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def make(either: t.Any) -> Iterator[Make]:
-    with tiny_vms(either) as maker:
-        yield maker
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Seen, losses
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Seen, bitmaps_hinder, losses
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     INTERNAL,
@@ -214,6 +214,12 @@ class Judge:
             chain = chain_of(snapshots)
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
             return losses(domain.name(), snapshots, bases, read_disks(ElementTree.fromstring(domain.XMLDesc())))
+        # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
+        why = bitmaps_hinder(domain.name(), checkpoints(domain))
+        if why:
+            snapshots = [
+                dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
+            ]
         seen = self._judged_internal(domain.name(), snapshots, texts)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
@@ -252,7 +258,7 @@ class Judge:
                 strays[one.name] = f"qemu-img snapshot -d {shlex.quote(one.name)} {shlex.quote(place or '')}"
         if strays:
             strays = {name: command for name, command in strays.items() if name not in set(domain.snapshotListNames())}
-        return Seen(strays=strays)
+        return Seen(strays=strays, checkpoints=checkpoints(domain))
 
 
 def _why_no_way_back(vm: str, record: _Record, read: Mapping[str, Sequence[Kept] | None]) -> tuple[Finding | None, str | None]:
@@ -276,6 +282,16 @@ def _why_no_way_back(vm: str, record: _Record, read: Mapping[str, Sequence[Kept]
                 f"{record.name!r}; power the VM off and remove that one: qemu-img snapshot -d {shlex.quote(picked.name)} {shlex.quote(place)}"
             )
     return None, None
+
+
+def checkpoints(domain: t.Any) -> tuple[str, ...]:
+    """The checkpoints of incremental backups. Each has a bitmap in the images."""
+    try:
+        return tuple(one.getName() for one in domain.listAllCheckpoints())
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        return ()  # libvirt's test driver has none
 
 
 def ghost(vm: str, name: str, target: str, place: str, problem: str) -> Finding:
