@@ -33,7 +33,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Observer, Work
 
 # What may be spent on reading what is left behind after the call's own time is up.
 _LAST_LOOK_SECONDS = 20.0
@@ -52,13 +52,14 @@ class Fleet:
         *,
         now: Callable[[], datetime] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        """``now`` stands for the driver's own clock. ``progress`` is told about each second how far the work is."""
+        """``now`` stands for the driver's own clock. ``progress`` is told about each second how far the work is, ``observer`` of each write."""
         self._driver = driver
         self._bounds = bounds
         self._now = now or driver.now
         self._deadline = Deadline(bounds.timeout)
-        self._work = Work(driver, bounds, self._deadline, progress=progress)
+        self._work = Work(driver, bounds, self._deadline, progress=progress, observer=observer)
 
     def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
         """See the VMs, or with None all of the endpoint, in one go; what could not be seen has an error.

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Locked,
     NewerSnapshots,
+    SafepointError,
     SnapshotExists,
     SnapshotNotFound,
     TimedOut,
@@ -43,13 +45,35 @@ class Bounds:
     """``undo``, ``stop`` or ``continue``."""
 
 
+class Observer(t.Protocol):
+    """Is told of each write before it begins and after it has ended."""
+
+    def before(self, action: Action) -> None:
+        """An action is about to begin.
+
+        :raises SafepointError: it must not.
+        """
+
+    def after(self, end: Finished) -> None:
+        """An action has ended."""
+
+
 class Work:
     """The writing part of one call."""
 
     def __init__(
-        self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline, *, progress: Callable[[Progress], None] | None = None
+        self,
+        driver: SnapshotDriver,
+        bounds: Bounds,
+        deadline: Deadline,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """``progress`` is called about each second while there is work, and when a job has ended."""
+        self._observer = observer
+        # Jobs that were never begun, since the observer objected.
+        self._refused: list[Finished] = []
         self._driver = driver
         self._bounds = bounds
         self._deadline = deadline
@@ -81,7 +105,7 @@ class Work:
                 else:
                     outcome = ready.popleft()
                 outcome.started = outcome.todo.popleft()
-                running[self._driver.start(outcome.started)] = outcome
+                running[self._start(outcome.started)] = outcome
             self._tell(running)
             if running:
                 finished = self._wait(running, self._deadline.within(_LOCK_PAUSE_SECONDS) if locked else self._deadline)
@@ -121,16 +145,35 @@ class Work:
                 elif outcome.todo:
                     # What was begun on a VM is carried through, also when another VM has failed meanwhile.
                     outcome.started = outcome.todo.popleft()
-                    running[self._driver.start(outcome.started)] = outcome
+                    running[self._start(outcome.started)] = outcome
                 elif outcome.done and outcome.error is None:
                     self._through.add(id(outcome))
         if failed is not None:
             hold_back(ready, because=failed)
         self._tell({})
 
+    def _start(self, action: Action, *, anyway: bool = False) -> Job:
+        """Begin an action, of which the observer is told before. One that it objects to is begun only where it must be done ``anyway``."""
+        if self._observer is not None:
+            try:
+                self._observer.before(action)
+            except SafepointError as exc:
+                if not anyway:
+                    job = Job(action)
+                    self._refused.append(Finished(job, exc))
+                    return job
+        return self._driver.start(action)
+
     def _wait(self, jobs: Iterable[Job], deadline: Deadline) -> list[Finished]:
-        """What the driver's own does, but for no longer than until somebody is to be told how far the work is."""
-        return self._driver.wait(list(jobs), deadline.within(_PROGRESS_SECONDS) if self._progress else deadline)
+        """The same as the driver's own, for no longer than until the next report of progress is due."""
+        if self._refused:
+            ended, self._refused = self._refused, []
+            return ended
+        ended = self._driver.wait(list(jobs), deadline.within(_PROGRESS_SECONDS) if self._progress else deadline)
+        if self._observer is not None:
+            for end in ended:
+                self._observer.after(end)
+        return ended
 
     def _tell(self, running: Mapping[Job, Outcome]) -> None:
         if self._progress is None:
@@ -173,7 +216,7 @@ class Work:
                 one = ready.popleft()
                 if one.made and one.vm and one.decision and one.decision.snapshot:
                     gone = dataclasses.replace(one.decision.snapshot, id=one.made)
-                    running[self._driver.start(Delete(one.vm, gone))] = one
+                    running[self._start(Delete(one.vm, gone), anyway=True)] = one
             if self._progress is not None:
                 self._progress(Progress(gone_again, total, _how_far([*late, *running]), undoing=True))
             finished = self._wait([*late, *running], deadline) if late or running else []
