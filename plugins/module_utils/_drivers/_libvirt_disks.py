@@ -70,13 +70,18 @@ class Images:
             return None
         return image.snapshots if image else None
 
-    def depth(self, disk: Disk) -> int | None:
-        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out."""
-        if len(disk.chain) > 1:
-            return len(disk.chain)  # libvirt tells it of a VM that is up
+    def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
+        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.
+
+        libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
+        """
+        if up:
+            return len(disk.chain)
         try:
-            path = self.place(disk)
+            path = self.place(disk) if asking else disk.image
             for number in range(1, _LONGEST):
+                if path and not asking and not (self._local and os.access(path, os.R_OK)):
+                    return None
                 image = self.read(path) if path else None
                 if image is None or image.backing is None:
                     return number

@@ -24,7 +24,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Seen, bitmaps_hinder, losses
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    Seen,
+    bitmaps_hinder,
+    chain_near_limit,
+    losses,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     INTERNAL,
@@ -200,6 +205,11 @@ class Judge:
 
     def __init__(self, connection: t.Any, *, local: bool) -> None:
         self._images = Images(connection, local=local)
+        self._near: dict[str, tuple[Finding, ...]] = {}
+
+    def findings(self, vm: Vm) -> tuple[Finding, ...]:
+        """What the last listing of the VM's snapshots told about the VM itself."""
+        return self._near.get(vm.id, ())
 
     def judged(self, domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> Sequence[Snapshot]:
         """The snapshots of a VM, parents before their children, with those told that cannot be gone back to; ``texts`` are their definitions.
@@ -212,8 +222,13 @@ class Judge:
         if any(one.kind == EXTERNAL for one in snapshots):
             # One that is being made is listed before the VM leaves the image that it is based on, and before it is the current one.
             chain = chain_of(snapshots)
+            disks = read_disks(ElementTree.fromstring(domain.XMLDesc()))
+            up = bool(domain.isActive())
+            depth = self._depth(disks, up=up, asking=False) or len(chain) + 1
+            near = chain_near_limit(domain.name(), depth)
+            self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
-            return losses(domain.name(), snapshots, bases, read_disks(ElementTree.fromstring(domain.XMLDesc())))
+            return losses(domain.name(), snapshots, bases, disks)
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
         why = bitmaps_hinder(domain.name(), checkpoints(domain))
         if why:
@@ -258,7 +273,12 @@ class Judge:
                 strays[one.name] = f"qemu-img snapshot -d {shlex.quote(one.name)} {shlex.quote(place or '')}"
         if strays:
             strays = {name: command for name, command in strays.items() if name not in set(domain.snapshotListNames())}
-        return Seen(strays=strays, checkpoints=checkpoints(domain))
+        return Seen(strays, checkpoints(domain), self._depth(disks, up=up, asking=True))
+
+    def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
+        """The number of images of the disk that has the most; None where it is not known of any."""
+        depths = [self._images.depth(disk, up=up, asking=asking) for disk in disks if disk.writable]
+        return max((depth for depth in depths if depth is not None), default=None)
 
 
 def _why_no_way_back(vm: str, record: _Record, read: Mapping[str, Sequence[Kept] | None]) -> tuple[Finding | None, str | None]:

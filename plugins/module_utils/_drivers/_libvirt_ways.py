@@ -42,6 +42,11 @@ class Daemon:
         return f"libvirt {self.version // 1_000_000}.{self.version // 1000 % 1000}"
 
 
+# libvirt 11.3 starts no VM of which a disk has more than 25 images, those of a template included: 'failed to parse JSON: nesting too deep'. An
+# external snapshot adds one. Some are left for what adds images beside us: a backup job, a block copy, a person.
+_IMAGES_TO_START, _MOST_IMAGES, _MANY_IMAGES = 25, 20, 10
+
+
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What was seen of the disk images of a VM."""
@@ -50,6 +55,8 @@ class Seen:
     """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
     checkpoints: Sequence[str] = ()
     """Those of incremental backups."""
+    depth: int | None = None
+    """How many images the disk has that has the most; None where that is not known."""
 
 
 def ways(
@@ -62,7 +69,7 @@ def ways(
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
     why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or bitmaps_hinder(name, seen.checkpoints)
-    why_not_external = _SAVED if saved else _why_not_external(disks, daemon)
+    why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or _why_not_deeper(seen.depth)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
         why_not_external = (
@@ -94,7 +101,15 @@ def ways(
     }
     return (
         Way(INTERNAL, internal, memory_implied=True, taken=taken),
-        Way(EXTERNAL, external, unrecorded=("filesystem",), taken=taken),
+        Way(
+            EXTERNAL,
+            external,
+            unrecorded=("filesystem",),
+            taken=taken,
+            # Where the images could not be seen the snapshots are counted, and a template's own images are not.
+            deepest=_MOST_IMAGES - 1 if seen.depth is None else None,
+            warnings=tuple(one.message for one in [chain_near_limit(name, seen.depth)] if one),
+        ),
     )
 
 
@@ -152,6 +167,27 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
             obstacles = {"revert": "has lost its data: the VM writes to the image that it is based on; remove it (state=absent)"}
         found.append(dataclasses.replace(one, obstacles=obstacles))
     return found
+
+
+def chain_near_limit(vm: str, depth: int | None) -> Finding | None:
+    """The finding about a VM of which a disk has so many images that there will soon be no room for further snapshots."""
+    if depth is None or depth < _MANY_IMAGES:
+        return None
+    return Finding(
+        "chain_near_limit",
+        f"A disk of {vm} consists of {depth} images, one on top of the other; with more than {_IMAGES_TO_START} the VM does not start any more, "
+        f"and from {_MOST_IMAGES} on no external snapshot is taken",
+        "remove external snapshots that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)",
+    )
+
+
+def _why_not_deeper(depth: int | None) -> str | None:
+    if depth is None or depth < _MOST_IMAGES:
+        return None
+    return (
+        f"a disk of it consists of {depth} images, and with more than {_IMAGES_TO_START} the VM does not start any more; remove external snapshots "
+        "that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)"
+    )
 
 
 def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:

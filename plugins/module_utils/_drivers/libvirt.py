@@ -265,6 +265,7 @@ class LibvirtDriver(SnapshotDriver):
         # Asked again, since a snapshot may have been finished between the state and the lock.
         if (state, reason) == _PAUSED_FOR_SNAPSHOT and not busy and tuple(domain.state()) == _PAUSED_FOR_SNAPSHOT:
             found.append(self._left_paused(vm))
+        found.extend(self._judge.findings(vm))
         how = self._ways(vm, domain, power) if look_for_ways else ()
         return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
