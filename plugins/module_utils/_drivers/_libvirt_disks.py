@@ -36,6 +36,7 @@ class Images:
         """``local`` is that the daemon runs on this host, so that its paths mean the same here."""
         self._connection = connection
         self._local = local
+        self._volumes: dict[tuple[str, str], str] = {}
 
     def place(self, disk: Disk) -> str | None:
         """The path of the image that the disk is written to, on the daemon's host; None for what is no file or block device.
@@ -44,9 +45,12 @@ class Images:
         """
         if disk.volume is None:
             return disk.image
+        pool, volume = disk.volume
         try:
-            pool, volume = disk.volume
-            return str(self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+            if disk.volume not in self._volumes:  # each costs two requests
+                found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+                self._volumes[disk.volume] = str(found.path())
+            return self._volumes[disk.volume]
         except libvirt.libvirtError as exc:
             raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
 
