@@ -76,6 +76,8 @@ class Way:
     """The kind of snapshot that comes of it; None where the backend has one only."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What it cannot do now (``create``, ``memory``, ``quiesce``, ``memory_and_quiesce``), each with the reason and the remedy."""
+    taken: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names that cannot be used although no snapshot is listed under them, each with the reason and the remedy."""
     memory_implied: bool = False
     """A snapshot of the VM while it is up holds its memory whether asked to or not."""
     unrecorded: tuple[str, ...] = ()

@@ -140,6 +140,7 @@ class Present(Plan):
         for way in ways:
             other = next((one for one in view.snapshots if one.kind != way.kind), None)
             refusal = next((way.refusals[need] for need in needs if need in way.refusals), None)
+            refusal = refusal or way.taken.get(request.name or "")
             if refusal is None and way.deepest is not None and len(view.chain()) >= way.deepest:
                 refusal = f"{view.vm} has a chain of {len(view.chain())} snapshots, and no more than {way.deepest} can be; remove some of them first"
             if refusal is None and other is not None:

@@ -155,7 +155,7 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
     del row["snapshot"], row["action"], row["also_removed"]
     row["power"] = view.state.power if view else None
     lost = [one.lost for one in view.snapshots if one.lost is not None] if view else []
-    found = [*view.state.findings, *lost, *_depth(view), *outcome.findings] if view else []
+    found = dict.fromkeys([*view.state.findings, *lost, *_depth(view), *outcome.findings]) if view else {}
     row["findings"] = [{"code": one.code, "msg": one.message, "remedy": one.remedy} for one in found]
     row["snapshots"] = []
     for one in view.snapshots if view else ():

@@ -69,9 +69,9 @@ options:
     default: false
   check_images:
     description:
-      - Whether to look into the disk images for snapshots that the hypervisor does not know. On libvirt only.
-      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log.
-        For one that is off the image itself is read, which needs a local connection.
+      - Whether to compare the disk images with the hypervisor's list, for snapshots that only one of the two has. On libvirt only.
+      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log. QEMU gets 10 seconds to answer.
+        For one that is off the image itself is read, which needs a local connection or an image in a storage pool of libvirt.
     type: bool
     default: false
 seealso:
@@ -131,7 +131,7 @@ vms:
       returned: always
       contains:
         code:
-          description: A code word, for example V(left_paused), V(deep_chain), V(snapshot_lost), V(orphan) or V(images_not_checked).
+          description: A code word, for example V(left_paused), V(deep_chain), V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:

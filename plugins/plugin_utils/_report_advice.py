@@ -27,6 +27,7 @@ _FINDINGS = {
     "left_paused": "act",
     "locked": "act",
     "question_pending": "act",
+    "shared_image": "act",
     "snapshot_lost": "act",
     "unfinished_snapshot": "act",
     "images_not_checked": "note",

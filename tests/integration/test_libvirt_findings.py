@@ -10,7 +10,6 @@ import re
 import subprocess
 import threading
 import typing as t
-from pathlib import Path
 
 import libvirt
 import pytest
@@ -150,9 +149,7 @@ def test_an_undefined_vm_leaves_orphans_to_the_next_one_on_its_disk(lab: t.Any, 
     assert found(lab, vm, images=True) == []
 
 
-def test_an_image_that_cannot_be_read_is_said_with_the_command_for_it(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_read_is_said_with_the_command_for_it(lab: t.Any, tiny: Make) -> None:
     vm = tiny("hidden")
     image = lab.disk_folder(vm) / "hidden-0.qcow2"
     # what the driver says of a daemon on another machine
@@ -161,12 +158,8 @@ def test_an_image_that_cannot_be_read_is_said_with_the_command_for_it(
     vms = driver.vms()
     (remote,) = driver.look_into_images([one for one in vms if one.name == vm])[vms[[v.name for v in vms].index(vm)].id]
     driver.close()
-    assert remote.code == "images_not_checked" and "another machine" in remote.message
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (finding,) = found(lab, vm, images=True)
-    monkeypatch.undo()
-    assert finding.code == "images_not_checked" and "qemu-img is not installed" in finding.message
-    mend(finding)
+    assert remote.code == "images_not_checked" and "another host" in remote.message
+    mend(remote)
     image.unlink()
     (finding,) = found(lab, vm, images=True)
     assert finding.code == "images_not_checked" and str(image) in finding.message

@@ -17,6 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_images import checkpoints
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
@@ -165,6 +166,13 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
         # libvirt keeps it, and the next start would run memory of later on the disks of now.
         domain.managedSaveRemove()
         warnings.append(f"The saved memory of {action.vm} (managed save) was dropped, since it was later than the snapshot")
+    lost = checkpoints(domain) if action.snapshot.kind == EXTERNAL else ()
+    if lost:
+        # 11.3 keeps the checkpoints: 'checkpoint inconsistent: missing or broken bitmap' when the next incremental backup begins.
+        warnings.append(
+            f"The new images of {action.vm} lack the bitmaps of the checkpoints {', '.join(lost)}: delete these (virsh checkpoint-delete {action.vm} "
+            "NAME --metadata), and let the next backup be a full one"
+        )
     if action.snapshot.memory and domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING:
         problem = set_clock(domain)
         if problem:
@@ -183,13 +191,11 @@ def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finish
         # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
         files = ", ".join(external_files(snapshot.getXMLDesc()))
         snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-        return Finished(
-            job,
-            warnings=(
-                f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed; where nothing "
-                f"else needs them, remove the files that were made for it: {files}",
-            ),
+        left = f"; where nothing else needs them, remove the files that were made for it: {files}" if files else ""
+        said = (
+            f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
         )
+        return Finished(job, warnings=(said,))
     snapshot.delete()
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (

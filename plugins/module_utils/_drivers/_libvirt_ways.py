@@ -9,6 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
@@ -41,14 +42,26 @@ class Daemon:
         return f"libvirt {self.version // 1_000_000}.{self.version // 1000 % 1000}"
 
 
-def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon) -> tuple[Way, ...]:
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was seen of the disk images of a VM."""
+
+    strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
+    checkpoints: Sequence[str] = ()
+    """Those of incremental backups."""
+
+
+def ways(
+    name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon, seen: Seen = Seen()
+) -> tuple[Way, ...]:
     """How snapshots of the VM can be taken by QEMU.
 
     ``saved`` is that its memory is on disk, ``fork`` the snapshot that it was reverted to, where others were taken on top of that.
     """
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
-    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon)
+    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or bitmaps_hinder(name, seen.checkpoints)
     why_not_external = _SAVED if saved else _why_not_external(disks, daemon)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
@@ -74,7 +87,15 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
         internal["create"] = f"No internal snapshot of {name} can be taken: {why_not_internal}"
     if why_not_external:
         external["create"] = f"No external snapshot of {name} can be taken: {why_not_external}"
-    return Way(INTERNAL, internal, memory_implied=True), Way(EXTERNAL, external, unrecorded=("filesystem",))
+    taken = {
+        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; remove it on the "
+        f"host, while the VM is off ({command}), or choose another name"
+        for stray, command in seen.strays.items()
+    }
+    return (
+        Way(INTERNAL, internal, memory_implied=True, taken=taken),
+        Way(EXTERNAL, external, unrecorded=("filesystem",), taken=taken),
+    )
 
 
 def test_driver_ways(name: str, *, power: str, saved: bool) -> tuple[Way, ...]:
@@ -131,6 +152,21 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
             obstacles = {"revert": "has lost its data: the VM writes to the image that it is based on; remove it (state=absent)"}
         found.append(dataclasses.replace(one, obstacles=obstacles))
     return found
+
+
+def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
+    """Why there is no way back to an internal snapshot while an image has a bitmap, whenever that was added.
+
+    QEMU 7.2 and 10.0: 'Device has active dirty bitmaps', after libvirt has stopped the VM (9.0, 11.3). A checkpoint can be deleted while the VM is
+    up only.
+    """
+    if not checkpoints:
+        return None
+    commands = "; ".join(f"virsh checkpoint-delete {shlex.quote(vm)} {shlex.quote(one)}" for one in checkpoints)
+    return (
+        f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup, whose bitmap makes QEMU fail the revert and leave the VM off; "
+        f"start the VM, and delete it ({commands}), after which the next backup has to be a full one"
+    )
 
 
 def losses(

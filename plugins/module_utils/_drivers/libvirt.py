@@ -72,7 +72,7 @@ class LibvirtDriver(SnapshotDriver):
 
     name = "libvirt"
     # libvirt takes nearly everything, and with more than 247 bytes leaves data in the image that it then does not know.
-    name_rule = NameRule(max_bytes=80)
+    name_rule = NameRule(max_bytes=80, numbers_from=_libvirt_images.LOWEST_NUMBER)
     # A daemon has 20 workers by default (max_workers). The others are left to other users of the daemon, and to our own looks.
     most_parallel = 16
 
@@ -112,6 +112,10 @@ class LibvirtDriver(SnapshotDriver):
             "read the capabilities", self._connection.getCapabilities
         )
         return Daemon(version, self._is_qemu and known)
+
+    @functools.cached_property
+    def _judge(self) -> _libvirt_images.Judge:
+        return _libvirt_images.Judge(self._connection, local=is_local(self._uri))
 
     def set_deadline(self, deadline: Deadline) -> None:
         # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
@@ -164,13 +168,8 @@ class LibvirtDriver(SnapshotDriver):
     def look_into_images(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Finding, ...] | SafepointError]:
         if not self._is_qemu:
             return {vm.id: () for vm in vms}
-        local = is_local(self._uri)
-        return {
-            vm.id: self._each(
-                vm, "look into the images of", functools.partial(_libvirt_images.look, vm, where=self._where, local=local)
-            )
-            for vm in vms
-        }
+        search = _libvirt_images.Search(self._connection, where=self._where, local=is_local(self._uri))
+        return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in vms}
 
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
         if all(one.kind != EXTERNAL for one in snapshots):
@@ -275,7 +274,9 @@ class LibvirtDriver(SnapshotDriver):
             return test_driver_ways(vm.name, power=power, saved=saved)
         current = _current(domain) if self._daemon.external_revert else None
         fork = current.getName() if current is not None and current.numChildren() else None
-        return ways(vm.name, domain.XMLDesc(), power=power, saved=saved, fork=fork, daemon=self._daemon)
+        xml = domain.XMLDesc()
+        seen = self._judge.seen(domain, xml, up=power != "off")
+        return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
     def _left_paused(self, vm: Vm) -> Finding:
         return Finding(
@@ -301,11 +302,11 @@ class LibvirtDriver(SnapshotDriver):
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     raise
+        judged = self._judge.judged(domain, parents_first(found), texts)
         if all(one.kind != EXTERNAL for one in found):
-            return parents_first(found)
+            return tuple(judged)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
         branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
-        judged = _libvirt_images.with_losses(domain, parents_first(found), texts)
         return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     # errors
