@@ -131,7 +131,8 @@ vms:
       returned: always
       contains:
         code:
-          description: A code word, for example V(left_paused), V(deep_chain), V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
+          description: >-
+            A code word, for example V(left_paused), V(left_off), V(deep_chain), V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
