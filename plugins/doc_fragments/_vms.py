@@ -90,7 +90,7 @@ options:
   max_parallel:
     description:
       - On how many VMs at most to work at the same time.
-      - A libvirt daemon serves five requests of one connection at a time unless its C(max_client_requests) says otherwise.
+      - On libvirt it is 16 at most, since a daemon has 20 workers by default (C(max_workers)) for all its clients.
     type: int
     default: 16
   progress_file:

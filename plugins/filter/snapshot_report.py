@@ -42,7 +42,7 @@ options:
     type: str
     required: true
   max_age:
-    description: From which age on a snapshot is old. A duration.
+    description: From which age on a snapshot is old. A duration with a unit, for example V(72h) or V(7d).
     type: str
     default: 72h
   max_chain:
@@ -129,7 +129,10 @@ _value:
       type: list
       elements: dict
     audit:
-      description: The C(entries) of the audit, the newest first, and how many lines of it were C(unreadable).
+      description:
+        - The C(entries) of the audit, the newest first, and how many lines of it were C(unreadable).
+        - Entries are the results of VMs and the intents that have no outcome. The latter are in RV(_value.attention) as well, as V(write_under_way) until the
+          call must have ended, and then as V(write_without_outcome), until another call has written to the same VM without an error.
       type: dict
 """
 
@@ -138,7 +141,7 @@ from collections.abc import Mapping, Sequence
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration, parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import Limits
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_model import build
@@ -155,7 +158,7 @@ def snapshot_report(
 ) -> dict[str, t.Any]:
     """The report on ``answers``, as data."""
     try:
-        limits = Limits(parse_duration(str(max_age), option="max_age"), int(max_chain))
+        limits = Limits(parse_age(str(max_age), option="max_age").total_seconds(), int(max_chain))
         moment = parse_time(str(now), option="now")
         return build(answers, now=moment, limits=limits, backup_patterns=backup_patterns, audit=audit)
     except (InvalidOption, ValueError) as exc:

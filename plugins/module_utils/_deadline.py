@@ -20,6 +20,7 @@ _T = t.TypeVar("_T")
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _LONGEST = 100 * 365 * 86400
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 
 
@@ -87,6 +88,18 @@ def parse_duration(text: str, *, option: str) -> float:
     return seconds
 
 
+def parse_age(text: str, *, option: str) -> timedelta:
+    """A duration that decides which snapshots are kept. It needs a unit: a bare 3 that is meant as days would remove what is older than three seconds.
+
+    :raises InvalidOption: names ``option``, the value and what to write.
+    """
+    seconds = parse_duration(text, option=option)
+    if seconds and _NUMBER.fullmatch(text.strip()):
+        number, unit = text.strip(), "d" if seconds * _UNITS["d"] <= _LONGEST else "s"
+        raise InvalidOption(f"{option}={number} has no unit; write {number}{unit}, 12h or 90s")
+    return timedelta(seconds=seconds)
+
+
 def parse_time(text: str, *, option: str) -> datetime:
     """An aware UTC moment of an ISO 8601 text such as ``2026-11-26T08:00:00Z``; without a zone it is UTC.
 
@@ -119,14 +132,14 @@ def parse_expiry(text: str, *, option: str = "expires") -> timedelta | datetime:
 
 
 def parse_moment(text: str, *, option: str) -> timedelta | datetime:
-    """A duration that is counted from some moment, or a time that stands for itself.
+    """A duration with a unit, which is counted from some moment, or a time that stands for itself.
 
     :raises InvalidOption: neither of the two.
     """
     if re.match(r"\d{4}-\d", text.strip()):
         return parse_time(text, option=option)
     try:
-        return timedelta(seconds=parse_duration(text, option=option))
+        return parse_age(text, option=option)
     except InvalidOption as exc:
         if _DURATION.fullmatch(text.strip()):
             raise

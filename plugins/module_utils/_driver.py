@@ -114,6 +114,8 @@ class SnapshotDriver(abc.ABC):
     name_rule: t.ClassVar[NameRule]
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+    most_parallel: t.ClassVar[int | None] = None
+    """The number of jobs that the endpoint can take at the same time, whatever max_parallel allows; None where it limits them itself."""
     lock_timeout: float = 60.0
     """Seconds for which a job that has changed its VM already waits for another operation on it; set by the engine."""
 

@@ -23,6 +23,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     SnapshotAmbiguous,
     Unverified,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs, Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._look import Look, without_gone
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, View
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back, not_started, refuse_all
@@ -51,19 +52,20 @@ class Fleet:
         deadline: Deadline | None = None,
         now: Callable[[], datetime] | None = None,
         progress: Callable[[Progress], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """``deadline`` is the one of ``bounds`` where that has begun already, as before the login. ``now`` stands for the driver's own clock.
-        ``progress`` is told about each second how far the work is.
+        ``progress`` is told about each second how far the work is, ``observer`` of each write.
         """
         self._driver = driver
         self._bounds = bounds
         self._now = now or driver.now
-        self._progress = progress
         driver.lock_timeout = bounds.lock_timeout
         self._phases = Phases(driver, deadline or Deadline(bounds.timeout))
         self._deadline = self._phases.work
         self._look = Look(driver, lock_timeout=bounds.lock_timeout)
-        self._work = Work(driver, bounds, self._deadline, progress=progress)
+        self._jobs = Jobs(driver, at_once=bounds.max_parallel, progress=progress, observer=observer)
+        self._work = Work(self._jobs, bounds, self._deadline)
 
     def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
         """See the VMs, or with None all of the endpoint, in one go; what could not be seen has an error.
@@ -194,8 +196,7 @@ class Fleet:
         if self._bounds.on_error == "undo" and plan.creates:
             deadline = self._phases.undo()
             self._find_made(outcomes, deadline)
-            undo = Undo(self._driver, deadline, max_parallel=self._bounds.max_parallel, progress=self._progress)
-            undo.perform(outcomes, because=failed)
+            Undo(self._jobs, deadline).perform(outcomes, because=failed)
         try:
             self._look.see([one for one in outcomes if one.started], self._phases.last_look(), wait=False)
         except SafepointError as exc:

@@ -51,6 +51,8 @@ class Snapshot:
     obstacles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What cannot be done with it, each with the reason and the remedy, as the end of a sentence that begins with its name:
     ``revert``, ``remove``, ``remove_alone`` (while its children, or others on the same parent, stay)."""
+    lost: Finding | None = None
+    """Set where its data are gone although the backend lists it; nothing but its record can be removed."""
 
     @property
     def label(self) -> _label.Label | None:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which snapshot names can be used, said before anything is written, and which name may have been meant.
+"""Names: which ones a backend accepts for a snapshot, checked before anything is written, and which existing name was probably meant.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -55,11 +55,22 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
 
 
 def did_you_mean(name: str, there: Iterable[str]) -> str | None:
-    """The question that names those of the names ``there`` are that look most like ``name``, or None."""
+    """The question that names those of the names ``there`` that look most like ``name``, or None.
+
+    Names that differ only by a domain, as web01 and web01.example.com do, come first: they are nearly always one machine, and their letters differ a lot.
+    """
     names = sorted(set(there))
-    near = difflib.get_close_matches(name.lower(), [one.lower() for one in names], n=3)
-    like = [one for one in names if one.lower() in near]
+    like = [one for one in names if _differ_by_domain(name.lower(), one.lower())][:3]
+    if not like:
+        near = difflib.get_close_matches(name.lower(), [one.lower() for one in names], n=3)
+        like = [one for one in names if one.lower() in near]
     return f"did you mean {' or '.join(like)}?" if like else None
+
+
+def _differ_by_domain(one: str, other: str) -> bool:
+    host, _dot, domain = one.partition(".")
+    other_host, _dot, other_domain = other.partition(".")
+    return bool(host) and host == other_host and bool(domain) != bool(other_domain)
 
 
 def _plain(char: str) -> bool:

@@ -17,6 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
+    InvalidOption,
     Locked,
     NewerSnapshots,
     NotReached,
@@ -34,7 +35,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Configu
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
 
 # With these the hypervisor says no before it touches anything.
-_CLEAN_REFUSALS = (Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound, VmNotFound)
+_CLEAN_REFUSALS = (InvalidOption, Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound, VmNotFound)
 
 
 @dataclasses.dataclass

@@ -14,17 +14,18 @@ import gc
 import os
 import shlex
 import sys
-import time
 import typing as t
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _audit
+from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFile
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import address
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, NotStarted, SafepointError, Undone
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -91,11 +92,12 @@ def perform(call: Call) -> Answer:
     params = call.params
     plan = _PLANS[call.module]
     progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
-    began = time.monotonic()
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
+    audit: AuditFile | None = None
     try:
-        outcomes, now, sweeps = _work(params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress)
+        audit = _open_audit(call)
+        outcomes, now, sweeps = _work(params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit)
     except LibraryMissing as exc:
         failure = {"error": exc.code, "msg": _missing(exc.library)}
     except SafepointError as exc:
@@ -104,8 +106,9 @@ def perform(call: Call) -> Answer:
         result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=call.diff)
     rows = result.get("vms", [])
     warnings = [warning for row in rows for warning in row["warnings"]]
-    if params.get("audit_file") and not call.check_mode:
-        warnings += _write_audit(call, rows, failure, seconds=time.monotonic() - began)
+    if audit is not None:
+        audit.finish(rows, failure)
+        warnings += audit.warnings
     return Answer(result, failure, warnings)
 
 
@@ -115,26 +118,26 @@ def _missing(library: str) -> str:
     return f"{missing_required_lib(library)} For example: {sys.executable} -m pip install {shlex.quote(library)}"
 
 
-def _write_audit(call: Call, rows: list[dict[str, t.Any]], failure: dict[str, t.Any] | None, *, seconds: float) -> list[str]:
-    """Write down what was done, and return a warning where that fails: it undoes nothing of it."""
-    path = call.params["audit_file"]
-    try:
-        lines = _audit.entries(
-            rows,
-            failure,
-            module=f"safepoint.vm.{call.module}",
-            options=call.params,
-            by={**_audit.who(os.environ), "endpoint": address(call.params, os.environ)},
-            now=datetime.now(timezone.utc),
-            seconds=seconds,
-            secrets=call.secrets,
-        )
-        _audit.append(path, lines)
-    except OSError as exc:
-        return [
-            f"What was done is not in audit_file={path!r}: {exc.strerror or exc}. Make its folder, and let this user write there"
-        ]
-    return []
+def _open_audit(call: Call) -> AuditFile | None:
+    """Open the audit file, where there is one, before anything else is done.
+
+    :raises InvalidOption: it cannot be written, or the call's time is none.
+    """
+    path = call.params.get("audit_file")
+    if not path:
+        return None
+    if call.check_mode:
+        _audit.check(path)
+        return None
+    return AuditFile(
+        path,
+        module=f"safepoint.vm.{call.module}",
+        options=call.params,
+        by={**_audit.who(os.environ), "endpoint": address(call.params, os.environ)},
+        # _driver.py: a call ends within its timeout and 20 seconds.
+        seconds=read_seconds(call.params, "timeout") + 20,
+        secrets=call.secrets,
+    )
 
 
 def _work(
@@ -144,6 +147,7 @@ def _work(
     dry_run: bool,
     diff: bool,
     progress: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
 ) -> tuple[list[Outcome], datetime, bool]:
     """Check all options, connect, and look or act; also what time it is by the endpoint's clock, and whether it was about whatever there is.
 
@@ -163,7 +167,7 @@ def _work(
     deadline = Deadline(bounds.timeout)
     driver = open_driver(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
-        fleet = Fleet(driver, bounds, deadline=deadline, progress=progress)
+        fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer)
         if wanted is not None:
             outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
             return outcomes, driver.now(), wanted.sweeps

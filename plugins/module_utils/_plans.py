@@ -52,6 +52,14 @@ class Present(Plan):
         if self.request.name is not None:
             check_name(self.request.name, driver.name_rule)
 
+    def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
+        expires = self.request.expires
+        if isinstance(expires, datetime) and expires <= now:
+            raise InvalidOption(
+                f"expires={format_time(expires)} is in the past: at the endpoint it is {format_time(now)}, and the next prune would remove the snapshot; "
+                "write a later time, or a duration such as 72h"
+            )
+
     def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
         # Without a name the snapshots are named by their ids, and must be there.
         return self.request.name is not None and all(one.name != self.request.name for one in snapshots)

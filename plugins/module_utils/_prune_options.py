@@ -12,7 +12,7 @@ import typing as t
 from collections.abc import Mapping
 from datetime import timedelta
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._label import check_labels
@@ -73,7 +73,7 @@ def _texts(params: Mapping[str, t.Any], option: str) -> dict[str, str]:
 def _span(params: Mapping[str, t.Any], option: str) -> timedelta | None:
     if params[option] is None:
         return None
-    seconds = parse_duration(params[option], option=option)
-    if seconds <= 0:
-        raise InvalidOption(f"{option}={params[option]!r} is no time at all; write for example 12h or 30d, or leave it out")
-    return timedelta(seconds=seconds)
+    age = parse_age(params[option], option=option)
+    if not age:
+        raise InvalidOption(f"{option}={params[option]} must be greater than zero; write for example 12h or 30d, or leave it out")
+    return age

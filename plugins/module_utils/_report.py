@@ -154,7 +154,8 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
     view = outcome.after
     del row["snapshot"], row["action"], row["also_removed"]
     row["power"] = view.state.power if view else None
-    found = [*view.state.findings, *_depth(view), *outcome.findings] if view else []
+    lost = [one.lost for one in view.snapshots if one.lost is not None] if view else []
+    found = [*view.state.findings, *lost, *_depth(view), *outcome.findings] if view else []
     row["findings"] = [{"code": one.code, "msg": one.message, "remedy": one.remedy} for one in found]
     row["snapshots"] = []
     for one in view.snapshots if view else ():

@@ -10,28 +10,22 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
-
-# While progress is shown, it is shown this often.
-_PROGRESS_SECONDS = 1.0
 
 
 class Undo:
     """The undoing part of one call. What is still being created is waited for, and removed when it is there."""
 
-    def __init__(
-        self, driver: SnapshotDriver, deadline: Deadline, *, max_parallel: int, progress: Callable[[Progress], None] | None
-    ) -> None:
-        self._driver = driver
+    def __init__(self, jobs: Jobs, deadline: Deadline) -> None:
+        self._jobs = jobs
         self._deadline = deadline
-        self._max_parallel = max_parallel
-        self._progress = progress
         self._ready: collections.deque[Outcome] = collections.deque()
         self._late: dict[Job, Outcome] = {}
         self._running: dict[Job, Outcome] = {}
@@ -44,8 +38,8 @@ class Undo:
         total = len(self._ready) + len(self._late)
         while self._ready or self._late or self._running:
             self._begin()
-            if self._progress is not None:
-                self._progress(Progress(self._removed, total, how_far([*self._late, *self._running]), undoing=True))
+            if self._jobs.progress is not None:
+                self._jobs.progress(Progress(self._removed, total, how_far([*self._late, *self._running]), undoing=True))
             finished = self._wait()
             for end in finished:
                 self._note(end, because)
@@ -54,17 +48,15 @@ class Undo:
         self._give_up()
 
     def _begin(self) -> None:
-        while self._ready and len(self._running) < self._max_parallel:
+        while self._ready and len(self._running) < self._jobs.at_once:
             one = self._ready.popleft()
             if one.made and one.vm and one.decision and one.decision.snapshot:
                 gone = dataclasses.replace(one.decision.snapshot, id=one.made)
-                self._running[self._driver.start(Delete(one.vm, gone))] = one
+                self._running[self._jobs.start(Delete(one.vm, gone), anyway=True)] = one
 
     def _wait(self) -> list[Finished]:
         jobs = [*self._late, *self._running]
-        if not jobs:
-            return []
-        return self._driver.wait(jobs, self._deadline.within(_PROGRESS_SECONDS) if self._progress else self._deadline)
+        return self._jobs.wait(jobs, self._deadline) if jobs else []
 
     def _note(self, end: Finished, because: Outcome) -> None:
         if end.job in self._late:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Locked,
     NewerSnapshots,
@@ -21,14 +21,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     SnapshotNotFound,
     TimedOut,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_WORD_SECONDS
 
 # Between two tries to write to a VM that somebody else's operation holds.
 _LOCK_PAUSE_SECONDS = 1.0
-# How often whoever wants to know is told how far the work is.
-_PROGRESS_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +44,10 @@ class Bounds:
 class Work:
     """The writing part of one call."""
 
-    def __init__(
-        self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline, *, progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        """``progress`` is called about each second while there is work, and when a job has ended."""
-        self.driver = driver
+    def __init__(self, jobs: Jobs, bounds: Bounds, deadline: Deadline) -> None:
+        self.jobs = jobs
         self.bounds = bounds
         self.deadline = deadline
-        self.progress = progress
         # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
         self._known: set[int] = set()
         self._through: set[int] = set()
@@ -71,8 +66,8 @@ class Work:
 
     def tell(self, running: Mapping[Job, Outcome]) -> None:
         """Tell how far the work is, where that is asked for."""
-        if self.progress is not None:
-            self.progress(Progress(len(self._through), len(self._known), how_far(running)))
+        if self.jobs.progress is not None:
+            self.jobs.progress(Progress(len(self._through), len(self._known), how_far(running)))
 
 
 class _Batch:
@@ -80,7 +75,7 @@ class _Batch:
 
     def __init__(self, work: Work, ready: Iterable[Outcome]) -> None:
         self._work = work
-        self._driver, self._bounds, self._deadline = work.driver, work.bounds, work.deadline
+        self._jobs, self._bounds, self._deadline = work.jobs, work.bounds, work.deadline
         self._ready = collections.deque(ready)
         self._running: dict[Job, Outcome] = {}
         # Each with when it is tried again, and with the refusal.
@@ -100,7 +95,7 @@ class _Batch:
             self._work.tell(self._running)
             finished = self._wait()
             if not finished and self._deadline.left() <= 0:
-                finished = self._driver.wait(list(self._running), Deadline(LAST_WORD_SECONDS)) if self._running else []
+                finished = self._jobs.wait(self._running, Deadline(LAST_WORD_SECONDS)) if self._running else []
                 if not finished:
                     self._end_in_time()
                     break
@@ -112,7 +107,7 @@ class _Batch:
     def _begin(self) -> None:
         """Begin as many as may be under way, those first that were held by another operation and are due again."""
         due = [one for one in self._locked if one[0].left() <= 0]
-        while len(self._running) < self._bounds.max_parallel and (due or (self._ready and self._failed is None)):
+        while len(self._running) < self._jobs.at_once and (due or (self._ready and self._failed is None)):
             if due:
                 self._locked.remove(due[0])
                 self._start(due.pop(0)[1])
@@ -121,7 +116,7 @@ class _Batch:
 
     def _start(self, outcome: Outcome) -> None:
         outcome.started = outcome.todo.popleft()
-        self._running[self._driver.start(outcome.started)] = outcome
+        self._running[self._jobs.start(outcome.started)] = outcome
 
     def _wait(self) -> list[Finished]:
         """Wait for an end, but for no longer than until a held VM is due again, or until it is to be told how far the work is."""
@@ -129,7 +124,7 @@ class _Batch:
         if not self._running:
             deadline.sleep()
             return []
-        return self._driver.wait(list(self._running), deadline.within(_PROGRESS_SECONDS) if self._work.progress else deadline)
+        return self._jobs.wait(self._running, deadline)
 
     def _end_in_time(self) -> None:
         """The time is up: say so of all that was not finished."""

@@ -89,6 +89,7 @@ options:
   expires:
     description:
       - When the snapshot may be pruned, as a duration from its creation such as V(72h) or V(7d), or as an ISO 8601 time.
+      - A duration needs its unit, one of C(s), C(m), C(h), C(d) and C(w). A time that is in the past by the clock of the endpoint is refused.
         M(safepoint.vm.snapshot_prune) with O(safepoint.vm.snapshot_prune#module:expired=true) removes it then.
       - When it is not set, the expiry of an existing snapshot stays as it is.
     type: str

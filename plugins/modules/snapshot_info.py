@@ -46,7 +46,7 @@ options:
     type: dict
   older_than:
     description:
-      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration, for example V(72h).
+      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration with its unit, for example V(72h).
     type: str
   newer_than:
     description:
@@ -131,7 +131,7 @@ vms:
       returned: always
       contains:
         code:
-          description: A code word, for example V(left_paused), V(deep_chain), V(orphan) or V(images_not_checked).
+          description: A code word, for example V(left_paused), V(deep_chain), V(snapshot_lost), V(orphan) or V(images_not_checked).
           type: str
           returned: always
         msg:

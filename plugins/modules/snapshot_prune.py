@@ -103,7 +103,7 @@ options:
     default: 0
   keep_within:
     description:
-      - Keep all snapshots that are not older than the newest one by more than this duration, for example V(7d).
+      - Keep all snapshots that are not older than the newest one by more than this duration, for example V(7d). The unit is required.
       - It is not counted from now, so that a VM which gets no new snapshots keeps its last ones.
     type: str
   keep_labels:
@@ -114,6 +114,7 @@ options:
   max_age:
     description:
       - Remove snapshots that are older than this duration, for example V(30d), also the last one of a VM unless O(min_keep) keeps it.
+      - The unit is required. V(3) is refused, since it would mean seconds.
     type: str
   max_count:
     description:
@@ -126,7 +127,7 @@ options:
     default: 0
   min_age:
     description:
-      - Remove nothing that is younger than this duration.
+      - Remove nothing that is younger than this duration, for example V(12h). The unit is required.
     type: str
   expired:
     description:

@@ -55,7 +55,7 @@ options:
     type: dict
   time:
     description:
-      - With O(select=before), an ISO 8601 time, or how long ago as a duration such as V(24h).
+      - With O(select=before), an ISO 8601 time, or how long ago as a duration with its unit, such as V(24h).
     type: str
   power:
     description:

@@ -14,7 +14,7 @@ import itertools
 import threading
 import typing as t
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
@@ -82,18 +82,19 @@ class Backend(abc.ABC):
         drift: bool = False,
         fails_at: int | None = None,
         meanwhile: t.Callable[[], object] | None = None,
+        later: timedelta = timedelta(0),
         **bounds: t.Any,
     ) -> list[Outcome]:
         """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything.
 
-        ``meanwhile`` happens between the look and the first write.
+        ``meanwhile`` happens between the look and the first write. The plan is told a time that is ``later`` than the real one.
         """
         driver = self.open()
         if meanwhile is not None:
             _before_the_first_write(driver, meanwhile)
         try:
             used = Tripwire(driver, fails_at) if fails_at else driver
-            fleet = Fleet(used, Bounds(**{"timeout": 120.0, **bounds}), now=lambda: datetime.now(timezone.utc))
+            fleet = Fleet(used, Bounds(**{"timeout": 120.0, **bounds}), now=lambda: datetime.now(timezone.utc) + later)
             named = [Target(one) if isinstance(one, str) else one for one in targets]
             return fleet.apply(named, plan, dry_run=dry_run, drift=drift)
         finally:

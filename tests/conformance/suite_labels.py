@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from kit import Backend, bare, code, only
 
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -50,6 +51,18 @@ class Labels:
         assert one.created and one.label.expires
         assert abs(one.created + timedelta(days=7) - one.label.expires) <= timedelta(minutes=1)
         assert seen["child"].parent == one.id and seen["child"].current and not one.current
+
+    def test_an_expiry_in_the_past_is_refused_before_anything_is_written(self, backend: Backend) -> None:
+        vm, now = backend.vm(power="off"), datetime.now(timezone.utc)
+        backend.take(vm, "there", description="as it was")
+        for name in ("new", "there"):
+            past = Request(name=name, description="new text", expires=now - timedelta(seconds=1))
+            for dry_run in (True, False):
+                with pytest.raises(InvalidOption, match=r"^expires=.*Z is in the past"):
+                    backend.run(Present(past), vm, dry_run=dry_run)
+        assert [(one.name, one.text) for one in backend.list(vm)] == [("there", "as it was")]
+        # Counted from the creation of an old snapshot it is not refused: then the snapshot has simply expired.
+        assert only(backend.run(Present(Request(name="there", expires=timedelta(hours=1))), vm, later=timedelta(days=1))).changed
 
     def test_nothing_is_done_where_the_label_is_not_as_expected(self, backend: Backend) -> None:
         vm = backend.vm(power="off")

@@ -17,7 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
 from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_pruned, outcome_table, tree
 
-YESTERDAY = datetime.now(timezone.utc) - timedelta(days=1)
+HOUR = timedelta(hours=1)
 
 
 def told(outcome: Outcome) -> dict[str, tuple[str, str]]:
@@ -62,19 +62,20 @@ class Prune:
 
     def test_what_has_expired_goes_and_may_be_the_last(self, backend: Backend) -> None:
         vm, other = backend.vm(power="off"), backend.vm(power="off")
-        backend.take(vm, "gone", expires=YESTERDAY)
-        backend.take(other, "held", expires=YESTERDAY, hold=True)
-        backend.take(other, "gone", expires=YESTERDAY)
+        backend.take(vm, "gone", expires=HOUR)
+        backend.take(other, "held", expires=datetime.now(timezone.utc) + HOUR, hold=True)
+        backend.take(other, "gone", expires=HOUR)
         backend.take(other, "later", expires=timedelta(days=1))
         backend.take(other, "never")
-        done = backend.run(pruning(expired=True), vm, other)
+        assert [one.word for one in backend.run(pruning(expired=True), vm, other)] == ["kept", "kept"]
+        done = backend.run(pruning(expired=True), vm, other, later=2 * HOUR)
         assert [(one.word, one.error) for one in done] == [("pruned", None)] * 2
         assert (backend.names(vm), backend.names(other)) == ([], ["held", "later", "never"])
         # Released, or given a longer life, it is as any other.
         assert only(backend.run(Present(Request(name="held", hold=False)), other)).changed
-        assert only(backend.run(Present(Request(name="never", expires=YESTERDAY)), other)).changed
+        assert only(backend.run(Present(Request(name="never", expires=HOUR)), other)).changed
         assert only(backend.run(Present(Request(name="held", expires=timedelta(days=1))), other)).changed
-        assert only(backend.run(pruning(expired=True), other)).changed
+        assert only(backend.run(pruning(expired=True), other, later=2 * HOUR)).changed
         assert backend.names(other) == ["held", "later"]
 
     def test_of_a_tree_what_stands_on_a_removed_one_stays(self, backend: Backend) -> None:

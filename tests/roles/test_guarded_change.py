@@ -195,13 +195,18 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
         (
             {"change.yml": GOOD},
             {"chekcs": "health.yml"},
-            "guarded_change_chekcs: the role safepoint.vm.guarded_change has no such variable",
+            "unknown variable guarded_change_chekcs; did you mean guarded_change_checks?",
         ),
         ({"change.yml": GOOD}, {"timeout": "1 hour"}, "guarded_change_timeout is '1 hour', which is no duration"),
         (
             {"change.yml": GOOD},
             {"keep_after_rollback": "long"},
             "guarded_change_keep_after_rollback is 'long', which is no duration",
+        ),
+        (
+            {"change.yml": GOOD},
+            {"keep_after_success": 3},
+            "guarded_change_keep_after_success is '3', which is no duration with a unit",
         ),
         ({"change.yml": GOOD}, {"connection": None}, "guarded_change_connection"),
         ({"change.yml": GOOD}, {"power": "perhaps"}, "guarded_change_power"),

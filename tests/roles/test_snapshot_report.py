@@ -91,7 +91,7 @@ def test_what_cannot_be_a_report_fails_and_says_why(stage: Stage, hypervisor: Hy
         ({"endpoints": [LOST], "json": str(path)}, "Endpoints seen: 0 of 1."),
         ({"endpoints": [kvm01, LOST], "require_all": True}, "NOT SEEN: lost"),
         ({"endpoints": [kvm01, kvm01]}, "a name that no other has"),
-        ({"endpoints": [kvm01], "htlm": "x"}, "snapshot_report_htlm: the role safepoint.vm.snapshot_report has no such variable"),
+        ({"endpoints": [kvm01], "htlm": "x"}, "unknown variable snapshot_report_htlm; did you mean snapshot_report_html?"),
         ({"endpoints": [kvm01], "metrics": "/x/metrics.txt"}, "does not end in .prom"),
         ({"endpoints": [kvm01], "max_age": "yesterday"}, "max_age='yesterday' is not a duration"),
         (

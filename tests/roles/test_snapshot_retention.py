@@ -39,6 +39,7 @@ def test_several_endpoints_are_pruned_each_by_its_policy_and_one_that_fails_stop
               ansible.builtin.include_role:
                 name: safepoint.vm.snapshot_retention
               vars:
+                snapshot_retention_apply: true
                 snapshot_retention_targets:
                   - name: the dead one
                     connection: {{backend: vsphere, hostname: 127.0.0.1, port: 1, username: u, password: {SECRET}, connect_timeout: 5s}}
@@ -58,6 +59,26 @@ def test_several_endpoints_are_pruned_each_by_its_policy_and_one_that_fails_stop
     assert SECRET not in run.output
     assert names(hypervisor, "web01") == ["mine", "sb"]
     assert names(hypervisor, "web02") == ["mine", "sa", "sb"]
+
+
+def test_the_role_only_plans_and_refuses_a_misspelled_variable(stage: Stage, hypervisor: Hypervisor) -> None:
+    estate(hypervisor)
+    playbook = """
+        - hosts: localhost
+          gather_facts: false
+          tasks:
+            - ansible.builtin.include_role:
+                name: safepoint.vm.snapshot_retention
+    """
+    variables = {"snapshot_retention_connection": hypervisor.connection, "snapshot_retention_vms": ["web01"]}
+    run = stage.play(playbook, "-e", json.dumps(variables))
+    assert run.rc == 0 and run.said("1 of 4 snapshots on 1 VMs would be removed")
+    run = stage.play(playbook, "-e", json.dumps({**variables, "snapshot_retention_aply": True}))
+    assert run.rc == 2 and run.said("unknown variable snapshot_retention_aply; did you mean snapshot_retention_apply?")
+    assert names(hypervisor, "web01") == ["gone", "mine", "sa", "sb"]
+    run = stage.play(playbook, "-e", json.dumps({**variables, "snapshot_retention_apply": True}))
+    assert run.rc == 0 and run.said("1 of 4 snapshots on 1 VMs removed")
+    assert names(hypervisor, "web01") == ["mine", "sa", "sb"]
 
 
 def test_the_playbook_only_plans_until_it_is_told_to_apply_and_needs_a_scope(stage: Stage, hypervisor: Hypervisor) -> None:

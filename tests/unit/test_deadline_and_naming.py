@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
     Deadline,
     format_time,
+    parse_age,
     parse_duration,
     parse_expiry,
+    parse_moment,
     parse_time,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, TimedOut
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, check_name
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, check_name, did_you_mean
 
 
 class Time:
@@ -92,6 +94,36 @@ def test_an_expiry_is_an_age_or_a_moment() -> None:
 def test_what_is_no_expiry_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="expires"):
         parse_expiry(text)
+
+
+@pytest.mark.parametrize("text", ["3", " 3 ", "3.0", "365"])
+def test_what_decides_what_is_kept_needs_a_unit(text: str) -> None:
+    for parse in (parse_expiry, parse_moment, parse_age):
+        with pytest.raises(InvalidOption, match=f"expires={text.strip()} has no unit; write {text.strip()}d, 12h or 90s"):
+            parse(text, option="expires")
+    assert parse_age(f"{text}d", option="expires") == timedelta(days=float(text))
+
+
+def test_the_proposed_duration_is_one_that_is_accepted() -> None:
+    with pytest.raises(InvalidOption, match="write 86400s, 12h or 90s"):
+        parse_age("86400", option="max_age")
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "told"),
+    [
+        ("web01.example.com", ["web01", "web02"], "did you mean web01?"),
+        ("web01", ["web01.example.com", "web02.example.com", "db01"], "did you mean web01.example.com?"),
+        ("WEB01.example.com", ["web01", "web011.example.com"], "did you mean web01?"),
+        ("w1", ["w1.a.example.com", "w1.b.example.com"], "did you mean w1.a.example.com or w1.b.example.com?"),
+        ("web1", ["web01", "db01"], "did you mean web01?"),
+        ("web01.example.com", ["web01.example.org"], "did you mean web01.example.org?"),
+        (".com", ["db01", "x.com.example.org"], None),
+        ("zzz", ["db01"], None),
+    ],
+)
+def test_the_name_that_was_probably_meant_is_found_across_domains(name: str, there: list[str], told: str | None) -> None:
+    assert did_you_mean(name, there) == told
 
 
 @given(st.text(max_size=100))

@@ -26,6 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
+    external_files,
     new_snapshot,
     read_disks,
     with_description,
@@ -178,6 +179,17 @@ def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finish
     if action.snapshot.kind == EXTERNAL and action.snapshot.memory and daemon.version < 9_001_000:
         memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
         left = memory.get("file") if memory is not None else None
+    if action.snapshot.lost is not None:
+        # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
+        files = ", ".join(external_files(snapshot.getXMLDesc()))
+        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+        return Finished(
+            job,
+            warnings=(
+                f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed; where nothing "
+                f"else needs them, remove the files that were made for it: {files}",
+            ),
+        )
     snapshot.delete()
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (

@@ -19,8 +19,9 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt_qemu
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import losses
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import EXTERNAL, Disk, external_bases, read_disks
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Vm, chain_of
 
 _QEMU_IMG_SECONDS = 30
 
@@ -51,6 +52,19 @@ def look(vm: Vm, domain: t.Any, *, where: str, local: bool) -> tuple[Finding, ..
             if one["name"] not in known:
                 found.append(_orphan(vm, disk, one, up=up, where=where))
     return tuple(found)
+
+
+def with_losses(domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> Sequence[Snapshot]:
+    """The snapshots of a VM, with those told whose data are gone; ``texts`` are their definitions.
+
+    One request more for a VM that has external snapshots (the definition of the VM): without it a merged one passes for a way back.
+
+    :raises libvirtError: the VM did not answer.
+    """
+    # One that is being made is listed before the VM leaves the image that it stands on, and before it is the current one.
+    chain = chain_of(snapshots)
+    bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
+    return losses(domain.name(), snapshots, bases, read_disks(ElementTree.fromstring(domain.XMLDesc())))
 
 
 def _ask_qemu(domain: t.Any) -> dict[str, Sequence[Mapping[str, t.Any]]]:

@@ -42,6 +42,21 @@ class Disk:
     writable: bool
     mode: str | None
     """The ``snapshot`` attribute that somebody gave it."""
+    device: str | None = None
+    """The block device, where ``type`` is block."""
+    volume: tuple[str, str] | None = None
+    """The storage pool and the volume in it, where ``type`` is volume."""
+    alias: str | None = None
+    """Its name in QEMU, while the VM is up."""
+    chain: tuple[str, ...] = ()
+    """The image and those that it is based on, as far as the definition names them: all of them while the VM is up."""
+    merging_into: str | None = None
+    """The image that a block job writes what is newer into (an active commit)."""
+
+    @property
+    def image(self) -> str | None:
+        """The path of the file or block device that is written to."""
+        return self.path or self.device
 
 
 def read_disks(domain: ElementTree.Element) -> list[Disk]:
@@ -51,6 +66,7 @@ def read_disks(domain: ElementTree.Element) -> list[Disk]:
         source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
         if source is None or target is None:
             continue
+        alias, merging = disk.find("alias"), disk.find("mirror[@job='active-commit']/source")
         found.append(
             Disk(
                 target=target.get("dev", "?"),
@@ -59,9 +75,26 @@ def read_disks(domain: ElementTree.Element) -> list[Disk]:
                 format=driver.get("type", "raw") if driver is not None else "raw",
                 writable=disk.find("readonly") is None and disk.get("device") != "cdrom",
                 mode=disk.get("snapshot"),
+                device=source.get("dev") if disk.get("type") == "block" else None,
+                volume=(source.get("pool", ""), source.get("volume", "")) if disk.get("type") == "volume" else None,
+                alias=alias.get("name") if alias is not None else None,
+                chain=_chain(disk),
+                merging_into=merging.get("file") or merging.get("dev") if merging is not None else None,
             )
         )
     return found
+
+
+def _chain(disk: ElementTree.Element) -> tuple[str, ...]:
+    found = []
+    layer: ElementTree.Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is None:
+            break
+        found.append(source.get("file") or source.get("dev") or source.get("name") or "?")
+        layer = layer.find("backingStore")
+    return tuple(found)
 
 
 def colliding_disks(disks: Iterable[Disk]) -> tuple[str, str] | None:
@@ -120,6 +153,24 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
         size_unknown=_SIZE_UNKNOWN[kind],
         obstacles=obstacles,
     )
+
+
+def external_bases(snapshot_xml: str) -> dict[str, str]:
+    """The images that an external snapshot stands on, by the names of the disks: what is written into one of them destroys it."""
+    root = ElementTree.fromstring(snapshot_xml)
+    domain = root.find("domain")
+    outside = {disk.get("name") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL}
+    disks = read_disks(domain) if domain is not None else []
+    return {disk.target: disk.image for disk in disks if disk.image and disk.target in outside}
+
+
+def external_files(snapshot_xml: str) -> list[str]:
+    """The files that were made for an external snapshot."""
+    root = ElementTree.fromstring(snapshot_xml)
+    sources = [disk.find("source") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL]
+    found = [source.get("file") or source.get("dev") or "" for source in sources if source is not None]
+    memory = root.find("memory")
+    return list(filter(None, [*found, memory.get("file") if memory is not None else None]))
 
 
 def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None = None, memory_file: str | None = None) -> str:

@@ -25,6 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libv
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     CHECK,
     LIBVIRT_IMPORT_ERROR,
+    Connections,
     clean,
     connect,
     is_local,
@@ -72,6 +73,8 @@ class LibvirtDriver(SnapshotDriver):
     name = "libvirt"
     # libvirt takes nearly everything, and with more than 247 bytes leaves data in the image that it then does not know.
     name_rule = NameRule(max_bytes=80)
+    # A daemon has 20 workers by default (max_workers). The others are left to other users of the daemon, and to our own looks.
+    most_parallel = 16
 
     def __init__(self, uri: str) -> None:
         """Connect. Blocks for as long as the peer is mute: call it under a deadline.
@@ -98,6 +101,8 @@ class LibvirtDriver(SnapshotDriver):
                 f"libvirt at {self._where} runs {kind}, whose snapshots this collection does not know; use a QEMU URI"
             )
         self._is_qemu = kind == "QEMU"
+        self._connections = Connections(uri, self._connection)
+        self._deadline: Deadline | None = None
 
     @functools.cached_property
     def _daemon(self) -> Daemon:
@@ -107,6 +112,10 @@ class LibvirtDriver(SnapshotDriver):
             "read the capabilities", self._connection.getCapabilities
         )
         return Daemon(version, self._is_qemu and known)
+
+    def set_deadline(self, deadline: Deadline) -> None:
+        # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
+        self._deadline = deadline
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         vms = self.vms()
@@ -172,28 +181,41 @@ class LibvirtDriver(SnapshotDriver):
 
     def start(self, action: Action) -> Job:
         job = Job(action)
+        deadline = self._deadline
 
         def done(end: Finished | None, error: BaseException | None) -> None:
             self._endings.put(end or Finished(job, error=self._typed(error, f"{action}")))
 
         def work() -> Finished:
-            return _libvirt_actions.run(
-                job,
-                self._domain(action.vm),
-                uri=self._uri,
-                daemon=self._daemon,
-                transient=action.vm.id in self._transient,
-                saved=action.vm.id in self._saved,
-            )
+            with self._connections.lease() as connection:
+                if deadline is not None and deadline.left() <= 0:
+                    raise _errors.NotReached(f"The time was up before libvirt was asked to {action}; nothing was sent")
+                try:
+                    return self._run(job, connection)
+                except libvirt.libvirtError as exc:
+                    raise typed(exc, f"{action}", where=self._where, broken=not connection.isAlive()) from exc
 
         begin(work, done)
         return job
+
+    def _run(self, job: Job, connection: t.Any) -> Finished:
+        vm = job.action.vm
+        # A handle belongs to its connection, so that a VM costs one request more on all but the first.
+        domain = self._domain(vm) if connection is self._connection else connection.lookupByUUIDString(vm.id)
+        return _libvirt_actions.run(
+            job,
+            domain,
+            uri=self._uri,
+            daemon=self._daemon,
+            transient=vm.id in self._transient,
+            saved=vm.id in self._saved,
+        )
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
         return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
-        self._connection.close()
+        self._connections.close()
 
     # one VM
 
@@ -269,12 +291,12 @@ class LibvirtDriver(SnapshotDriver):
         latest = _current(domain)
         current = latest.getName() if latest is not None else None
         found = []
-        current_xml = ""
+        texts = {}
         for handle in handles:
             try:
                 xml = handle.getXMLDesc()
                 found.append(read_snapshot(xml, current=current))
-                current_xml = xml if found[-1].current else current_xml
+                texts[found[-1].id] = xml
             except libvirt.libvirtError as exc:
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
@@ -282,8 +304,9 @@ class LibvirtDriver(SnapshotDriver):
         if all(one.kind != EXTERNAL for one in found):
             return parents_first(found)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
-        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in current_xml
-        return tuple(with_obstacles(domain.name(), parents_first(found), self._daemon, branch_lost=branch_lost))
+        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
+        judged = _libvirt_images.with_losses(domain, parents_first(found), texts)
+        return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     # errors
 
