@@ -28,6 +28,7 @@ options:
   hostname:
     description:
       - With O(backend=vsphere), the vCenter or ESXi host. With O(backend=proxmox), any node of the cluster.
+      - A name or an address alone, without scheme, user or port. An IPv6 address may be in brackets.
       - When it is not set, the environment variable E(VMWARE_HOST) or E(PROXMOX_HOST) of the machine that runs the module is used.
     type: str
   port:
@@ -42,6 +43,8 @@ options:
   password:
     description:
       - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) or E(PROXMOX_PASSWORD) is used.
+      - A call is refused when a name, a label or a description in it contains this text or that of another secret option, since Ansible cuts it out of all
+        results, ids included.
     type: str
   token_id:
     description:
@@ -59,7 +62,7 @@ options:
     type: bool
   ca_path:
     description:
-      - A file of CA certificates in PEM that are trusted instead of the system's.
+      - A file of CA certificates in PEM that are trusted instead of the system's. The file must exist on the machine that runs the module.
     type: path
   connect_timeout:
     description:
@@ -71,7 +74,10 @@ options:
     description:
       - How long the module may take once it is connected, over all VMs and requests.
       - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
-      - Undoing with O(ignore:on_error=undo) has two minutes of its own after that.
+      - Reading again, and undoing with O(ignore:on_error=undo), may go on for 20 seconds after that.
+      - On a SIGINT or SIGTERM the module begins nothing more and undoes nothing, and ends within five seconds with RV(ignore:error=interrupted). Its rows say
+        what was done, what was not begun (V(not_started)), and which tasks still run at the hypervisor (V(interrupted)). Of a job of several steps, such as a
+        revert and the start after it, those that were not begun are not done then.
       - A duration such as V(90s), V(15m), V(2h) or a bare number of seconds.
     type: str
     default: 15m

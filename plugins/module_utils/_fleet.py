@@ -16,9 +16,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
+    Interrupted,
     LabelDiffers,
     LostRace,
     NotReached,
+    NotStarted,
     SafepointError,
     SnapshotAmbiguous,
     Unsupported,
@@ -31,6 +33,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._phases import Phases
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import LOOK_SECONDS, Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._undo import Undo
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
@@ -54,10 +57,14 @@ class Fleet:
         now: Callable[[], datetime] | None = None,
         progress: Callable[[Progress], None] | None = None,
         observer: Observer | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """``deadline`` is the one of ``bounds`` where that has begun already, as before the login. ``now`` stands for the driver's own clock.
-        ``progress`` is told about each second how far the work is, ``observer`` of each write.
+        ``progress`` is told how far the work is, ``observer`` of each write.
+
+        ``stop`` is told by signals. What only looks is left with Stopped then; after the first write each VM still gets its result.
         """
+        self._stop = stop or Stop()
         self._driver = driver
         self._bounds = bounds
         self._now = now or driver.now
@@ -65,7 +72,7 @@ class Fleet:
         self._phases = Phases(driver, deadline or Deadline(bounds.timeout))
         self._deadline = self._phases.work
         self._look = Look(driver, lock_timeout=bounds.lock_timeout)
-        self._jobs = Jobs(driver, at_once=bounds.max_parallel, progress=progress, observer=observer)
+        self._jobs = Jobs(driver, at_once=bounds.max_parallel, progress=progress, observer=observer, stop=self._stop)
         self._work = Work(self._jobs, bounds, self._deadline)
 
     def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
@@ -115,7 +122,7 @@ class Fleet:
                 outcome.predict()
             return outcomes
         self._act(acting, plan)
-        if drifting:
+        if drifting and self._stop.by is None:
             self._look.configure(drifting, [], self._phases.last_look(), again=True)
         for outcome in outcomes:
             outcome.conclude()
@@ -183,6 +190,32 @@ class Fleet:
     # act
 
     def _act(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """Do what was decided; after a signal say what is known."""
+        try:
+            self._carry_out(outcomes, plan)
+        except Stopped:
+            self._end_early(outcomes, plan)
+
+    def _end_early(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
+        """Look once, for a moment, at what was written, and write nothing more."""
+        stopped = f"The module was stopped by {self._stop.by}"
+        began = [one for one in outcomes if one.started]
+        for one in outcomes:
+            if one.error is None and not one.done:
+                one.refuse(NotStarted(f"Nothing was done on {one.vm}: {stopped}"))
+        try:
+            self._look.see(began, Deadline(LOOK_SECONDS), wait=False)
+        except SafepointError as exc:
+            for one in began:
+                one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
+                one.refuse(Interrupted(f"{stopped} before what it did on {one.vm} could be looked at"))
+        for one in began:
+            if one.error is None:
+                _confirm_or_refuse(one, plan)
+            if one.error is None and one.todo:
+                one.refuse(Interrupted(f"{stopped} before it could {one.todo[0]}"))
+
+    def _carry_out(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
         self._work.perform(outcomes)
         raced = [one for one in outcomes if one.raced]
@@ -326,7 +359,7 @@ def _is_confirmed(outcome: Outcome, plan: Plan, losers: list[Outcome]) -> bool:
 def _confirm_or_refuse(outcome: Outcome, plan: Plan) -> None:
     if outcome.after is not None and outcome.decision is not None:
         try:
-            plan.confirm(outcome.after, outcome.decision)
+            outcome.todo.extend(plan.confirm(outcome.after, outcome.decision))
         except SafepointError as exc:
             outcome.refuse(exc)
 

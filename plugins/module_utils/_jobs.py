@@ -15,9 +15,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
-# While progress is shown, it is shown this often.
-_PROGRESS_SECONDS = 1.0
+# How long the drivers' wait may keep us from telling how far the work is, and from seeing a signal. They wait on a queue: it costs no request.
+_WAIT_SECONDS = 0.5
 
 
 class Observer(t.Protocol):
@@ -43,8 +44,13 @@ class Jobs:
         at_once: int,
         progress: Callable[[Progress], None] | None = None,
         observer: Observer | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        """``at_once`` is the number of jobs that may run at the same time. ``progress`` is called about each second while there is work."""
+        """``at_once`` is the number of jobs that may run at the same time. ``progress`` is called twice a second while there is work.
+
+        ``stop`` is told by signals; who starts jobs has to look at it.
+        """
+        self.stop = stop or Stop()
         self.at_once = min(at_once, driver.most_parallel or at_once)
         self.progress = progress
         self._driver = driver
@@ -65,11 +71,11 @@ class Jobs:
         return self._driver.start(action)
 
     def wait(self, jobs: Iterable[Job], deadline: Deadline) -> list[Finished]:
-        """The same as the driver's own, for no longer than until the next report of progress is due."""
+        """The same as the driver's own, for a moment at most: progress has to be told, and a signal to be seen."""
         if self._refused:
             refused, self._refused = self._refused, []
             return refused
-        ended = self._driver.wait(list(jobs), deadline.within(_PROGRESS_SECONDS) if self.progress else deadline)
+        ended = self._driver.wait(list(jobs), deadline.within(_WAIT_SECONDS))
         if self._observer is not None:
             for end in ended:
                 self._observer.after(end)

@@ -75,9 +75,10 @@ class Look:
         waiting = [outcome for outcome in outcomes if outcome.vm is not None]
         lock = deadline.within(self._lock_timeout)
         held: set[str] = set()
+        waited = False
 
         def probe() -> bool | None:
-            nonlocal waiting
+            nonlocal waiting, waited
             views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline, plan=plan, sizes=sizes)
             busy = []
             for outcome in waiting:
@@ -93,7 +94,7 @@ class Look:
                 elif view.vm.id in held:
                     held.remove(view.vm.id)
                     busy.append(outcome)
-            waiting = busy
+            waiting, waited = busy, waited or bool(busy)
             return None if busy else True
 
         if not waiting:
@@ -101,8 +102,8 @@ class Look:
         try:
             lock.poll("a lock", probe)
         except TimedOut:
-            if any(outcome.after is None for outcome in waiting):
-                raise
+            if not waited or any(outcome.after is None for outcome in waiting):
+                raise  # nothing answered, and no lock was seen
             for outcome in waiting:
                 outcome.refuse(self._locked(outcome, lock, deadline))
 

@@ -17,6 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
+    Interrupted,
     InvalidOption,
     Locked,
     NewerSnapshots,
@@ -192,7 +193,7 @@ def _failed_word(outcome: Outcome) -> str:
     """How the result calls what failed: what was sent and is not known to have failed is not called failed."""
     if outcome.started is None:
         return "none"
-    return "unverified" if isinstance(outcome.error, Unverified) else "failed"
+    return "unverified" if isinstance(outcome.error, (Interrupted, Unverified)) else "failed"
 
 
 def _place(view: View) -> str | None:

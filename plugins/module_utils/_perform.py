@@ -23,7 +23,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFi
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import address
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, NotStarted, SafepointError, Undone
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    Interrupted,
+    LibraryMissing,
+    NotStarted,
+    SafepointError,
+    Undone,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -48,6 +54,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._request import (
     read_seconds,
     read_targets,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import LOGOUT_SECONDS, Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
@@ -84,8 +91,9 @@ class Answer:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def perform(call: Call) -> Answer:
-    """Do what the options say."""
+def perform(call: Call, stop: Stop | None = None) -> Answer:
+    """Do what the options say, or what is possible of it until ``stop`` is told."""
+    stop = stop or Stop()
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
@@ -97,13 +105,19 @@ def perform(call: Call) -> Answer:
     audit: AuditFile | None = None
     try:
         audit = _open_audit(call)
-        outcomes, now, sweeps = _work(params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit)
+        outcomes, now, sweeps = _work(
+            params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
+        )
+    except Stopped:
+        failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was begun"}
     except LibraryMissing as exc:
         failure = {"error": exc.code, "msg": _missing(exc.library)}
     except SafepointError as exc:
         failure = {"error": exc.code, "msg": str(exc)}
     else:
         result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=call.diff)
+        if failure is not None and stop.by is not None:
+            failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by}. {failure['msg']}"}
     rows = result.get("vms", [])
     warnings = [warning for row in rows for warning in row["warnings"]]
     if audit is not None:
@@ -148,10 +162,12 @@ def _work(
     diff: bool,
     progress: Callable[[Progress], None] | None = None,
     observer: Observer | None = None,
+    stop: Stop,
 ) -> tuple[list[Outcome], datetime, bool]:
     """Check all options, connect, and look or act; also what time it is by the endpoint's clock, and whether it was about whatever there is.
 
     :raises SafepointError: before anything was written.
+    :raises Stopped: the same, and a signal came.
     """
     targets = read_targets(params)
     bounds = Bounds(
@@ -165,16 +181,18 @@ def _work(
     if wanted is None:
         read_filter(params)
     deadline = Deadline(bounds.timeout)
-    driver = open_driver(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
+    with stop.breakable():
+        driver = open_driver(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
-        fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer)
-        if wanted is not None:
-            outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
-            return outcomes, driver.now(), wanted.sweeps
-        return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
+        with stop.breakable():
+            fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer, stop=stop)
+            if wanted is not None:
+                outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
+                return outcomes, driver.now(), wanted.sweeps
+            return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
-            in_time("the log-out", driver.close, Deadline(_LOG_OUT_SECONDS))
+            in_time("the log-out", driver.close, Deadline(_LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
         except SafepointError:
             pass  # a mute peer; what matters has been said or raised already
 

@@ -13,9 +13,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Snapsh
 
 # A call ends within timeout + 20 seconds. Each phase may use what is left of the call's own time, and ends so many seconds after it at the latest,
 # so that each of them keeps some of the grace. The rest of the 20 is for the log-out (_perform.py) and the end of the process.
-_CONFIRM_SECONDS = 6.0
-_UNDO_SECONDS = 12.0
-_LAST_LOOK_SECONDS = 17.0
+_CONFIRM_SECONDS = 5.0
+_UNDO_SECONDS = 10.0
+_LAST_LOOK_SECONDS = 15.0
 
 
 class Phases:

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Mapping
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    Interrupted,
     Locked,
     NewerSnapshots,
+    NotStarted,
     SnapshotExists,
     SnapshotNotFound,
     TimedOut,
@@ -24,6 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_WORD_SECONDS
 
 # Between two tries to write to a VM that somebody else's operation holds.
@@ -53,11 +56,15 @@ class Work:
         self._through: set[int] = set()
 
     def perform(self, outcomes: Iterable[Outcome]) -> None:
-        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
+        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up.
+
+        :raises Stopped: the call was told to stop; each VM has its error.
+        """
         ready = [one for one in outcomes if one.todo]
         self._known.update(map(id, ready))
         self._through.difference_update(map(id, ready))
-        _Batch(self, ready).run()
+        with self.jobs.stop.held():
+            _Batch(self, ready).run()
         self.tell({})
 
     def through(self, outcome: Outcome) -> None:
@@ -94,6 +101,9 @@ class _Batch:
                 self._begin()
             self._work.tell(self._running)
             finished = self._wait()
+            if self._jobs.stop.by is not None:
+                self._break_off(f"The module was stopped by {self._jobs.stop.by}", finished)
+                return
             if not finished and self._deadline.left() <= 0:
                 finished = self._jobs.wait(self._running, Deadline(LAST_WORD_SECONDS)) if self._running else []
                 if not finished:
@@ -107,7 +117,11 @@ class _Batch:
     def _begin(self) -> None:
         """Begin as many as may be under way, those first that were held by another operation and are due again."""
         due = [one for one in self._locked if one[0].left() <= 0]
-        while len(self._running) < self._jobs.at_once and (due or (self._ready and self._failed is None)):
+        while (
+            self._jobs.stop.by is None
+            and len(self._running) < self._jobs.at_once
+            and (due or (self._ready and self._failed is None))
+        ):
             if due:
                 self._locked.remove(due[0])
                 self._start(due.pop(0)[1])
@@ -122,21 +136,42 @@ class _Batch:
         """Wait for an end, but for no longer than until a held VM is due again, or until it is to be told how far the work is."""
         deadline = self._deadline.within(_LOCK_PAUSE_SECONDS) if self._locked else self._deadline
         if not self._running:
+            if self._jobs.stop.by is not None:
+                return []
             deadline.sleep()
             return []
         return self._jobs.wait(self._running, deadline)
+
+    def _break_off(self, stopped: str, finished: list[Finished]) -> None:
+        """Begin nothing more; wait a moment for what is about to end, and say of the rest that it still runs."""
+        for outcome in [*self._ready, *(one for _again, one, _error in self._locked)]:
+            if outcome.done:
+                outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
+            else:
+                outcome.refuse(NotStarted(f"Nothing was done on {outcome.vm}: {stopped}"))
+        grace = self._deadline.within(GRACE_SECONDS)
+        while True:
+            for end in finished:
+                outcome = self._running.pop(end.job)
+                _note(outcome, end)
+                if outcome.todo:
+                    outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
+            if not self._running or grace.left() <= 0:
+                break
+            finished = self._jobs.wait(self._running, grace)
+        for job, outcome in self._running.items():
+            outcome.in_flight = job
+            said = f"{stopped} and did not see the end of its job to {_named(job)}; it may still end at the hypervisor: look with snapshot_info"
+            outcome.refuse(Interrupted(f"{said} before the next try"))
 
     def _end_in_time(self) -> None:
         """The time is up: say so of all that was not finished."""
         timeout = f"timeout={self._bounds.timeout:g} seconds"
         for job, outcome in self._running.items():
             outcome.in_flight = job
-            known = [f"task {job.handle}"] if job.handle else []
-            known += [f"{job.percent}% done"] if job.percent is not None else []
-            named = f" ({', '.join(known)})" if known else ""
             outcome.refuse(
                 TimedOut(
-                    f"{timeout} was not enough to {job.action}{named}; it may still end at the hypervisor: look with snapshot_info before the next "
+                    f"{timeout} was not enough to {_named(job)}; it may still end at the hypervisor: look with snapshot_info before the next "
                     "try, and set a longer timeout"
                 )
             )
@@ -190,6 +225,13 @@ def _note(outcome: Outcome, end: Finished) -> None:
         outcome.todo.clear()
     else:
         outcome.refuse(end.error)
+
+
+def _named(job: Job) -> str:
+    """The action of a job, with its name at the hypervisor and how far it is, where that is known."""
+    known = [f"task {job.handle}"] if job.handle else []
+    known += [f"{job.percent}% done"] if job.percent is not None else []
+    return f"{job.action} ({', '.join(known)})" if known else str(job.action)
 
 
 def _may_be_gone(outcome: Outcome) -> bool:

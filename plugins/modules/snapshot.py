@@ -124,6 +124,7 @@ options:
     description:
       - What to do with the other VMs when one fails.
       - With V(undo) and V(stop), nothing is written to any VM when one of them is refused beforehand.
+      - A signal is no failure of a VM, see O(timeout). After one nothing is undone.
     type: str
     choices:
       undo: Begin no further ones, and remove the snapshots that this call has created. With O(state=absent) the same as V(stop).

@@ -25,6 +25,7 @@ SEVERITIES = ("act", "look", "note")
 _FINDINGS = {
     "consolidation_needed": "act",
     "guest_crashed": "act",
+    "left_off": "act",
     "left_paused": "act",
     "locked": "act",
     "question_pending": "act",

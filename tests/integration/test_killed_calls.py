@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import signal
 import time
 import typing as t
 from collections.abc import Iterator
@@ -46,6 +48,14 @@ def writes(vcenter: VCenter) -> int:
     return methods.get("CreateSnapshotEx_Task", 0) + methods.get("RemoveSnapshot_Task", 0)
 
 
+@contextlib.contextmanager
+def taking(vcenter: VCenter, seconds: float) -> Iterator[None]:
+    """Let tasks take so long, until the end of the block."""
+    vcenter.set(task_time=seconds)
+    yield
+    vcenter.set(task_time=0.3)
+
+
 def run(vcenter: VCenter, path: Path, **more: t.Any) -> None:
     process = child("snapshot", options(vcenter, path, **more))
     answer, errors = process.communicate(timeout=120)
@@ -77,3 +87,63 @@ def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VC
     # A killed call tells no results; an intent without an outcome is what is left of what it had begun last.
     ended = [one["id"] for one in lines(path) if one["event"] == "outcome"]
     assert len(set(ended)) == len(ended) and len(intents) > len(ended)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
+    slow: VCenter, tmp_path: Path, number: signal.Signals
+) -> None:
+    path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
+    slow.reset_counters()
+    with taking(slow, 8):
+        process = child("snapshot", options(slow, path, name=name, on_error="undo"))
+        Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
+        process.send_signal(number)
+        told = time.monotonic()
+        process.send_signal(number)  # of people who are in a hurry
+        answer, errors = process.communicate(timeout=60)
+        took = time.monotonic() - told
+        begun = writes(slow)
+    said = json.loads(answer)
+    assert took < 5 and errors == b"" and process.returncode == 0
+    assert begun == 3  # nothing more was begun, and nothing taken back
+    assert said["failure"]["error"] == "interrupted" and number.name in said["failure"]["msg"]
+    rows = {code: [row for row in said["result"]["vms"] if row["error"] == code] for code in ("interrupted", "not_started")}
+    assert (len(rows["interrupted"]), len(rows["not_started"])) == (3, len(VMS) - 3)
+    assert all("task task-" in row["msg"] and row["changed"] for row in rows["interrupted"])
+    assert not any(row["changed"] for row in rows["not_started"])
+    running = {row["vm"]["name"] for row in rows["interrupted"]}
+    assert {one["vm"] for one in lines(path) if one["event"] == "intent"} == running
+    assert {one["vm"] for one in lines(path) if one["event"] == "result"} == set(VMS)
+    run(slow, tmp_path / "prepared.jsonl", name=f"{name}-after")
+    assert {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name} == running
+
+
+def test_what_ends_before_the_signal_is_looked_at_and_what_is_about_to_end_is_waited_for(slow: VCenter, tmp_path: Path) -> None:
+    path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-partly"
+    slow.reset_counters()
+    process = child("snapshot", options(slow, path, name=name))
+    Deadline(60).poll("the second wave", lambda: writes(slow) > 3 or None, first=0.02, longest=0.02)
+    process.send_signal(signal.SIGTERM)
+    said = json.loads(process.communicate(timeout=60)[0])
+    done = {row["vm"]["name"] for row in said["result"]["vms"] if row["action"] == "created"}
+    assert len(done) >= 3
+    assert all("error" not in row and row["changed"] for row in said["result"]["vms"] if row["action"] == "created")
+    assert said["failure"]["error"] == "interrupted" and said["result"]["changed"]
+    assert done == {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name}
+
+
+@pytest.mark.parametrize("module", ["snapshot", "snapshot_info"])
+def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, tmp_path: Path, module: str) -> None:
+    asked = options(slow, tmp_path / "audit.jsonl", name="never")
+    if module == "snapshot_info":
+        asked = {key: value for key, value in asked.items() if key not in ("audit_file", "max_parallel", "name")}
+    connections = slow.counters()["connections"]
+    with slow.mute():
+        process = child(module, asked)
+        Deadline(60).poll("the connection", lambda: slow.counters()["connections"] > connections or None)
+        process.terminate()
+        told = time.monotonic()
+        answer, errors = process.communicate(timeout=60)
+    assert time.monotonic() - told < 5 and errors == b""
+    assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}

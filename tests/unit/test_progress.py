@@ -28,7 +28,7 @@ VMS = ["web01", "web02", "web03"]
 
 @pytest.fixture
 def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
-    monkeypatch.setattr(_jobs, "_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(_jobs, "_WAIT_SECONDS", 0.05)
     made = Hypervisor()
     for name in VMS:
         made.add(name)

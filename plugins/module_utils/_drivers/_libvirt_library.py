@@ -171,10 +171,10 @@ def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.Safep
     """The library's error as one of ours, with libvirt's own words; ``broken`` says that the connection is gone."""
     code = error.get_error_code()
     if broken or error.get_error_domain() == libvirt.VIR_FROM_RPC:
-        # Seen with 9.0: a daemon that dies while it takes a snapshot leaves the VM paused for good.
+        # A daemon that dies while it takes a snapshot leaves the VM paused for good, or the next one finds it in a state that it ends (9.0, 11.3).
         return _errors.ConnectionFailed(
             f"The connection to libvirt at {where} broke on the way to {what}: {clean(error)}; "
-            "look at the VM before the next try, it may be left paused (virsh resume)"
+            "look at the VM before the next try (snapshot_info): if libvirtd died, the VM may be left paused (virsh resume) or off (virsh start)"
         )
     made: type[_errors.SafepointError] = getattr(_errors, _KINDS.get(code, "BackendFailed"))
     return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")

@@ -64,10 +64,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 
 __all__ = ["CHECK", "LibvirtDriver"]
 
-# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
-_POWERS = {3: "paused", 5: "off", 6: "paused"}
-# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE: QEMU is stopped for a snapshot with memory.
-_PAUSED_FOR_SNAPSHOT = (3, 3)
+# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed.
+_OFF = 5
+_POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
+# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE or _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
+_PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
+# VIR_DOMAIN_SHUTOFF with VIR_DOMAIN_SHUTOFF_DAEMON: a libvirtd that was started again could not go on with this QEMU, and has ended it.
+_ENDED_BY_DAEMON = (5, 8)
 
 _T = t.TypeVar("_T")
 
@@ -258,23 +261,30 @@ class LibvirtDriver(SnapshotDriver):
 
     def _state(self, vm: Vm, domain: t.Any, seen: tuple[int, int] | None, *, look_for_ways: bool) -> VmState:
         # A VM that is not among the states ceased to exist since it was found, and says so itself.
-        state, reason = seen or domain.state()
-        power = _POWERS.get(state, "running")
-        busy = _holder(domain) if power != "off" else None
+        state = seen or tuple(domain.state())
+        busy = _holder(domain) if state[0] != _OFF else None
+        if state in _PAUSED_FOR_SNAPSHOT and not busy:
+            state = tuple(domain.state())  # the snapshot may have been finished between the two
+        power = _POWERS.get(state[0], "running")
+        if state in _PAUSED_FOR_SNAPSHOT and busy:
+            power = "running"  # and it runs on when the snapshot is finished
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
                 f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
-        found = []
-        # Asked again, since a snapshot may have been finished between the state and the lock.
-        if (state, reason) == _PAUSED_FOR_SNAPSHOT and not busy and tuple(domain.state()) == _PAUSED_FOR_SNAPSHOT:
-            found.append(self._left_paused(vm))
-        found.extend(self._judge.findings(vm))
-        found.extend(findings_of_state(vm.name, state, reason, where=self._where))
-        if (state, reason) == MIGRATED_AWAY:
+        if state == MIGRATED_AWAY:
             refusals["write"] = why_not_written(vm.name)
-        how = self._ways(vm, domain, power, crashed=state == CRASHED) if look_for_ways else ()
+        left = self._left(vm, state) if not busy else None
+        how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
+        if left is not None:
+            warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
+            how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
+        found = [
+            *([left] if left else []),
+            *findings_of_state(vm.name, state, where=self._where),
+            *self._judge.findings(vm),
+        ]
         return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
     def _ways(self, vm: Vm, domain: t.Any, power: str, *, crashed: bool) -> tuple[Way, ...]:
@@ -287,12 +297,23 @@ class LibvirtDriver(SnapshotDriver):
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
-    def _left_paused(self, vm: Vm) -> Finding:
-        return Finding(
-            "left_paused",
-            f"{vm} is paused since a snapshot that libvirtd did not live to finish",
-            f"let it run again: virsh -c {shlex.quote(self._where)} resume {shlex.quote(vm.name)}",
-        )
+    def _left(self, vm: Vm, state: tuple[int, int]) -> Finding | None:
+        """The state in which a libvirtd that died in the middle of an operation has left the VM, if it is one."""
+        command = f"virsh -c {shlex.quote(self._where)} %s {shlex.quote(vm.name)}"
+        if state in _PAUSED_FOR_SNAPSHOT:
+            return Finding(
+                "left_paused",
+                f"{vm} is paused since a snapshot that libvirtd did not live to finish",
+                f"let it run again: {command % 'resume'}",
+            )
+        if state == _ENDED_BY_DAEMON:
+            return Finding(
+                "left_off",
+                f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
+                "had in memory, as in a power cut",
+                f"start it, or revert it to a snapshot: {command % 'start'}",
+            )
+        return None
 
     def _list(self, domain: t.Any) -> tuple[Snapshot, ...]:
         handles = domain.listAllSnapshots()
