@@ -28,6 +28,7 @@ options:
   hostname:
     description:
       - With O(backend=vsphere), the vCenter or ESXi host. With O(backend=proxmox), any node of the cluster.
+      - A name or an address alone, without scheme, user or port. An IPv6 address may be in brackets.
       - When it is not set, the environment variable E(VMWARE_HOST) or E(PROXMOX_HOST) of the machine that runs the module is used.
     type: str
   port:
@@ -42,6 +43,8 @@ options:
   password:
     description:
       - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) or E(PROXMOX_PASSWORD) is used.
+      - A call is refused when a name, a label or a description in it contains this text or that of another secret option, since Ansible cuts it out of all
+        results, ids included.
     type: str
   token_id:
     description:
@@ -59,7 +62,7 @@ options:
     type: bool
   ca_path:
     description:
-      - A file of CA certificates in PEM that are trusted instead of the system's.
+      - A file of CA certificates in PEM that are trusted instead of the system's. The file must exist on the machine that runs the module.
     type: path
   connect_timeout:
     description:

@@ -13,6 +13,7 @@ options:
       - The VM, by its name, UUID or id. On libvirt the id is the UUID, on vSphere the managed object id, and on Proxmox VE the vmid, which has no UUIDs.
       - On vSphere an inventory path will do as well, on Proxmox VE the node and the vmid, as C(pve1/100).
       - The prefixes C(name:), C(uuid:), C(id:) and C(path:) say which of them is meant.
+      - One VM only. For a list use the option C(vms).
       - Exactly one of the options that name VMs must be set.
     type: str
   vms:

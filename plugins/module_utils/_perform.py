@@ -19,13 +19,15 @@ import typing as t
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timezone
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _audit
+from ansible_collections.safepoint.vm.plugins.module_utils import _audit, _failure
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import address
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, NotStarted, SafepointError, Undone
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, usable_params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
@@ -39,7 +41,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._report import (
     outcome_table,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._request import (
-    Params,
     at_least_one,
     read_filter,
     read_owner,
@@ -49,6 +50,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._request import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+# As open_driver(), which it is unless a test has a hypervisor of its own.
+Connect = Callable[..., SnapshotDriver]
 
 # By the short name of a module. Without a plan it only looks.
 _PLANS: Mapping[str, Callable[[Request, Params], Plan] | None] = {
@@ -80,19 +84,19 @@ class Answer:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def perform(call: Call) -> Answer:
-    """Do what the options say."""
+def perform(call: Call, *, connect: Connect = open_driver) -> Answer:
+    """Do what the options say, on the endpoint that ``connect`` connects to."""
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
-    params = call.params
     plan = _PLANS[call.module]
-    progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
     began = time.monotonic()
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
     try:
-        outcomes, now, sweeps = _work(params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress)
+        params = usable_params(call.module, call.params, call.secrets)
+        progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
+        outcomes, now, sweeps = _work(params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress)
     except LibraryMissing as exc:
         failure = {"error": exc.code, "msg": _missing(exc.library)}
     except SafepointError as exc:
@@ -101,7 +105,7 @@ def perform(call: Call) -> Answer:
         result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=call.diff)
     rows = result.get("vms", [])
     warnings = [warning for row in rows for warning in row["warnings"]]
-    if params.get("audit_file") and not call.check_mode:
+    if call.params.get("audit_file") and not call.check_mode:
         warnings += _write_audit(call, rows, failure, seconds=time.monotonic() - began)
     return Answer(result, failure, warnings)
 
@@ -127,9 +131,9 @@ def _write_audit(call: Call, rows: list[dict[str, t.Any]], failure: dict[str, t.
             secrets=call.secrets,
         )
         _audit.append(path, lines)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # ValueError: for a path that no file can have, with which nothing was done
         return [
-            f"What was done is not in audit_file={path!r}: {exc.strerror or exc}. Make its folder, and let this user write there"
+            f"What was done is not in audit_file={path!r}: {getattr(exc, 'strerror', None) or exc}. Make its folder, and let this user write there"
         ]
     return []
 
@@ -137,6 +141,7 @@ def _write_audit(call: Call, rows: list[dict[str, t.Any]], failure: dict[str, t.
 def _work(
     params: Params,
     plan: Callable[[Request, Params], Plan] | None,
+    connect: Connect,
     *,
     dry_run: bool,
     diff: bool,
@@ -157,7 +162,7 @@ def _work(
     wanted = plan(read_request(params), params) if plan else None
     if wanted is None:
         read_filter(params)
-    driver = open_driver(params, environ=os.environ, seconds=read_seconds(params, "connect_timeout"))
+    driver = connect(params, environ=os.environ, seconds=read_seconds(params, "connect_timeout"))
     try:
         fleet = Fleet(driver, bounds, progress=progress)
         if wanted is not None:
@@ -188,12 +193,4 @@ def _results(
     if diff and not info:
         shown = outcome_table if sweeps else outcome_diff
         result["diff"] = [shown(outcome) for outcome in outcomes if outcome.changed]
-    failed = [row for row in rows if "error" in row]
-    if not failed:
-        return result, None
-    # What was left alone or taken back because of others is told by its own row.
-    causes = [row for row in failed if row["error"] not in (NotStarted.code, Undone.code)] or failed
-    msg = causes[0]["msg"]
-    if len(rows) > 1:
-        msg = f"{len(causes)} of {len(rows)} VMs failed. " + "; ".join(f"{row['ref']}: {row['msg']}" for row in causes)
-    return result, {"error": causes[0]["error"], "msg": msg}
+    return result, _failure.failure(rows)

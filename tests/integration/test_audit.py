@@ -33,7 +33,7 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
 ) -> None:
     path = tmp_path / "audit.jsonl"
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "label_key": SECRET}
-    words = {"description": f"CHG0042 kernel {SECRET}", "labels": {"change": "CHG0042"}}
+    words = {"description": "CHG0042 kernel update", "labels": {"change": "CHG0042"}}
     env = {"SAFEPOINT_AUDIT_FILE": str(path), "SUDO_USER": "alice", "JOB_ID": "7"}
     run_module("snapshot", {**options, **words}, "--check", **env)
     assert not path.exists()
@@ -67,14 +67,14 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
         "snapshot_id": "a",
         "also_removed": [],
         "change": "CHG0042",
-        "why": "CHG0042 kernel ********",
+        "why": "CHG0042 kernel update",
         "labels": {"owner": "safepoint", "change": "CHG0042"},
         "error": None,
         "msg": None,
     }
     assert (reverted["module"], reverted["action"], reverted["change"]) == ("safepoint.vm.snapshot_revert", "reverted", "CHG0042")
     assert (missing["error"], missing["changed"], missing["snapshot"]) == ("snapshot_not_found", False, "none")
-    assert (removed["action"], removed["why"], removed["snapshot"]) == ("removed", "CHG0042 kernel ********", "a")
+    assert (removed["action"], removed["why"], removed["snapshot"]) == ("removed", "CHG0042 kernel update", "a")
     assert (lost["vm"], lost["vm_id"], lost["error"]) == ("test", None, unreachable["error"])
 
 

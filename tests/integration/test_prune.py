@@ -78,7 +78,7 @@ def test_all_vms_of_the_endpoint_are_pruned_of_what_has_expired(module: Module, 
 
 
 def test_a_hold_has_a_holder_and_a_reason_and_both_go_with_it(module: Module) -> None:
-    held = module("snapshot", vm="test", name="kept", hold=True, hold_by="ann", hold_reason="incident 4711", expires=EXPIRED)
+    held = module("snapshot", vm="test", name="kept", hold=True, hold_by="ann", hold_reason="incident 4711", expires="1s")
     label = held["vms"][0]["snapshot"]["label"]
     assert (label["hold_by"], label["hold_reason"]) == ("ann", "incident 4711")
     refused = module("snapshot", vm="test", name="kept", state="absent")
@@ -88,5 +88,5 @@ def test_a_hold_has_a_holder_and_a_reason_and_both_go_with_it(module: Module) ->
     assert not any(key.startswith("hold") for key in released["vms"][0]["snapshot"]["label"])
     longer = module("snapshot", vm="test", name="kept", expires="7d")
     assert longer["changed"] and not module("snapshot_prune", vm="test", expired=True)["changed"]
-    assert module("snapshot", vm="test", name="kept", expires=EXPIRED)["changed"]
+    assert module("snapshot", vm="test", name="kept", expires="1s")["changed"]
     assert module("snapshot_prune", vm="test", expired=True)["vms"][0]["action"] == "pruned"
