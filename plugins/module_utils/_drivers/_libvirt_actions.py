@@ -217,7 +217,15 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
 
 def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
-    domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    try:
+        domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    except libvirt.libvirtError as exc:
+        # 'internal error: missing domain in snapshot'
+        if exc.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and action.snapshot.id not in domain.snapshotListNames():
+            raise _errors.SnapshotNotFound(
+                f"The snapshot {action.snapshot} of {action.vm} was removed before it could be described"
+            ) from exc
+        raise
     return Finished(job)
 
 

@@ -153,10 +153,10 @@ def plugged_cpus(domain: ElementTree.Element) -> bool:
     return any(cpu.get("enabled") == cpu.get("hotpluggable") == "yes" for cpu in domain.iterfind("vcpus/vcpu"))
 
 
-def findings_of_state(vm: str, state: tuple[int, int], *, where: str) -> list[Finding]:
+def findings_of_state(vm: str, state: int, reason: int, *, where: str) -> list[Finding]:
     """What libvirt's state of a VM says that a person should know; ``where`` is the URI without secrets."""
     command = f"virsh -c {shlex.quote(where)}"
-    if state == MIGRATED_AWAY:
+    if (state, reason) == MIGRATED_AWAY:
         return [
             Finding(
                 "migrated_away",
@@ -164,7 +164,7 @@ def findings_of_state(vm: str, state: tuple[int, int], *, where: str) -> list[Fi
                 f"remove the definition: {command} undefine {shlex.quote(vm)}",
             )
         ]
-    if state[0] == CRASHED:
+    if state == CRASHED:
         said = f"The guest of {vm} has crashed, and QEMU was stopped and kept for a look into it (on_crash=preserve)"
         return [
             Finding("guest_crashed", said, f"restart it: {command} reset {shlex.quote(vm)} && {command} resume {shlex.quote(vm)}")

@@ -64,7 +64,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 
 __all__ = ["CHECK", "LibvirtDriver"]
 
-# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed.
+# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
 _OFF = 5
 _POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
 # VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE or _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
@@ -273,18 +273,14 @@ class LibvirtDriver(SnapshotDriver):
             refusals["power_off"] = (
                 f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
+        left = self._left(vm, state) if not busy else None
+        found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
         if state == MIGRATED_AWAY:
             refusals["write"] = why_not_written(vm.name)
-        left = self._left(vm, state) if not busy else None
         how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
         if left is not None:
             warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
             how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
-        found = [
-            *([left] if left else []),
-            *findings_of_state(vm.name, state, where=self._where),
-            *self._judge.findings(vm),
-        ]
         return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
     def _ways(self, vm: Vm, domain: t.Any, power: str, *, crashed: bool) -> tuple[Way, ...]:
