@@ -83,7 +83,7 @@ def test_a_name_that_an_unknown_snapshot_has_is_refused_while_the_vm_is_off(eith
         assert done.error and (done.error.code, done.changed) == ("unsupported", False)
     assert in_image(either, vm) == ["x"]
     said = str(done.error)
-    do(said[said.index("qemu-img snapshot -d") : said.index("), or choose")])
+    do(said[said.index("qemu-img snapshot -d") : said.index(", or choose")])
     take(either.uri, vm, "x")
     write(either, vm, "c")
     revert(either.uri, vm, "x")
@@ -101,6 +101,14 @@ def test_the_same_is_seen_in_a_storage_pool_of_another_host(
     assert done.error and done.error.code == "unsupported" and in_image(lab, vm) == ["x", "y"]
     assert [one.code for one in images(lab, vm)] == ["orphan"]
     assert take(lab.uri, vm, "z").name == "z"
+
+
+def test_images_that_cannot_be_searched_are_said(lab: t.Any, tiny: Make, distant: None) -> None:
+    vm = tiny("unseen")
+    done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.word == "created" and any(str(image(lab, vm)) in warning for warning in done.warnings)
+    on = tiny("seen", paused=True)
+    assert not apply(lab.uri, Present(Request(name="x")), on).warnings
 
 
 def test_of_two_of_one_name_the_unknown_one_is_told_and_the_other_can_be_gone_back_to(either: t.Any, make: Make) -> None:
@@ -211,11 +219,15 @@ def test_a_snapshot_of_another_vm_on_the_same_image_is_not_called_an_orphan(lab:
     path = image(lab, second)
     lab.connect().defineXML(domain(lab, second).XMLDesc().replace(str(path), str(image(lab, first))))
     take(lab.uri, first, "x")
+    refused = apply(lab.uri, Present(Request(name="x")), second)
+    assert refused.error and refused.error.code == "unsupported"
+    assert first in str(refused.error) and "qemu-img" not in str(refused.error)
     (finding,) = images(lab, second)
     assert finding.code == "shared_image" and first in finding.message and "qemu-img" not in finding.remedy
     assert images(lab, first) == []
 
 
+@pytest.mark.slow
 def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any, tiny: Make) -> None:
     hangs, lives = tiny("hangs", running=True), tiny("lives", paused=True)
     by_hand(lab, lives, "lost").delete(METADATA_ONLY)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import typing as t
 from collections.abc import Sequence
+from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Kept, read_image
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
 
 # More images than QEMU can open (about 25): a chain that is longer is a circle.
 _LONGEST = 200
@@ -54,6 +55,13 @@ class Images:
         except libvirt.libvirtError as exc:
             raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
 
+    def place_or_name(self, disk: Disk) -> str:
+        """The path of the image, or the name of the disk where it has none."""
+        try:
+            return self.place(disk) or disk.target
+        except Unreadable:
+            return disk.target
+
     def read(self, path: str) -> Image | None:
         """The qcow2 image, or None for one of another format.
 
@@ -92,6 +100,22 @@ class Images:
                 path = os.path.join(os.path.dirname(path or ""), image.backing)
         except Unreadable:
             pass
+        return None
+
+    def owner(self, path: str, name: str, *, but: str) -> str | None:
+        """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.
+
+        One request for each VM of the daemon, so only asked where something was found that nobody seems to know.
+        """
+        for domain in self._connection.listAllDomains():
+            if domain.UUIDString() == but:
+                continue
+            try:
+                disks = read_disks(ElementTree.fromstring(domain.XMLDesc()))
+                if path in [self.place_or_name(disk) for disk in disks] and name in domain.snapshotListNames():
+                    return str(domain.name())
+            except libvirt.libvirtError:
+                continue  # it went away since it was listed
         return None
 
     def _read_file(self, path: str) -> Image | None:

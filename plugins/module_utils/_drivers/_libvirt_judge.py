@@ -87,14 +87,14 @@ class Judge:
                 dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
             ]
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
-        seen = self._judged_internal(domain.name(), snapshots, texts)
+        seen = self._judged_internal(domain.name(), domain.UUIDString(), snapshots, texts)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
             if domain.isActive() and domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
                 return snapshots
             time.sleep(_SECOND_LOOK_SECONDS)
             there = set(domain.snapshotListNames())
-            seen = self._judged_internal(domain.name(), [one for one in snapshots if one.id in there], texts)
+            seen = self._judged_internal(domain.name(), domain.UUIDString(), [one for one in snapshots if one.id in there], texts)
         return seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
@@ -105,7 +105,7 @@ class Judge:
         why = f"holds a CPU that was plugged in while the VM ran, and {CPUS_LOST}; upgrade libvirt, or remove it"
         return dataclasses.replace(one, obstacles={**one.obstacles, "revert": why})
 
-    def _judged_internal(self, vm: str, snapshots: Iterable[Snapshot], texts: Mapping[str, str]) -> list[Snapshot]:
+    def _judged_internal(self, vm: str, uuid: str, snapshots: Iterable[Snapshot], texts: Mapping[str, str]) -> list[Snapshot]:
         read: dict[str, Sequence[Kept] | None] = {}
         found = []
         for one in snapshots:
@@ -116,9 +116,33 @@ class Judge:
                 continue
             record = read_record(self._images, texts[one.id])
             read.update({place: self._images.at_hand(place) for place in record.places.values() if place not in read})
-            lost, why = _why_no_way_back(vm, record, read)
+            lost, why = self._why_no_way_back(vm, uuid, record, read)
             found.append(dataclasses.replace(one, lost=lost, obstacles={**one.obstacles, "revert": why}) if why else one)
         return found
+
+    def _why_no_way_back(
+        self, vm: str, uuid: str, record: Record, read: Mapping[str, Sequence[Kept] | None]
+    ) -> tuple[Finding | None, str | None]:
+        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone."""
+        for target, place in record.places.items():
+            kept = read[place]
+            if kept is None:
+                if is_number(record.name):
+                    return None, NUMBER
+                continue
+            meant = fitting(kept, record)
+            if meant is None:
+                why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
+                return ghost(vm, record.name, target, place, "does not hold it"), why
+            first = picked(kept, record.name)
+            if first.name != record.name:
+                return None, NUMBER
+            if first != meant:
+                return None, (
+                    f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
+                    f"{self._remedy(uuid, record.name, place)}"
+                )
+        return None, None
 
     def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
         """What has to be known of the images of a VM of which a snapshot may be taken.
@@ -127,46 +151,31 @@ class Judge:
         brings back the older one. QEMU itself, when the VM is up, replaces the older one (9.0) or refuses the name (11.3).
         """
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
-        strays: dict[str, str] = {}
+        found: dict[str, str] = {}
+        unsearched = None
         for disk in disks if not up else ():
             try:
                 place = self._images.place(disk)
                 image = self._images.read(place) if place and disk.format == "qcow2" else None
-            except Unreadable:
-                continue  # on another host and in no pool: libvirt itself does not tell
-            for one in image.snapshots if image else ():
-                strays[one.name] = f"qemu-img snapshot -d {shlex.quote(one.name)} {shlex.quote(place or '')}"
-        if strays:
-            strays = {name: command for name, command in strays.items() if name not in set(domain.snapshotListNames())}
-        return Seen(strays, checkpoints(domain), crashed=crashed, depth=self._depth(disks, up=up, asking=True))
+            except Unreadable as exc:
+                unsearched = f"{disk.image or disk.target}: {exc}"
+                continue
+            found.update({one.name: place or "" for one in image.snapshots} if image else {})
+        known = set(domain.snapshotListNames()) if found else set()
+        strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
+        return Seen(strays, unsearched, checkpoints(domain), crashed=crashed, depth=self._depth(disks, up=up, asking=True))
+
+    def _remedy(self, uuid: str, name: str, place: str) -> str:
+        """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
+        other = self._images.owner(place, name, but=uuid)
+        if other is not None:
+            return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
+        return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
 
     def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
         """The number of images of the disk that has the most; None where it is not known of any."""
         depths = [self._images.depth(disk, up=up, asking=asking) for disk in disks if disk.writable]
         return max((depth for depth in depths if depth is not None), default=None)
-
-
-def _why_no_way_back(vm: str, record: Record, read: Mapping[str, Sequence[Kept] | None]) -> tuple[Finding | None, str | None]:
-    """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone."""
-    for target, place in record.places.items():
-        kept = read[place]
-        if kept is None:
-            if is_number(record.name):
-                return None, NUMBER
-            continue
-        meant = fitting(kept, record)
-        if meant is None:
-            why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
-            return ghost(vm, record.name, target, place, "does not hold it"), why
-        first = picked(kept, record.name)
-        if first.name != record.name:
-            return None, NUMBER
-        if first != meant:
-            return None, (
-                f"is not the one that QEMU would go back to: the image of the disk {target} holds another that QEMU finds first by the name "
-                f"{record.name!r}; power the VM off and remove that one: qemu-img snapshot -d {shlex.quote(first.name)} {shlex.quote(place)}"
-            )
-    return None, None
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:

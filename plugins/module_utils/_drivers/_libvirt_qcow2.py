@@ -21,6 +21,8 @@ Read = t.Callable[[int, int], bytes]
 
 _CHUNK = 64 * 1024
 _HEADER_BYTES = 72
+# The limits of QEMU itself (block/qcow2.h of 7.2): what is larger is no image.
+_MOST_SNAPSHOTS, _LONGEST_EXTRA, _LONGEST_BACKING = 65536, 1024, 1023
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,8 @@ def read_image(read: Read) -> Image | None:
         return None
     where, length = struct.unpack_from(">QI", header, 8)
     count, table = struct.unpack_from(">IQ", header, 60)
+    if count > _MOST_SNAPSHOTS or length > _LONGEST_BACKING:
+        raise ValueError("its header cannot be right")
     backing = read(where, length).decode(errors="replace") if where else None
     return Image(tuple(_snapshots(read, table, count)), backing)
 
@@ -76,6 +80,8 @@ def _snapshots(read: Read, table: int, count: int) -> Iterator[Kept]:
         need(-at % 8)  # each entry begins at a multiple of 8
         start = need(40)
         id_bytes, name_bytes, taken, extra = struct.unpack_from(">12x2HI16xI", data, start)
+        if extra > _LONGEST_EXTRA:
+            raise ValueError("its table of snapshots cannot be right")
         need(extra)
         start = need(id_bytes + name_bytes)
         names = data[start : start + id_bytes + name_bytes]

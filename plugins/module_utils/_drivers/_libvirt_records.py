@@ -12,11 +12,10 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from xml.etree import ElementTree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     INTERNAL,
-    Disk,
     read_disks,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
@@ -56,7 +55,7 @@ def read_record(images: Images, snapshot_xml: str) -> Record:
     inside = {disk.get("name") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == INTERNAL}
     then = root.find("domain")
     disks = [disk for disk in read_disks(then) if disk.target in inside] if then is not None else []
-    places = {disk.target: key(images, disk) for disk in disks}
+    places = {disk.target: images.place_or_name(disk) for disk in disks}
     created = int(root.findtext("creationTime") or 0)
     return Record(root.findtext("name") or "", created, {target: place for target, place in places.items() if place != target})
 
@@ -82,11 +81,3 @@ def fitting(kept: Iterable[Kept], record: Record) -> Kept | None:
     """The snapshot that a record means: the last of its name that was taken when libvirt says, since libvirt adds none beside a record."""
     near = [one for one in kept if one.name == record.name and -_EARLIER_SECONDS <= one.taken - record.created <= _LATER_SECONDS]
     return near[-1] if near else None
-
-
-def key(images: Images, disk: Disk) -> str:
-    """The path of the image, or the name of the disk where it has none."""
-    try:
-        return images.place(disk) or disk.target
-    except Unreadable:
-        return disk.target

@@ -67,7 +67,9 @@ class Seen:
     """What was seen of the disk images of a VM."""
 
     strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
+    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the remedy."""
+    unsearched: str | None = None
+    """An image of a VM that is off which could not be searched for these, and why."""
     checkpoints: Sequence[str] = ()
     """Those of incremental backups."""
     crashed: bool = False
@@ -123,9 +125,9 @@ def ways(
         for memory in (True, False)
     }
     taken = {
-        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; remove it on the "
-        f"host, while the VM is off ({command}), or choose another name"
-        for stray, command in seen.strays.items()
+        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; {remedy}, "
+        "or choose another name"
+        for stray, remedy in seen.strays.items()
     }
     return (
         Way(
@@ -133,6 +135,12 @@ def ways(
             internal,
             memory_implied=True,
             taken=taken,
+            warnings=(
+                f"An image of {name} could not be searched for an older snapshot of this name, which a revert would bring back ({seen.unsearched}); "
+                "run this on the host, or make the folder a storage pool (virsh pool-create-as)",
+            )
+            if seen.unsearched
+            else (),
             warnings_without_memory=missed[INTERNAL, False],
         ),
         Way(
