@@ -31,8 +31,11 @@ def test_snapshots_and_backing_file_are_read_as_qemu_img_wrote_them(tmp_path: Pa
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, str(top)], check=True)
     for name in names:
         subprocess.run(["qemu-img", "snapshot", "-c", name, str(top)], check=True)
+    marks = ["first", "second one"] if compat == "1.1" else []
+    for mark in marks:
+        subprocess.run(["qemu-img", "bitmap", "--add", str(top), mark], check=True)
     image = read_image(reading(top.read_bytes()))
-    assert image and image.backing == "base.qcow2"
+    assert image and image.backing == "base.qcow2" and list(image.bitmaps) == marks
     assert [(one.id, one.name) for one in image.snapshots] == [(str(number), name) for number, name in enumerate(names, 1)]
     assert all(abs(one.taken - top.stat().st_mtime) < 60 for one in image.snapshots)
     below = read_image(reading(base.read_bytes()))
@@ -42,6 +45,14 @@ def test_snapshots_and_backing_file_are_read_as_qemu_img_wrote_them(tmp_path: Pa
 def test_another_format_is_no_image() -> None:
     assert read_image(reading(b"")) is None
     assert read_image(reading(bytes(1024))) is None
+
+
+@given(st.binary(max_size=300))
+def test_a_damaged_extension_is_told_and_ends(rest: bytes) -> None:
+    header = b"QFI\xfb" + struct.pack(">I64xQQQII", 3, 0, 0, 1, 4, 104)
+    assert len(header) == 104
+    with contextlib.suppress(ValueError):
+        assert read_image(reading(header + b"\x23\x85\x28\x75" + rest)) is not None
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(0, 400))

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import os
 import typing as t
-from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Kept, read_image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, read_image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
 
 # More images than QEMU can open (about 25): a chain that is longer is a circle.
@@ -72,15 +71,14 @@ class Images:
         except ValueError as exc:
             raise Unreadable(f"it is damaged: {exc}") from exc
 
-    def at_hand(self, path: str) -> Sequence[Kept] | None:
-        """The snapshots in the image, where it is a file that can be read here; else None."""
+    def at_hand(self, path: str) -> Image | None:
+        """The image, where it is a qcow2 file that can be read here without a request; else None."""
         if not self._local:
             return None
         try:
-            image = self._read_file(path) if os.access(path, os.R_OK) else None
+            return self._read_file(path) if os.access(path, os.R_OK) else None
         except (Unreadable, ValueError):
             return None
-        return image.snapshots if image else None
 
     def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
         """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     NUMBER,
     Record,
@@ -31,6 +31,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_way
     CPUS_COME_BACK,
     CPUS_LOST,
     Seen,
+    bitmap_hinders,
     bitmaps_hinder,
     chain_near_limit,
     losses,
@@ -81,20 +82,21 @@ class Judge:
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
             return losses(domain.name(), snapshots, bases, disks)
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
-        why = bitmaps_hinder(domain.name(), checkpoints(domain))
+        named = checkpoints(domain)
+        why = bitmaps_hinder(domain.name(), named)
         if why:
             snapshots = [
                 dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
             ]
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
-        seen = self._judged_internal(domain.name(), domain.UUIDString(), snapshots, texts)
+        seen = self._judged_internal(domain, snapshots, texts, named)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
             if domain.isActive() and domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
                 return snapshots
             time.sleep(_SECOND_LOOK_SECONDS)
             there = set(domain.snapshotListNames())
-            seen = self._judged_internal(domain.name(), domain.UUIDString(), [one for one in snapshots if one.id in there], texts)
+            seen = self._judged_internal(domain, [one for one in snapshots if one.id in there], texts, named)
         return seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
@@ -105,8 +107,10 @@ class Judge:
         why = f"holds a CPU that was plugged in while the VM ran, and {CPUS_LOST}; upgrade libvirt, or remove it"
         return dataclasses.replace(one, obstacles={**one.obstacles, "revert": why})
 
-    def _judged_internal(self, vm: str, uuid: str, snapshots: Iterable[Snapshot], texts: Mapping[str, str]) -> list[Snapshot]:
-        read: dict[str, Sequence[Kept] | None] = {}
+    def _judged_internal(
+        self, domain: t.Any, snapshots: Iterable[Snapshot], texts: Mapping[str, str], named: Sequence[str]
+    ) -> list[Snapshot]:
+        read: dict[str, Image | None] = {}
         found = []
         for one in snapshots:
             if not self._local:
@@ -116,32 +120,38 @@ class Judge:
                 continue
             record = read_record(self._images, texts[one.id])
             read.update({place: self._images.at_hand(place) for place in record.places.values() if place not in read})
-            lost, why = self._why_no_way_back(vm, uuid, record, read)
+            lost, why = self._why_no_way_back(domain, record, read, named)
             found.append(dataclasses.replace(one, lost=lost, obstacles={**one.obstacles, "revert": why}) if why else one)
         return found
 
     def _why_no_way_back(
-        self, vm: str, uuid: str, record: Record, read: Mapping[str, Sequence[Kept] | None]
+        self, domain: t.Any, record: Record, read: Mapping[str, Image | None], named: Sequence[str]
     ) -> tuple[Finding | None, str | None]:
-        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone."""
+        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone.
+
+        ``named`` are the checkpoints that libvirt knows.
+        """
         for target, place in record.places.items():
-            kept = read[place]
-            if kept is None:
+            image = read[place]
+            if image is None:
                 if is_number(record.name):
                     return None, NUMBER
                 continue
-            meant = fitting(kept, record)
+            meant = fitting(image.snapshots, record)
             if meant is None:
                 why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
-                return ghost(vm, record.name, target, place, "does not hold it"), why
-            first = picked(kept, record.name)
+                return ghost(domain.name(), record.name, target, place, "does not hold it"), why
+            first = picked(image.snapshots, record.name)
             if first.name != record.name:
                 return None, NUMBER
             if first != meant:
                 return None, (
                     f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
-                    f"{self._remedy(uuid, record.name, place)}"
+                    f"{self._remedy(domain.UUIDString(), record.name, place)}"
                 )
+            loose = [bitmap for bitmap in image.bitmaps if bitmap not in named]
+            if loose:
+                return None, f"is internal, and {bitmap_hinders(loose[0], place)}"
         return None, None
 
     def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
@@ -152,18 +162,30 @@ class Judge:
         """
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
         found: dict[str, str] = {}
+        bitmaps: dict[str, str] = {}
         unsearched = None
-        for disk in disks if not up else ():
+        for disk in disks:
+            if disk.format != "qcow2":
+                continue
+            if up:
+                # QEMU has them, and a look into the file costs nothing where it is at hand.
+                image = self._images.at_hand(disk.image or "")
+                bitmaps.update(dict.fromkeys(image.bitmaps, disk.image or "") if image else {})
+                continue
             try:
                 place = self._images.place(disk)
-                image = self._images.read(place) if place and disk.format == "qcow2" else None
+                image = self._images.read(place) if place else None
             except Unreadable as exc:
                 unsearched = f"{disk.image or disk.target}: {exc}"
                 continue
             found.update({one.name: place or "" for one in image.snapshots} if image else {})
+            bitmaps.update(dict.fromkeys(image.bitmaps, place or "") if image else {})
         known = set(domain.snapshotListNames()) if found else set()
         strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
-        return Seen(strays, unsearched, checkpoints(domain), crashed=crashed, depth=self._depth(disks, up=up, asking=True))
+        named = checkpoints(domain)
+        loose = {bitmap: place for bitmap, place in bitmaps.items() if bitmap not in named}
+        depth = self._depth(disks, up=up, asking=True)
+        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=depth)
 
     def _remedy(self, uuid: str, name: str, place: str) -> str:
         """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""

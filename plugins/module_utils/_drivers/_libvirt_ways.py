@@ -72,6 +72,8 @@ class Seen:
     """An image of a VM that is off which could not be searched for these, and why."""
     checkpoints: Sequence[str] = ()
     """Those of incremental backups."""
+    bitmaps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Dirty bitmaps of no checkpoint, each with the image that holds it."""
     crashed: bool = False
     """Whether the guest has crashed, and QEMU was kept as it was."""
     depth: int | None = None
@@ -88,6 +90,8 @@ def ways(
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
     why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or bitmaps_hinder(name, seen.checkpoints)
+    for bitmap, place in seen.bitmaps.items():
+        why_not_internal = why_not_internal or bitmap_hinders(bitmap, place)
     why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or _why_not_deeper(seen.depth)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
@@ -277,6 +281,14 @@ def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
     return (
         f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup, whose bitmap makes QEMU fail the revert and leave the VM off; "
         f"start the VM, and delete it ({commands}), after which the next backup has to be a full one"
+    )
+
+
+def bitmap_hinders(bitmap: str, place: str) -> str:
+    """The same for a bitmap that libvirt has no checkpoint for, such as another tool or an undefined VM leaves."""
+    return (
+        f"the image {place} has the dirty bitmap {bitmap!r} of a backup, which makes QEMU fail the revert; power the VM off, and remove it on the "
+        f"host (qemu-img bitmap --remove {shlex.quote(place)} {shlex.quote(bitmap)}), after which the next backup has to be a full one"
     )
 
 
