@@ -27,7 +27,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Snapsh
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, usable_params
+from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, check_params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
@@ -89,12 +89,13 @@ def perform(call: Call, *, connect: Connect = open_driver) -> Answer:
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
+    params = call.params
     plan = _PLANS[call.module]
     began = time.monotonic()
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
     try:
-        params = usable_params(call.module, call.params, call.secrets)
+        check_params(params, call.secrets)
         progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
         outcomes, now, sweeps = _work(params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress)
     except LibraryMissing as exc:
@@ -105,7 +106,7 @@ def perform(call: Call, *, connect: Connect = open_driver) -> Answer:
         result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=call.diff)
     rows = result.get("vms", [])
     warnings = [warning for row in rows for warning in row["warnings"]]
-    if call.params.get("audit_file") and not call.check_mode:
+    if params.get("audit_file") and not call.check_mode:
         warnings += _write_audit(call, rows, failure, seconds=time.monotonic() - began)
     return Answer(result, failure, warnings)
 
