@@ -62,7 +62,7 @@ options:
     description:
       - The name of the snapshot.
       - A new one may have up to 80 of the letters a-z and A-Z, digits, and C(. _ -), and begins with a letter or a digit.
-        On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
+        On libvirt it must not be a number below 1000000. On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
       - A name that matches several snapshots of a VM is an error that lists their ids.
     type: str
   id:
