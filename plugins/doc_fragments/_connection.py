@@ -72,7 +72,7 @@ options:
     default: 15s
   timeout:
     description:
-      - How long the module may take once it is connected, over all VMs and requests.
+      - How long the module may take, the login included, over all VMs and requests.
       - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
       - Reading again, and undoing with O(ignore:on_error=undo), may go on for 20 seconds after that.
       - On a SIGINT or SIGTERM the module begins nothing more and undoes nothing, and ends within five seconds with RV(ignore:error=interrupted). Its rows say

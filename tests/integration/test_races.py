@@ -46,7 +46,7 @@ def test_runs_at_once_say_what_is_true(stage: Stage, pair: tuple[str, str]) -> N
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("runs", [2, 5])
+@pytest.mark.parametrize("runs", [2, 5], ids=["two", "five"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_runs_at_once_say_what_is_true_in_each_of_100_rounds(stage: Stage, pair: tuple[str, str], runs: int) -> None:
     assert wrong(stage, pair, runs=runs, rounds=100) == []
