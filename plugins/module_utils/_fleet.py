@@ -24,6 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     NotStarted,
     SafepointError,
     SnapshotAmbiguous,
+    Unsupported,
     Unverified,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs, Observer
@@ -178,6 +179,8 @@ class Fleet:
             decision = plan.decide(
                 outcome.after, outcome.target.snapshot_id, now=self._now(), newest_only=self._driver.revert_needs_newest
             )
+            if decision.actions and "write" in outcome.after.state.refusals:
+                raise Unsupported(outcome.after.state.refusals["write"])
         except SafepointError as exc:
             outcome.refuse(exc)
             return

@@ -51,6 +51,8 @@ class Snapshot:
     obstacles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What cannot be done with it, each with the reason and the remedy, as the end of a sentence that begins with its name:
     ``revert``, ``remove``, ``remove_alone`` (while its children, or others on the same parent, stay)."""
+    not_included: tuple[str, ...] = ()
+    """Parts of the VM that are not in it, and that a revert leaves as they are."""
     lost: Finding | None = None
     """Set where its data are gone although the backend lists it; nothing but its record can be removed."""
 
@@ -86,6 +88,8 @@ class Way:
     """How many snapshots deep a chain can be, where that is limited."""
     warnings: tuple[str, ...] = ()
     """What a snapshot taken in this way would miss."""
+    warnings_without_memory: tuple[str, ...] = ()
+    """What it would miss besides if it does not hold the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +137,7 @@ class VmState:
     ways: tuple[Way, ...] = ()
     """The ways to take a snapshot, the preferred one first; read only when asked for."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What else this VM cannot do now (``power_off``: a revert that ends off), each with the reason and the remedy."""
+    """What else this VM cannot do now (``power_off``: a revert that ends off; ``write``: anything), each with the reason and the remedy."""
     busy: str | None = None
     """What holds the VM at the moment, or None."""
     findings: tuple[Finding, ...] = ()

@@ -97,7 +97,7 @@ class Present(Plan):
         way = self._way(view, up)
         memory = up and (request.memory or way.memory_implied)
         quiesce = request.quiesce if up else "never"
-        warnings = [*way.warnings]
+        warnings = [*way.warnings, *(() if memory else way.warnings_without_memory)]
         if quiesce == "prefer" and ("quiesce" in way.refusals or (memory and "memory_and_quiesce" in way.refusals)):
             warnings.append(way.refusals.get("quiesce") or way.refusals["memory_and_quiesce"])
             quiesce = "never"

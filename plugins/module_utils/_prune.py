@@ -104,7 +104,8 @@ class Pruned(Plan):
             None,
             predicted,
             tuple(actions),
-            tuple(
+            tuple(f"{one.message}; {one.remedy}" for one in view.state.findings if one.code == "chain_near_limit")
+            + tuple(
                 f"The snapshot {one} of {view.vm} is dated {one.created - now} after now by the hypervisor's clock, and is kept; look at the clocks"
                 for one in (verdict.snapshot for verdict in self._verdicts[view.vm.id] if verdict.reasons[0].rule == "future")
                 if one.created is not None and one.created - now > _SKEW

@@ -24,6 +24,7 @@ SEVERITIES = ("act", "look", "note")
 # What the drivers find. Those that are not listed here are looked at.
 _FINDINGS = {
     "consolidation_needed": "act",
+    "guest_crashed": "act",
     "left_off": "act",
     "left_paused": "act",
     "locked": "act",

@@ -17,7 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_images import checkpoints
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import checkpoints
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
@@ -208,7 +208,15 @@ def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finish
 
 def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
-    domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    try:
+        domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    except libvirt.libvirtError as exc:
+        # 'internal error: missing domain in snapshot'
+        if exc.get_error_code() == libvirt.VIR_ERR_INTERNAL_ERROR and action.snapshot.id not in domain.snapshotListNames():
+            raise _errors.SnapshotNotFound(
+                f"The snapshot {action.snapshot} of {action.vm} was removed before it could be described"
+            ) from exc
+        raise
     return Finished(job)
 
 

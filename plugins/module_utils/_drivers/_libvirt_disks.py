@@ -36,6 +36,7 @@ class Images:
         """``local`` is that the daemon runs on this host, so that its paths mean the same here."""
         self._connection = connection
         self._local = local
+        self._volumes: dict[tuple[str, str], str] = {}
 
     def place(self, disk: Disk) -> str | None:
         """The path of the image that the disk is written to, on the daemon's host; None for what is no file or block device.
@@ -44,9 +45,12 @@ class Images:
         """
         if disk.volume is None:
             return disk.image
+        pool, volume = disk.volume
         try:
-            pool, volume = disk.volume
-            return str(self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+            if disk.volume not in self._volumes:  # each costs two requests
+                found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+                self._volumes[disk.volume] = str(found.path())
+            return self._volumes[disk.volume]
         except libvirt.libvirtError as exc:
             raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
 
@@ -70,13 +74,18 @@ class Images:
             return None
         return image.snapshots if image else None
 
-    def depth(self, disk: Disk) -> int | None:
-        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out."""
-        if len(disk.chain) > 1:
-            return len(disk.chain)  # libvirt tells it of a VM that is up
+    def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
+        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.
+
+        libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
+        """
+        if up:
+            return len(disk.chain)
         try:
-            path = self.place(disk)
+            path = self.place(disk) if asking else disk.image
             for number in range(1, _LONGEST):
+                if path and not asking and not (self._local and os.access(path, os.R_OK)):
+                    return None
                 image = self.read(path) if path else None
                 if image is None or image.backing is None:
                     return number

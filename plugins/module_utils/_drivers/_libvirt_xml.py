@@ -152,6 +152,7 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
         kind=kind,
         size_unknown=_SIZE_UNKNOWN[kind],
         obstacles=obstacles,
+        not_included=tuple(outside_of_snapshots(domain, kind=kind, memory=memory)) if domain is not None else (),
     )
 
 
@@ -188,16 +189,36 @@ def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None
 
 
 def with_description(snapshot_xml: str, description: str) -> str:
-    """The whole definition with another description; all else stays to the letter.
+    """What gives an existing snapshot another description: its whole definition, but for the configuration of the VM; all else stays to the letter.
 
-    :raises BackendFailed: the definition does not begin as libvirt writes it.
+    Without the configuration libvirt keeps the one that it has, and refuses to define a snapshot that is gone by then (seen with 9.0, 11.3).
+    With it, a snapshot that is removed at the same time would come back as a record without data.
+
+    :raises BackendFailed: the definition does not look as libvirt writes it.
     """
     # libvirt writes the description behind the name, and escapes what is in it.
     head = re.match(r"\s*<domainsnapshot>\s*<name>[^<]*</name>\s*", snapshot_xml)
-    if head is None:
+    rest = snapshot_xml[head.end() :] if head else ""
+    rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", rest)
+    # In the metadata of the VM, which are in the configuration, people may have written anything.
+    rest, found = re.subn(r"\n  <domain[ >].*?\n  </domain>(?=\n  <|\n</domainsnapshot>)", "", rest, count=1, flags=re.DOTALL)
+    changed = f"{head.group()}<description>{escape(description)}</description>{rest}" if head and found else ""
+    if not changed or ElementTree.fromstring(changed).find("domain") is not None:
         raise BackendFailed("libvirt's definition of the snapshot is not understood; it was not changed")
-    rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", snapshot_xml[head.end() :])
-    return f"{head.group()}<description>{escape(description)}</description>{rest}"
+    return changed
+
+
+def outside_of_snapshots(domain: ElementTree.Element, *, kind: str, memory: bool) -> list[str]:
+    """Parts of a VM that are in no disk that takes part, so that a snapshot does not hold them.
+
+    libvirt copies neither (9.0, 11.3). The state of a TPM is part of the memory.
+    """
+    parts = []
+    if kind == EXTERNAL and domain.find("os/nvram") is not None:
+        parts.append("the variables of its UEFI firmware (nvram)")
+    if not memory and domain.find("devices/tpm") is not None:
+        parts.append("the state of its TPM")
+    return parts
 
 
 def agent_channel(domain_xml: str) -> str | None:

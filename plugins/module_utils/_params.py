@@ -1,0 +1,80 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The options of a call as Ansible hands them over -> options that can be read: without nulls where there is a default, and without text that
+cannot be used or shown.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Collection, Iterator, Mapping
+
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
+
+Params = Mapping[str, t.Any]
+
+# Options whose text is in results, so that Ansible would cut a secret out of it there.
+_SHOWN = (
+    "vm",
+    "vms",
+    "targets",
+    "name",
+    "id",
+    "description",
+    "labels",
+    "hold_by",
+    "hold_reason",
+    "owner",
+    "policy",
+    "change",
+    "keep_labels",
+)
+
+
+def usable_params(module: str, params: Params, secrets: Collection[str]) -> Params:
+    """The options of a call of ``module``; an explicit null is the default, as an option that was left out.
+
+    :raises InvalidOption: a text cannot be stored or passed on, or is one out of which Ansible would cut a secret.
+    """
+    spec = OPTIONS[module]["argument_spec"]
+    # Ansible sets a default only where the option is not there at all (ansible-core 2.16 to 2.21).
+    filled = {
+        option: spec[option].get("default") if value is None and option in spec else value for option, value in params.items()
+    }
+    for option, value in filled.items():
+        for text in _texts(value):
+            _check_text(option, text)
+    for option in _SHOWN:
+        for text in _texts(filled.get(option)):
+            if any(secret in text for secret in secrets):
+                raise InvalidOption(
+                    f"{option} contains the value of a secret option (password, token_secret or label_key). Ansible cuts it out of every result, so that "
+                    f"no id or name would be right; use another {option}, or change the secret"
+                )
+    return filled
+
+
+def _texts(value: t.Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _texts(key)
+            yield from _texts(one)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _texts(one)
+    elif value is not None and not isinstance(value, bool):
+        yield str(value)
+
+
+def _check_text(option: str, text: str) -> None:
+    # No API and no file system takes either of the two.
+    if "\0" in text:
+        raise InvalidOption(f"{option} contains a NUL character; remove it")
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise InvalidOption(f"{option} contains an unpaired surrogate, which is not valid text; remove it")
