@@ -98,8 +98,8 @@ def test_a_login_is_a_token_by_its_whole_or_short_id_or_a_password(cluster: PveS
             ["'root@pam'", "username (with its realm) and password"],
         ),
         ({"ca_path": None}, "connection_failed", ["certificate", "not trusted", "ca_path", "/etc/pve/pve-root-ca.pem"]),
-        ({"ca_path": "/nowhere/ca.pem"}, "connection_failed", ["ca_path", "/nowhere/ca.pem", "PEM"]),
-        ({"ca_path": __file__}, "connection_failed", ["ca_path", __file__, "PEM"]),
+        ({"ca_path": "/nowhere/ca.pem"}, "invalid_option", ["ca_path", "/nowhere/ca.pem", "PEM"]),
+        ({"ca_path": __file__}, "invalid_option", ["ca_path", __file__, "PEM"]),
         ({"hostname": "localhost.invalid"}, "connection_failed", ["localhost.invalid", "name is not known", "check hostname"]),
         ({"port": 1}, "connection_failed", ["127.0.0.1:1", "refused", "port"]),
     ],
@@ -251,12 +251,10 @@ def test_a_ticket_whose_csrf_token_is_refused_is_replaced(cluster: PveServer) ->
     assert (cluster.logins, len(cluster.guest(vmid)["snapshots"])) == (2, 1)
 
 
-def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ticket_that_has_ended_is_replaced(cluster: PveServer) -> None:
     cluster.make_guest("web01")
     driver = WithPassword(cluster).open()
     cluster.expire_tickets()
-    auth = driver._session._api._store["session"].auth  # type: ignore[attr-defined]
-    auth.birth_time -= 3 * 3600  # proxmoxer tries to renew it by itself, with a ticket that is good for nothing
     assert len(driver.snapshots(driver.vms())) == 1
     driver.close()
 
