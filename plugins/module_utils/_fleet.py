@@ -164,11 +164,11 @@ class Fleet:
     def _wait_for_busy(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Where a plan has something to do on VMs that another operation holds: wait for those, and decide again about all from what is there then."""
         busy = [one for one in outcomes if one.todo and one.after and one.after.state.busy]
-        if not plan.sweeps or not busy:
+        if not busy:
             return
         for one in outcomes:
             one.forget()
-        self._look.see(busy, self._deadline, plan=plan)
+        self._look.see(busy, self._deadline, again=True, plan=plan)
         self._settle(outcomes, plan)
 
     def _decide(self, outcome: Outcome, plan: Plan) -> None:
@@ -190,12 +190,12 @@ class Fleet:
 
     def _foresee(self, outcomes: Sequence[Outcome]) -> None:
         """Refuse what a real run would be refused by the backend."""
-        creating = {one.vm.id: one for one in outcomes if one.vm and any(isinstance(action, Create) for action in one.todo)}
-        if not creating:
+        acting = {one.vm.id: one for one in outcomes if one.vm and one.todo}
+        actions = [action for one in acting.values() for action in one.todo]
+        if not actions:
             return
-        vms = [one.vm for one in creating.values() if one.vm]
-        for vm_id, error in in_time("the check", lambda: self._driver.foresee(vms), self._deadline).items():
-            creating[vm_id].refuse(error)
+        for vm_id, error in in_time("the check", lambda: self._driver.foresee(actions), self._deadline).items():
+            acting[vm_id].refuse(error)
 
     # act
 
