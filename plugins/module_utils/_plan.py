@@ -190,6 +190,15 @@ def names(snapshots: list[Snapshot]) -> str:
     return ", ".join(one.name for one in snapshots)
 
 
+def still_there(view: View, removed: Sequence[Snapshot]) -> list[Snapshot]:
+    """Which of the snapshots that were removed the VM still has.
+
+    One of the same id that was created at another time is another run's: Proxmox VE tells the snapshots of a guest apart by their names.
+    """
+    seen = {one.id: one.created for one in view.snapshots}
+    return [one for one in removed if one.id in seen and seen[one.id] == one.created]
+
+
 def without(snapshots: tuple[Snapshot, ...], gone: Snapshot) -> tuple[Snapshot, ...]:
     """The snapshots after ``gone`` was deleted alone: its children and the current mark move up to its parent."""
     return tuple(

@@ -34,6 +34,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
     names,
     refuse_held,
     refuse_obstacle,
+    still_there,
     without,
 )
 
@@ -299,7 +300,7 @@ class Absent(Plan):
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         gone = [action.snapshot for action in done.actions if isinstance(action, Delete)]
-        left = [one for one in gone if view.by_id(one.id) is not None]
+        left = still_there(view, gone)
         if left:
             raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {names(left)}")
         return ()
@@ -345,7 +346,17 @@ class Reverted(Plan):
         revert = Revert(view.vm, found, self.request.power)
         # Where it is not needed first, nothing is deleted before the revert has worked.
         actions = [*deletes, revert] if newest_only else [revert, *deletes]
-        return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions))
+        warnings = [self._starts_again(view)] if self._comes_back_off(found) and view.state.started_by else []
+        return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions), tuple(warnings))
+
+    def _comes_back_off(self, found: Snapshot) -> bool:
+        return self.request.power == "as_snapshot" and not found.memory
+
+    def _starts_again(self, view: View) -> str:
+        return (
+            f"{view.vm} is off after the revert, and {view.state.started_by} starts it again by itself, perhaps while this call still looks; set power=on to "
+            "have it running, or power=off to have it kept off"
+        )
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         if done.snapshot is None:
@@ -362,6 +373,8 @@ class Reverted(Plan):
             # A VM that was suspended (vSphere) comes back suspended, without memory in the snapshot.
             "as_snapshot": ("running", "paused") if done.snapshot.memory else ("off", "paused"),
         }
+        if self._comes_back_off(done.snapshot) and view.state.started_by:
+            return ()
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(
                 f"{view.vm} was reverted to {done.snapshot}, and is {view.state.power} although power={self.request.power} was asked for"
