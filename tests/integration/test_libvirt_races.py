@@ -133,6 +133,30 @@ def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment
 # other jobs
 
 
+def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_wanted(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("twice", running=True)
+    take(lab.uri, vm, "x")
+    person = domain(lab, vm)
+    before_the_next(monkeypatch, "destroy", person.destroy)
+    done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert (done.word, done.error, power(lab, vm)) == ("reverted", None, "off")
+
+
+def test_a_revert_whose_last_step_fails_does_not_pass_for_one_that_was_never_begun(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("stuck", running=True)
+    take(lab.uri, vm, "x")
+    real = libvirt.virDomain.destroy
+    # An error of libvirt with a code that elsewhere means that nothing was done (no such domain).
+    monkeypatch.setattr(libvirt.virDomain, "destroy", lambda domain: real(domain.connect().lookupByName("nobody")))
+    done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
+    assert "was reverted to x" in str(done.error)
+
+
 def check_backup(lab: t.Any, vm: str) -> None:
     take(lab.uri, vm, "x")
     person = domain(lab, vm)

@@ -198,8 +198,27 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             "exist; set power=on, or make it persistent first (virsh define)"
         )
     _go_back(action, domain, snapshot, flags)
-    if action.power == "off" and domain.isActive():
-        domain.destroy()
+    try:
+        return Finished(job, warnings=tuple(_after_revert(action, domain)))
+    except libvirt.libvirtError as exc:
+        if not domain.connect().isAlive():
+            raise
+        # Not with a code that says that nothing was done, such as Locked.
+        raise _errors.BackendFailed(
+            f"{action.vm} was reverted to {action.snapshot}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
+            "(managed save) is gone, or revert again"
+        ) from exc
+
+
+def _after_revert(action: Revert, domain: t.Any) -> list[str]:
+    """The rest of a revert, and the warnings that come of it."""
+    if action.power == "off":
+        try:
+            if domain.isActive():
+                domain.destroy()
+        except libvirt.libvirtError:
+            if domain.isActive():
+                raise  # else somebody else was faster
     warnings = []
     if domain.hasManagedSaveImage():
         # libvirt keeps it, and the next start would run memory of later on the disks of now.
@@ -218,7 +237,7 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             warnings.append(
                 f"The clock of {action.vm} still shows the time of the snapshot ({problem}); let its time service step it"
             )
-    return Finished(job, warnings=tuple(warnings))
+    return warnings
 
 
 def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None:
