@@ -182,6 +182,8 @@ class Outcome:
         if isinstance(self.started, Create):
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
+        if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):
+            return False  # another run removed it
         if isinstance(self.started, Delete):
             # One that breaks off half-way may have left less of it than there was, or the VM locked.
             less = left is None or (was is not None and left.obstacles != was.obstacles)

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Describe, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Interrupted,
     Locked,
@@ -212,8 +212,10 @@ def _note(outcome: Outcome, end: Finished) -> None:
             outcome.made = end.snapshot_id
             made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
             outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
-    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and (outcome.done or _may_be_gone(outcome)):
-        pass  # one of several that were to go: another run was faster
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and _may_be_gone(outcome):
+        pass  # another run was faster, and it is gone as was wanted
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Describe) and outcome.done:
+        outcome.todo.clear()  # another run has removed it since; the next look shows it
     elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
         # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
         outcome.todo.append(action)
@@ -235,4 +237,5 @@ def _named(job: Job) -> str:
 
 
 def _may_be_gone(outcome: Outcome) -> bool:
-    return outcome.decision is not None and outcome.decision.gone_is_done
+    """Whether a snapshot that is not there any more needs no second look: it is one of several, or was looked at a second time already."""
+    return bool(outcome.done) or outcome.raced or (outcome.decision is not None and outcome.decision.gone_is_done)

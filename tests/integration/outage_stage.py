@@ -17,6 +17,7 @@ from kit import Backend, pruning
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -141,13 +142,16 @@ def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool
     driver = stage.backend.open()
     bounds = Bounds(timeout=TIMEOUT, on_error=operation.on_error)
     stage.strike(fault, k)
+    rows: list[Outcome] = []
+    wrong = []
     try:
         fleet = Fleet(driver, bounds, now=lambda: datetime.now(timezone.utc))
         rows = fleet.apply([Target(vm) for vm in vms], operation.plan(), dry_run=False)
+    except SafepointError as exc:
+        wrong.append(f"{fault} at {k}: the call failed: {exc}")
     finally:
         seen = stage.calm()
         driver.close()
-    wrong = []
     for vm, row in zip(vms, rows):
         told = (row.word, row.changed, row.error.code if row.error else None)
         if told != (operation.word, True, None):

@@ -1,60 +1,70 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The removal of an internal snapshot from the images of a VM that is off.
+"""Why a snapshot cannot be removed from the VM as it is now, with the remedy. Pure: no connection, no library.
 
 Note that this module util is **PRIVATE** to the collection.
 """
 
 from __future__ import annotations
 
-import contextlib
-import shlex
-import typing as t
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, fitting, read_record
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unsupported
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import EXTERNAL
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
 
 
-@contextlib.contextmanager
-def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, local: bool) -> Iterator[None]:
-    """Around a removal: refuse it where an image is not there, and afterwards find the images that still hold the snapshot.
+@dataclasses.dataclass(frozen=True)
+class Present:
+    """The parts of a VM's present state that a removal depends on."""
 
-    libvirt has qemu-img remove it from each image, ignores that this fails, and forgets the snapshot (9.0, 11.3): an image that is read-only,
-    or on storage that is not mounted, then keeps data that nobody knows of. When the VM is up, QEMU removes it, and its failure is told.
-    Images on another host are read where they are in a storage pool, which costs some requests for each.
+    vm: str
+    up: bool
+    disks: frozenset[str]
+    """The names of its disks, for example vda."""
+    saved: bool
+    """Whether its memory is on disk (managed save)."""
 
-    :raises Unsupported: an image does not exist; nothing was done.
-    :raises BackendFailed: the snapshot is forgotten and its data are still there.
-    """
-    if domain.isActive():
-        yield
-        return
-    images = Images(domain.connect(), local=local)
-    record = read_record(images, snapshot.getXMLDesc())
-    for target, place in record.places.items():
-        if _holds(images, place, record) is None:
-            raise Unsupported(
-                f"The snapshot {record.name} of {vm} cannot be removed: the image of its disk {target} ({place}) does not exist; make its storage "
-                f"available, or remove libvirt's record only (virsh snapshot-delete {vm} {record.name} --metadata)"
-            )
-    yield
-    left = [place for place in record.places.values() if _holds(images, place, record)]
-    if left:
-        commands = "; ".join(f"qemu-img snapshot -d {shlex.quote(record.name)} {shlex.quote(place)}" for place in left)
-        raise BackendFailed(
-            f"libvirt removed its record of the snapshot {record.name} of {vm}, and its data are still in {', '.join(left)}; make that writable, and "
-            f"remove them on the host while the VM is off: {commands}"
+
+def present(vm: str, domain_xml: str, *, saved: bool) -> Present:
+    """Read the definition of a VM, which has an id as long as the VM is up."""
+    domain = ElementTree.fromstring(domain_xml)
+    targets = (target.get("dev") for target in domain.iterfind("devices/disk/target"))
+    return Present(vm, domain.get("id") is not None, frozenset(name for name in targets if name), saved)
+
+
+def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str | None:
+    """The reason and the remedy, as the end of a sentence that begins with the name of the snapshot."""
+    if snapshot.lost is not None:
+        return None  # nothing but its record is removed
+    if snapshot.kind == EXTERNAL and now.saved:
+        # 11.3 merges it, and the VM does not start any more: its saved state names the image that is gone.
+        return (
+            f"is external, and the memory of {now.vm} is saved to disk (managed save) together with the names of the images; start the VM first, or "
+            f"drop its memory (virsh managedsave-remove {now.vm})"
         )
+    missing = ", ".join(sorted(_disks(snapshot_xml) - now.disks))
+    if missing and snapshot.kind == EXTERNAL:
+        # 9.0, 11.3: "disk 'vdb' not found in domain"
+        return f"is external and has the disk {missing}, which {now.vm} does not have now; attach it again (virsh attach-device) first"
+    if missing and now.up:
+        # libvirtd 9.0 dies, 11.3 fails: "disk 'vdb' referenced by snapshot 'y' not found in the current definition". Both can when the VM is off.
+        return (
+            f"has the disk {missing}, which {now.vm} does not have now, and libvirt cannot remove it while the VM is up; power the VM off first, or "
+            "attach the disk again (virsh attach-device)"
+        )
+    return None
 
 
-def _holds(images: Images, place: str, record: Record) -> bool | None:
-    """Whether the image holds the snapshot, as far as it can be read from here; None where there is no image."""
-    try:
-        image = images.read(place)
-    except Unreadable as exc:
-        return None if exc.gone else False
-    return image is not None and fitting(image.snapshots, record) is not None
+def hindrances(snapshots: Sequence[Snapshot], texts: Mapping[str, str], now: Present) -> dict[str, str]:
+    """The reasons by the ids of those snapshots that cannot be removed; ``texts`` are their definitions."""
+    why = {one.id: why_not_removed(one, texts[one.id], now) for one in snapshots}
+    return {snapshot_id: reason for snapshot_id, reason in why.items() if reason}
+
+
+def _disks(snapshot_xml: str) -> set[str]:
+    """The disks that take part in the snapshot."""
+    disks = ElementTree.fromstring(snapshot_xml).iterfind("disks/disk")
+    return {disk.get("name", "") for disk in disks if disk.get("snapshot") not in (None, "no")}
