@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import typing as t
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
@@ -80,25 +81,26 @@ class Images:
         except (Unreadable, ValueError):
             return None
 
-    def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
-        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.
+    def layers(self, disk: Disk, *, up: bool, asking: bool) -> Sequence[str] | None:
+        """The images that the disk consists of, its own first and then those that it is based on; None where that cannot be found out.
 
         libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
         """
         if up:
-            return len(disk.chain)
+            return disk.chain
+        found: list[str] = []
         try:
             path = self.place(disk) if asking else disk.image
-            for number in range(1, _LONGEST):
-                if path and not asking and not (self._local and os.access(path, os.R_OK)):
+            while path is not None and len(found) < _LONGEST:
+                if not asking and not (self._local and os.access(path, os.R_OK)):
                     return None
-                image = self.read(path) if path else None
-                if image is None or image.backing is None:
-                    return number
-                path = os.path.join(os.path.dirname(path or ""), image.backing)
+                found.append(path)
+                image = self.read(path)
+                backing = image.backing if image else None
+                path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
         except Unreadable:
-            pass
-        return None
+            return None
+        return found
 
     def owner(self, path: str, name: str, *, but: str) -> str | None:
         """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_merges import losses
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     NUMBER,
@@ -34,7 +35,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_way
     bitmap_hinders,
     bitmaps_hinder,
     chain_near_limit,
-    losses,
     plugged_cpus,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
@@ -80,7 +80,11 @@ class Judge:
             near = chain_near_limit(domain.name(), depth)
             self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
-            return losses(domain.name(), snapshots, bases, disks)
+            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
+            known = {target: images for target, images in layers.items() if images is not None}
+            seen = losses(domain.name(), snapshots, bases, disks, known)
+            # A removal that is under way changes the images first and the record then.
+            return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
         named = checkpoints(domain)
         why = bitmaps_hinder(domain.name(), named)
@@ -92,7 +96,7 @@ class Judge:
         seen = self._judged_internal(domain, snapshots, texts, named)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
-            if domain.isActive() and domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
+            if domain.isActive() and _is_held(domain):
                 return snapshots
             time.sleep(_SECOND_LOOK_SECONDS)
             there = set(domain.snapshotListNames())
@@ -196,8 +200,13 @@ class Judge:
 
     def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
         """The number of images of the disk that has the most; None where it is not known of any."""
-        depths = [self._images.depth(disk, up=up, asking=asking) for disk in disks if disk.writable]
-        return max((depth for depth in depths if depth is not None), default=None)
+        layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
+        return max((len(images) for images in layers if images is not None), default=None)
+
+
+def _is_held(domain: t.Any) -> bool:
+    """Whether an operation of libvirt is under way on a VM that is up."""
+    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:

@@ -292,36 +292,6 @@ def bitmap_hinders(bitmap: str, place: str) -> str:
     )
 
 
-def losses(
-    vm: str, snapshots: Sequence[Snapshot], bases: Mapping[str, Mapping[str, str]], disks: Sequence[Disk]
-) -> list[Snapshot]:
-    """The snapshots, parents before their children; those whose data are gone carry the finding that says so.
-
-    ``bases`` are the images that external snapshots are based on, by their ids and the names of the disks; ``disks`` are the VM's disks of
-    today. libvirt itself writes to such an image only while it removes the snapshot. A backup tool that merges snapshots (virsh blockcommit)
-    leaves the record, and so does a daemon that dies during a removal; a revert of libvirt 11.3 then "returns" to the data of today.
-    """
-    written = {place: disk.target for disk in disks for place in (disk.image, disk.merging_into) if place and disk.writable}
-    lost: dict[str, tuple[str, str]] = {}
-    found = []
-    for one in snapshots:
-        hit = [(written[place], place) for place in bases.get(one.id, {}).values() if place in written]
-        # What was taken on top of one that is lost is based on the same image.
-        if hit or (one.parent in lost and one.kind == EXTERNAL):
-            lost[one.id] = hit[0] if hit else lost[one.parent or ""]
-        found.append(dataclasses.replace(one, lost=_lost(vm, one, *lost[one.id])) if one.id in lost else one)
-    return found
-
-
-def _lost(vm: str, snapshot: Snapshot, target: str, place: str) -> Finding:
-    return Finding(
-        "snapshot_lost",
-        f"The snapshot {snapshot} of {vm} has lost its data: the VM writes to the image that the snapshot is based on (disk {target}, {place}), "
-        "because the snapshot was merged without libvirt, or its removal was interrupted",
-        "remove it (state=absent); this removes libvirt's record of it and nothing else",
-    )
-
-
 def _memory_and_quiesce(name: str, power: str) -> dict[str, str]:
     if power != "off":
         return {}
