@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import typing as t
@@ -147,6 +148,21 @@ def test_a_record_without_data_is_told_not_vouched_for_and_removed(either: t.Any
     assert remove(either.uri, vm, "x").word == "removed"
     assert list(listed(either.uri, vm)) == ["y"]
     revert(either.uri, vm, "y")
+
+
+def test_a_snapshot_in_the_image_of_another_time_than_the_record_is_neither_relied_on_nor_removed(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("otherwise")
+    take(lab.uri, vm, "x")
+    kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
+    later = re.sub(r"<creationTime>\d+<", "<creationTime>1900000000<", kept)
+    domain(lab, vm).snapshotCreateXML(later, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    assert listed(lab.uri, vm)["x"].lost is None
+    done = apply(lab.uri, Reverted(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "2030-03-17" in str(done.error)
+    (finding,) = images(lab, vm)
+    assert finding.code == "snapshot_differs" and "qemu-img" not in finding.remedy
+    assert in_image(lab, vm) == ["x"]
+    assert remove(lab.uri, vm, "x").word == "removed" and in_image(lab, vm) == []
 
 
 def test_a_record_without_data_on_another_host_is_found_by_a_look_into_the_images(lab: t.Any, tiny: Make, distant: None) -> None:

@@ -25,6 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     Record,
+    differing,
     fitting,
     ghost,
     read_record,
@@ -158,7 +159,12 @@ class Search:
                 if kept is None and place not in now:
                     image = self._images.read(place)  # the VM had another image then, and a revert brings it back
                     kept = image.snapshots if image else ()
-                problem = "does not hold it" if kept is not None and fitting(kept, record) is None else None
+                if kept is None or fitting(kept, record) is not None:
+                    continue
+                other = differing(vm.name, record, target, place, kept)
+                if other is not None:
+                    return [other]
+                problem: str | None = "does not hold it"
             except Unreadable as exc:
                 problem = "does not exist" if exc.gone else None
             if problem:

@@ -22,6 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qco
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     NUMBER,
     Record,
+    differing,
     fitting,
     ghost,
     is_number,
@@ -142,6 +143,9 @@ class Judge:
                     return None, NUMBER
                 continue
             meant = fitting(image.snapshots, record)
+            other = differing(domain.name(), record, target, place, image.snapshots) if meant is None else None
+            if other is not None:
+                return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
             if meant is None:
                 why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
                 return ghost(domain.name(), record.name, target, place, "does not hold it"), why
