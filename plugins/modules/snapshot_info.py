@@ -133,7 +133,7 @@ vms:
         code:
           description:
             - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
-              V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
+              V(snapshot_lost), V(snapshot_differs), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
