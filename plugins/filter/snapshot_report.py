@@ -129,7 +129,10 @@ _value:
       type: list
       elements: dict
     audit:
-      description: The C(entries) of the audit, the newest first, and how many lines of it were C(unreadable).
+      description:
+        - The C(entries) of the audit, the newest first, and how many lines of it were C(unreadable).
+        - Entries are the results of VMs and the intents that have no outcome. The latter are in RV(_value.attention) as well, as V(write_under_way) until the
+          call must have ended, and then as V(write_without_outcome), until another call has written to the same VM without an error.
       type: dict
 """
 

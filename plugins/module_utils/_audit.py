@@ -1,7 +1,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What was done, by whom, why, and how long it took: a line of JSON for each VM, at the end of a file.
+"""The audit file: by whom, why and when VMs were changed. Lines of JSON, at the end of a file that is opened before the first write.
+
+Each write has two lines with the same id: the intent, written before the hypervisor is asked, and the outcome. A call that is killed between them leaves an
+intent without an outcome. At the end of a call each VM has a line with its result.
+
+The lines are handed to the kernel at once, and a killed process loses none. They are not synced to disk: a machine that loses its power loses the last ones.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -12,11 +17,16 @@ import json
 import os
 import pwd
 import socket
+import time
 import typing as t
+import uuid
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 
+from ansible_collections.safepoint.vm.plugins.module_utils import _label
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 
 # The fields of the line have their documentation in plugins/doc_fragments/_audit.py.
 _VERSION = 1
@@ -42,50 +52,158 @@ def who(environ: Mapping[str, str]) -> dict[str, str | None]:
     }
 
 
-def entries(
-    rows: Sequence[Row],
-    failure: Options | None,
-    *,
-    module: str,
-    options: Options,
-    by: Mapping[str, str | None],
-    now: datetime,
-    seconds: float,
-    secrets: Collection[str],
-) -> list[str]:
-    """A line for each VM that was acted on or that failed; one for all of them when the endpoint was never reached.
+class AuditFile:
+    """The audit file, open for one call. It observes the writes of the call, see Observer in _work.py."""
 
-    Of a prune each snapshot that went has a line, with the reason that the policy gave.
+    def __init__(
+        self, path: str, *, module: str, options: Options, by: Mapping[str, str | None], seconds: float, secrets: Collection[str]
+    ) -> None:
+        """``by`` says who called and where, ``seconds`` after how long the call ends at the latest; ``secrets`` are taken out of every line.
 
-    ``rows`` are the results of the VMs, ``by`` says who called and where, and ``secrets`` are taken out of all of it.
+        :raises InvalidOption: the file cannot be opened for writing.
+        """
+        self.warnings: list[str] = []
+        self._path, self._options, self._secrets = path, options, secrets
+        self._call = uuid.uuid4().hex[:16]
+        now = datetime.now(timezone.utc)
+        self._ends_by = format_time(now + timedelta(seconds=seconds))
+        self._common = {**by, "module": module, "backend": options["backend"], "call": self._call}
+        self._began = time.monotonic()
+        self._writes = 0
+        # By the id of the VM, which has one job at a time: the fields of its intent, and when it was written.
+        self._intents: dict[str, tuple[dict[str, t.Any], float]] = {}
+        self._torn = False
+        self._descriptor = _open(path, os.O_CREAT)
+
+    def before(self, action: Action) -> None:
+        """Record that ``action`` is about to begin.
+
+        :raises InvalidOption: the line could not be written; the action must not begin.
+        """
+        self._writes += 1
+        fields = {"id": f"{self._call}-{self._writes}", **_intent(action, self._options)}
+        try:
+            self._write("intent", {**fields, "ends_by": self._ends_by})
+        except OSError as exc:
+            raise InvalidOption(
+                f"audit_file={self._path!r} cannot be written, so that it was not begun to {action}: {_why(exc)}"
+            ) from exc
+        self._intents[action.vm.id] = fields, time.monotonic()
+
+    def after(self, end: Finished) -> None:
+        """Record how an action ended. What it did is done: that this cannot be written is a warning."""
+        action = end.job.action
+        if action.vm.id not in self._intents:  # only an undo goes on without
+            self.warnings.append(
+                f"It is not in audit_file={self._path!r}, which cannot be written, that this call began to {action}"
+            )
+            return
+        fields, began = self._intents.pop(action.vm.id)
+        error = end.error
+        more = {"error": error.code if error else None, "msg": str(error)[:_LONGEST] if error else None}
+        seconds = round(time.monotonic() - began, 1)
+        snapshot_id = end.snapshot_id or fields["snapshot_id"]
+        try:
+            self._write("outcome", {**fields, **more, "snapshot_id": snapshot_id, "seconds": seconds})
+        except OSError as exc:
+            self.warnings.append(f"How it ended to {action} is not in audit_file={self._path!r}: {_why(exc)}")
+
+    def finish(self, rows: Sequence[Row], failure: Options | None) -> None:
+        """Record the result of each VM that was acted on or that failed, or one for all of them when the endpoint was never reached; close the file.
+
+        Of a prune each snapshot that was removed has a line, with the reason that the policy gives. ``rows`` are the results of the VMs.
+        """
+        options = self._options
+        asked = [*(options.get("vms") or []), *(one["vm"] for one in options.get("targets") or [])]
+        if options.get("vm"):
+            asked.append(options["vm"])
+        told = [one for row in rows for one in _acts(row)]
+        if failure is not None and not rows:
+            told = [{"ref": ", ".join(asked), "vm": None, "changed": False, **failure}]
+        seconds = round(time.monotonic() - self._began, 1)
+        try:
+            for row in told:
+                self._write("result", {"id": None, **_entry(row, options), "seconds": seconds})
+        except OSError as exc:
+            self.warnings.append(f"The results of the VMs are not in audit_file={self._path!r}: {_why(exc)}")
+        os.close(self._descriptor)
+
+    def _write(self, event: str, fields: Mapping[str, t.Any]) -> None:
+        """Add a line in one write to a file that is open for appending, so that lines of several runs never mix.
+
+        :raises OSError: it is not there, or only a part of it is.
+        """
+        head = {"version": _VERSION, "event": event, "time": format_time(datetime.now(timezone.utc))}
+        text = _line({**head, **self._common, **fields}, self._secrets) + "\n"
+        # Half a line that a full file system took ends here.
+        data = ("\n" + text if self._torn else text).encode()
+        written = os.write(self._descriptor, data)
+        self._torn = written != len(data)
+        if self._torn:
+            raise OSError("only a part of the line was written; the file system may be full")
+
+
+def check(path: str) -> None:
+    """What opening the file does to it, without making it: for check mode.
+
+    :raises InvalidOption: the file cannot be opened for writing.
     """
-    asked = [*(options.get("vms") or []), *(one["vm"] for one in options.get("targets") or [])]
-    if options.get("vm"):
-        asked.append(options["vm"])
-    told = [one for row in rows for one in _acts(row)]
-    if failure is not None and not rows:
-        told = [{"ref": ", ".join(asked), "vm": None, "changed": False, **failure}]
-    common = {"version": _VERSION, "time": format_time(now), **by, "module": module, "seconds": round(seconds, 1)}
-    return [_line({**common, **_entry(row, options)}, secrets) for row in told]
-
-
-def append(path: str, lines: Sequence[str]) -> None:
-    """Write the lines to the end of the file, which is made when it is not there.
-
-    Each is one write to a file that is open for appending, so that lines of several runs never mix.
-
-    :raises OSError: not all of them were written.
-    """
-    # Without O_NONBLOCK a pipe that nobody reads would hold the module for ever.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-    descriptor = os.open(path, flags, 0o600)
     try:
-        for line in lines:
-            data = line.encode() + b"\n"
-            if os.write(descriptor, data) != len(data):
-                raise OSError("only a part of a line was written; look whether the file system is full")
-    finally:
-        os.close(descriptor)
+        os.stat(path)
+    except FileNotFoundError:
+        if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
+            raise _unusable(path, FileNotFoundError("its folder is not there, or this user may not write to it")) from None
+    except (OSError, ValueError) as exc:
+        raise _unusable(path, exc) from exc
+    else:
+        os.close(_open(path, 0))
+
+
+def _open(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a pipe that nobody reads would hold the module for ever.
+    flags |= os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    try:
+        return os.open(path, flags, 0o600)
+    except (OSError, ValueError) as exc:  # ValueError: a NUL, or half a character
+        raise _unusable(path, exc) from exc
+
+
+def _unusable(path: str, error: OSError | ValueError) -> InvalidOption:
+    return InvalidOption(
+        f"audit_file={path!r} cannot be written: {_why(error)}; nothing was done. Name a file in a folder that is there, which this user may write to"
+    )
+
+
+def _why(error: OSError | ValueError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _intent(action: Action, options: Options) -> dict[str, t.Any]:
+    """The fields of a write."""
+    if isinstance(action, Create):
+        name, snapshot_id, described = action.name, None, action.description
+    else:
+        name, snapshot_id, described = action.snapshot.name, action.snapshot.id, action.snapshot.description
+    if isinstance(action, Describe):
+        described = action.description
+    parsed = _label.parse(described)
+    label = _shown(parsed.label.as_dict() if parsed.label else options.get("labels") or {})
+    verbs: Mapping[type, str] = {Create: "take", Revert: "revert", Delete: "remove", Describe: "describe"}
+    return {
+        "vm": action.vm.name,
+        "vm_id": action.vm.id,
+        "action": verbs[type(action)],
+        "snapshot": name,
+        "snapshot_id": snapshot_id,
+        "change": label.get("change"),
+        "why": parsed.text[:_LONGEST] or None,
+        "labels": label,
+    }
+
+
+def _shown(label: Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """A label without what only a program reads."""
+    return {key: value for key, value in label.items() if key not in ("sig", "at")}
 
 
 def _acts(row: Row) -> list[Row]:
@@ -105,12 +223,11 @@ def _entry(row: Row, options: Options) -> dict[str, t.Any]:
     """What was done to one VM. What its result does not tell, because it failed, is taken from the options."""
     snapshot: Row = row.get("snapshot") or {}
     vm: Row = row["vm"] or {}
-    label = {key: value for key, value in (snapshot.get("label") or options.get("labels") or {}).items() if key != "sig"}
+    label = _shown(snapshot.get("label") or options.get("labels") or {})
     description = snapshot.get("description") or options.get("description")
     return {
         "vm": vm.get("name") or row["ref"],
         "vm_id": vm.get("id"),
-        "backend": options["backend"],
         "action": row.get("action", "none"),
         "changed": row["changed"],
         "snapshot": snapshot.get("name") or options.get("name"),

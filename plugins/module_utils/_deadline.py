@@ -47,6 +47,12 @@ class Deadline:
         """A shorter budget inside this one."""
         return Deadline(min(seconds, self.left()), clock=self._clock, sleep=self._sleep)
 
+    def extended(self, seconds: float) -> Deadline:
+        """A longer budget: what is left of this one, and so many seconds after its end. It ends at the same moment whenever it is asked for."""
+        longer = Deadline(self.seconds + seconds, clock=self._clock, sleep=self._sleep)
+        longer._end = self._end + seconds
+        return longer
+
     def sleep(self) -> None:
         """Let the rest of the time pass."""
         self._sleep(self.left())

@@ -91,7 +91,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """How a job ended."""
+    """How a job ended.
+
+    A Revert that the hypervisor had accepted before something else failed (its snapshot is gone now, or the VM does not start) is either a success or an
+    error that says so, never SnapshotNotFound or Locked: with these the engine decides again, as if nothing had been done.
+    """
 
     job: Job
     error: SafepointError | None = None
@@ -110,6 +114,10 @@ class SnapshotDriver(abc.ABC):
     name_rule: t.ClassVar[NameRule]
     revert_needs_newest: t.ClassVar[bool] = False
     """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+    most_parallel: t.ClassVar[int | None] = None
+    """The number of jobs that the endpoint can take at the same time, whatever max_parallel allows; None where it limits them itself."""
+    lock_timeout: float = 60.0
+    """Seconds for which a job that has changed its VM already waits for another operation on it; set by the engine."""
 
     def set_deadline(self, deadline: Deadline) -> None:
         """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.
@@ -162,8 +170,8 @@ class SnapshotDriver(abc.ABC):
         """What is wrong inside the VMs' disk images, by the id of the VM, where the backend lets one look. May be slow."""
         return {vm.id: () for vm in vms}
 
-    def foresee(self, vms: Sequence[Vm]) -> Mapping[str, SafepointError]:
-        """Which of the VMs would be refused a snapshot, where the backend has to be asked for each of them.
+    def foresee(self, actions: Sequence[Action]) -> Mapping[str, SafepointError]:
+        """By the id of the VM, which of the actions would be refused, where the backend has to be asked for each of them.
 
         Asked in a dry run only. A real one is refused by the backend itself, before anything is written, and is spared these requests.
         """

@@ -14,6 +14,7 @@ __all__ = [
     "ExistsDiffers",
     "Foreign",
     "Held",
+    "Interrupted",
     "InvalidOption",
     "LibraryMissing",
     "Locked",
@@ -159,8 +160,14 @@ class TimedOut(SafepointError):
     code = "timed_out"
 
 
+class Interrupted(TimedOut):
+    """The module was told to stop by a signal; the operation may still be going on at the hypervisor."""
+
+    code = "interrupted"
+
+
 class NotStarted(SafepointError):
-    """Nothing was done on this VM because another one failed first."""
+    """Nothing was done on this VM because another one failed first, or the module was told to stop."""
 
     code = "not_started"
 

@@ -15,6 +15,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import secrets
 from ansible_collections.safepoint.vm.plugins.module_utils._perform import Call, perform
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
 
 def run(name: str, module: AnsibleModule) -> t.NoReturn:
@@ -22,8 +23,10 @@ def run(name: str, module: AnsibleModule) -> t.NoReturn:
 
     The only place that calls fail_json() and exit_json().
     """
+    stop = Stop()
+    stop.install()
     module.no_log_values.update(secrets(module.params, os.environ))
-    answer = perform(Call(name, module.params, module.check_mode, module._diff, module.no_log_values))
+    answer = perform(Call(name, module.params, module.check_mode, module._diff, module.no_log_values), stop)
     for warning in answer.warnings:
         module.warn(warning)
     if answer.failure is not None:

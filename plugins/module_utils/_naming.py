@@ -28,6 +28,8 @@ class NameRule:
     min_bytes: int = 1
     first_letter: bool = False
     """Whether a name begins with a letter, and not with a digit."""
+    numbers_from: int = 0
+    """Smaller numbers are no names, since the backend takes them for the numbers that it gives to snapshots itself."""
 
 
 def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
@@ -51,6 +53,10 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
     wrong = sorted({char for char in name if not _plain(char) and char not in rule.extra})
     if wrong:
         raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
+    if name.isdigit() and int(name) < rule.numbers_from:
+        raise InvalidOption(
+            f"{option}={shown!r} is a number, and the backend would take it for the number of another snapshot; add a letter, for example s{name}"
+        )
     if name.lower() in rule.reserved:
         raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
 

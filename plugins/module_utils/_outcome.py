@@ -17,6 +17,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
+    Interrupted,
+    InvalidOption,
     Locked,
     NewerSnapshots,
     NotReached,
@@ -27,13 +29,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     TimedOut,
     Undone,
     Unsupported,
+    Unverified,
     VmNotFound,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, Target, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision
 
 # With these the hypervisor says no before it touches anything.
-_CLEAN_REFUSALS = (Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound, VmNotFound)
+_CLEAN_REFUSALS = (InvalidOption, Unsupported, Locked, NewerSnapshots, PermissionDenied, SnapshotNotFound, VmNotFound)
 
 
 @dataclasses.dataclass
@@ -71,6 +74,8 @@ class Outcome:
     undone: bool = False
     seen_again: bool = False
     """Whether it was seen once more after something had failed."""
+    predicted: bool = False
+    """Whether it is a dry run, and ``after`` the state as it would be."""
 
     @property
     def also_removed(self) -> list[str]:
@@ -87,6 +92,13 @@ class Outcome:
         self.error = self.error or error
         self.todo.clear()
 
+    def note_view(self, view: View) -> None:
+        """This is how the VM was last seen."""
+        self.after = view
+        self.seen_again = self.error is not None
+        if self.decision is None:
+            self.before = view
+
     def forget(self) -> None:
         """What was decided is to be decided anew; nothing was begun."""
         self.decision = None
@@ -98,7 +110,7 @@ class Outcome:
         self.todo.appendleft(action)
         self.started = self.done[-1] if self.done else None
 
-    def taken_back(self, because: Outcome) -> None:
+    def mark_undone(self, because: Outcome) -> None:
         """What this call created is gone again."""
         self.done.clear()
         self.made = None
@@ -128,12 +140,13 @@ class Outcome:
             self.changed = bool(self.decision.actions)
             self.snapshot = self.decision.snapshot
             self.after = dataclasses.replace(self.after, snapshots=self.decision.predicted)
+            self.predicted = True
             self.later = self.then.get(self.snapshot.id) if self.snapshot else None
 
     def conclude(self) -> None:
         """Say what happened, from what was seen."""
         if self.error is not None:
-            self.word = "failed" if self.started else "none"
+            self.word = _failed_word(self)
             self.changed = self._left_changed()
             if self.started and self.before and self.after and self.before.state.power != self.after.state.power:
                 self.warnings.append(f"{self.vm} was {self.before.state.power}, and is {self.after.state.power} now")
@@ -145,8 +158,10 @@ class Outcome:
         wanted = self.decision.snapshot if self.decision else None
         if wanted is not None:
             self.snapshot = self.after.by_id(wanted.id) if self.after else None
-            if self.snapshot is None and self.word == "removed":
+            if self.snapshot is None and self.word in ("removed", "reverted"):
                 self.snapshot = wanted
+                if self.word == "reverted":
+                    self.warnings.append(f"The snapshot {wanted} of {self.vm} was removed by another run after the revert to it")
 
     def _left_changed(self) -> bool:
         """Whether a VM on which something failed is not as it was found."""
@@ -161,16 +176,26 @@ class Outcome:
             same = self.seen_again and self.before.state.power == self.after.state.power
             same = same and _place(self.before) == _place(self.after)
             return not (same and isinstance(self.error, _CLEAN_REFUSALS))
-        if isinstance(self.error, (ConnectionFailed, TimedOut)):
+        if isinstance(self.error, (ConnectionFailed, TimedOut, Unverified)):
+            # It may yet happen, so that what was seen since proves nothing.
             return True
         if isinstance(self.started, Create):
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
+        if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):
+            return False  # another run removed it
         if isinstance(self.started, Delete):
             # One that breaks off half-way may have left less of it than there was, or the VM locked.
             less = left is None or (was is not None and left.obstacles != was.obstacles)
             return less or (isinstance(self.error, BackendFailed) and bool(self.after.state.busy))
         return left is None or was is None or left.description != was.description
+
+
+def _failed_word(outcome: Outcome) -> str:
+    """How the result calls what failed: what was sent and is not known to have failed is not called failed."""
+    if outcome.started is None:
+        return "none"
+    return "unverified" if isinstance(outcome.error, (Interrupted, Unverified)) else "failed"
 
 
 def _place(view: View) -> str | None:

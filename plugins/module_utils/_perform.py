@@ -14,18 +14,19 @@ import gc
 import os
 import shlex
 import sys
-import time
 import typing as t
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _audit, _failure
+from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFile
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import address
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import LibraryMissing, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import Interrupted, LibraryMissing, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, check_params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
@@ -48,8 +49,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._request import (
     read_seconds,
     read_targets,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import LOGOUT_SECONDS, Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+# With the grace of _phases.py less than the 20 seconds after ``timeout`` in which a call ends.
+_LOG_OUT_SECONDS = 1.5
 
 # As open_driver(), which it is unless a test has a hypervisor of its own.
 Connect = Callable[..., SnapshotDriver]
@@ -84,30 +89,39 @@ class Answer:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def perform(call: Call, *, connect: Connect = open_driver) -> Answer:
-    """Do what the options say, on the endpoint that ``connect`` connects to."""
+def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_driver) -> Answer:
+    """Do what the options say on the endpoint that ``connect`` connects to, or what is possible of it until ``stop`` is told."""
+    stop = stop or Stop()
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
     params = call.params
     plan = _PLANS[call.module]
-    began = time.monotonic()
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
+    audit: AuditFile | None = None
     try:
         check_params(params, call.secrets)
         progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
-        outcomes, now, sweeps = _work(params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress)
+        audit = _open_audit(call)
+        outcomes, now, sweeps = _work(
+            params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
+        )
+    except Stopped:
+        failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was begun"}
     except LibraryMissing as exc:
         failure = {"error": exc.code, "msg": _missing(exc.library)}
     except SafepointError as exc:
         failure = {"error": exc.code, "msg": str(exc)}
     else:
         result, failure = _results(params, outcomes, now, info=plan is None, sweeps=sweeps, diff=call.diff)
+        if failure is not None and stop.by is not None:
+            failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by}. {failure['msg']}"}
     rows = result.get("vms", [])
     warnings = [warning for row in rows for warning in row["warnings"]]
-    if params.get("audit_file") and not call.check_mode:
-        warnings += _write_audit(call, rows, failure, seconds=time.monotonic() - began)
+    if audit is not None:
+        audit.finish(rows, failure)
+        warnings += audit.warnings
     return Answer(result, failure, warnings)
 
 
@@ -117,26 +131,26 @@ def _missing(library: str) -> str:
     return f"{missing_required_lib(library)} For example: {sys.executable} -m pip install {shlex.quote(library)}"
 
 
-def _write_audit(call: Call, rows: list[dict[str, t.Any]], failure: dict[str, t.Any] | None, *, seconds: float) -> list[str]:
-    """Write down what was done, and return a warning where that fails: it undoes nothing of it."""
-    path = call.params["audit_file"]
-    try:
-        lines = _audit.entries(
-            rows,
-            failure,
-            module=f"safepoint.vm.{call.module}",
-            options=call.params,
-            by={**_audit.who(os.environ), "endpoint": address(call.params, os.environ)},
-            now=datetime.now(timezone.utc),
-            seconds=seconds,
-            secrets=call.secrets,
-        )
-        _audit.append(path, lines)
-    except (OSError, ValueError) as exc:  # ValueError: for a path that no file can have, with which nothing was done
-        return [
-            f"What was done is not in audit_file={path!r}: {getattr(exc, 'strerror', None) or exc}. Make its folder, and let this user write there"
-        ]
-    return []
+def _open_audit(call: Call) -> AuditFile | None:
+    """Open the audit file, where there is one, before anything else is done.
+
+    :raises InvalidOption: it cannot be written, or the call's time is none.
+    """
+    path = call.params.get("audit_file")
+    if not path:
+        return None
+    if call.check_mode:
+        _audit.check(path)
+        return None
+    return AuditFile(
+        path,
+        module=f"safepoint.vm.{call.module}",
+        options=call.params,
+        by={**_audit.who(os.environ), "endpoint": address(call.params, os.environ)},
+        # _driver.py: a call ends within its timeout and 20 seconds.
+        seconds=read_seconds(call.params, "timeout") + 20,
+        secrets=call.secrets,
+    )
 
 
 def _work(
@@ -147,10 +161,13 @@ def _work(
     dry_run: bool,
     diff: bool,
     progress: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
+    stop: Stop,
 ) -> tuple[list[Outcome], datetime, bool]:
     """Check all options, connect, and look or act; also what time it is by the endpoint's clock, and whether it was about whatever there is.
 
     :raises SafepointError: before anything was written.
+    :raises Stopped: the same, and a signal came.
     """
     targets = read_targets(params)
     bounds = Bounds(
@@ -163,16 +180,19 @@ def _work(
     wanted = plan(read_request(params), params) if plan else None
     if wanted is None:
         read_filter(params)
-    driver = connect(params, environ=os.environ, seconds=read_seconds(params, "connect_timeout"))
+    deadline = Deadline(bounds.timeout)
+    with stop.breakable():
+        driver = connect(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
-        fleet = Fleet(driver, bounds, progress=progress)
-        if wanted is not None:
-            outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
-            return outcomes, driver.now(), wanted.sweeps
-        return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
+        with stop.breakable():
+            fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer, stop=stop)
+            if wanted is not None:
+                outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
+                return outcomes, driver.now(), wanted.sweeps
+            return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
-            in_time("the log-out", driver.close, Deadline(5))
+            in_time("the log-out", driver.close, Deadline(_LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
         except SafepointError:
             pass  # a mute peer; what matters has been said or raised already
 

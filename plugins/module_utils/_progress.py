@@ -9,6 +9,9 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 
 # How many of the VMs that are worked on are named; a line of a terminal has no room for more.
 _NAMED = 3
@@ -37,3 +40,8 @@ class Progress:
         if self.running and all(percent is None for _name, percent in self.running[:_NAMED]):
             text += " under way"
         return text
+
+
+def how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
+    """The VMs of these jobs, each with how many percent the vendor says are done."""
+    return tuple((str(job.action.vm), job.percent) for job in jobs)

@@ -74,7 +74,7 @@ def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str,
                 "decision": "keep" if one.keep else "remove",
                 "rules": [reason.rule for reason in one.reasons],
                 "reason": f"{one.snapshot} " + ", and ".join(reason.text for reason in one.reasons),
-                "removed": _is_gone(outcome, one.snapshot),
+                "removed": _was_removed(outcome, one.snapshot),
             }
         )
     return row
@@ -103,10 +103,19 @@ def outcome_table(outcome: Outcome) -> dict[str, str]:
     }
 
 
+def _was_removed(outcome: Outcome, snapshot: Snapshot) -> bool:
+    """Whether this call removed a snapshot, or in a dry run would. One that another run removed is gone as well, but not by this call."""
+    tried = outcome.error is not None and isinstance(outcome.started, Delete) and outcome.started.snapshot.id == snapshot.id
+    return (outcome.predicted or tried or _is_done(outcome, snapshot)) and _is_gone(outcome, snapshot)
+
+
+def _is_done(outcome: Outcome, snapshot: Snapshot) -> bool:
+    return any(isinstance(action, Delete) and action.snapshot.id == snapshot.id for action in outcome.done)
+
+
 def _is_gone(outcome: Outcome, snapshot: Snapshot) -> bool:
     """Whether a snapshot is not there any more, or in a dry run would not be."""
-    deleted = any(isinstance(action, Delete) and action.snapshot.id == snapshot.id for action in outcome.done)
-    return deleted or (outcome.after is not None and outcome.after.by_id(snapshot.id) is None)
+    return _is_done(outcome, snapshot) or (outcome.after is not None and outcome.after.by_id(snapshot.id) is None)
 
 
 def outcome_diff(outcome: Outcome) -> dict[str, str]:
@@ -145,7 +154,8 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
     view = outcome.after
     del row["snapshot"], row["action"], row["also_removed"]
     row["power"] = view.state.power if view else None
-    found = [*view.state.findings, *_depth(view), *outcome.findings] if view else []
+    lost = [one.lost for one in view.snapshots if one.lost is not None] if view else []
+    found = dict.fromkeys([*view.state.findings, *lost, *_depth(view), *outcome.findings]) if view else {}
     row["findings"] = [{"code": one.code, "msg": one.message, "remedy": one.remedy} for one in found]
     row["snapshots"] = []
     for one in view.snapshots if view else ():
@@ -157,6 +167,7 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
         shown["lease"] = one.label.lease(now) if one.label else None
         shown["why_not_ours"] = ours.why_not(view.vm, one)
         shown["obstacles"] = dict(one.obstacles)
+        shown["not_included"] = list(one.not_included)
         then = outcome.then.get(one.id)
         if then is not None:
             shown["configuration"] = configuration_result(then)

@@ -21,6 +21,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 
+# A driver that gives up at the deadline says why, which tells more than that the time is up. It is waited for so much longer.
+LAST_WORD_SECONDS = 0.5
+
 _T = t.TypeVar("_T")
 _I = t.TypeVar("_I")
 
@@ -40,14 +43,14 @@ def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | Non
 
 
 def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
-    """Return what ``call`` returns, or raise what it raises, before the deadline.
+    """Return what ``call`` returns, or raise what it raises, by the deadline.
 
     :raises TimedOut: the time is up; the call goes on in its thread until the process ends.
     """
     box: queue.SimpleQueue[tuple[t.Any, BaseException | None]] = queue.SimpleQueue()
     begin(call, lambda value, error: box.put((value, error)))
     try:
-        value, error = box.get(timeout=deadline.left())
+        value, error = box.get(timeout=deadline.left() + LAST_WORD_SECONDS)
     except queue.Empty:
         raise TimedOut(f"Gave up waiting for {what} after {deadline.seconds:g} seconds") from None
     if error is not None:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Act: run what was decided on many VMs, within bounds of time and number, and take back what was created.
+"""Act: run what was decided on many VMs, within bounds of time and number.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -10,26 +10,27 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Describe, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    Interrupted,
     Locked,
     NewerSnapshots,
+    NotStarted,
     SnapshotExists,
     SnapshotNotFound,
     TimedOut,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, hold_back
-from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_WORD_SECONDS
 
 # Between two tries to write to a VM that somebody else's operation holds.
 _LOCK_PAUSE_SECONDS = 1.0
-# How often whoever wants to know is told how far the work is.
-_PROGRESS_SECONDS = 1.0
-# What may be spent on undoing after the call's own time is up.
-_UNDO_SECONDS = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,163 +47,195 @@ class Bounds:
 class Work:
     """The writing part of one call."""
 
-    def __init__(
-        self, driver: SnapshotDriver, bounds: Bounds, deadline: Deadline, *, progress: Callable[[Progress], None] | None = None
-    ) -> None:
-        """``progress`` is called about each second while there is work, and when a job has ended."""
-        self._driver = driver
-        self._bounds = bounds
-        self._deadline = deadline
-        self._progress = progress
+    def __init__(self, jobs: Jobs, bounds: Bounds, deadline: Deadline) -> None:
+        self.jobs = jobs
+        self.bounds = bounds
+        self.deadline = deadline
         # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
         self._known: set[int] = set()
         self._through: set[int] = set()
 
     def perform(self, outcomes: Iterable[Outcome]) -> None:
-        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up."""
-        ready = collections.deque(one for one in outcomes if one.todo)
-        running: dict[Job, Outcome] = {}
-        locked: list[tuple[Deadline, Outcome, Locked]] = []
-        failed: Outcome | None = None
+        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up.
+
+        :raises Stopped: the call was told to stop; each VM has its error.
+        """
+        ready = [one for one in outcomes if one.todo]
         self._known.update(map(id, ready))
         self._through.difference_update(map(id, ready))
-        while running or locked or (ready and failed is None):
-            if failed is not None and self._bounds.on_error != "continue":
+        with self.jobs.stop.held():
+            _Batch(self, ready).run()
+        self.tell({})
+
+    def through(self, outcome: Outcome) -> None:
+        """All that was to be done on this VM is done."""
+        self._through.add(id(outcome))
+
+    def tell(self, running: Mapping[Job, Outcome]) -> None:
+        """Tell how far the work is, where that is asked for."""
+        if self.jobs.progress is not None:
+            self.jobs.progress(Progress(len(self._through), len(self._known), how_far(running)))
+
+
+class _Batch:
+    """VMs that are worked on together: those that are still to be begun, those under way, and those that another operation holds."""
+
+    def __init__(self, work: Work, ready: Iterable[Outcome]) -> None:
+        self._work = work
+        self._jobs, self._bounds, self._deadline = work.jobs, work.bounds, work.deadline
+        self._ready = collections.deque(ready)
+        self._running: dict[Job, Outcome] = {}
+        # Each with when it is tried again, and with the refusal.
+        self._locked: list[tuple[Deadline, Outcome, Locked]] = []
+        self._failed: Outcome | None = None
+
+    def run(self) -> None:
+        while self._running or self._locked or (self._ready and self._failed is None):
+            if self._failed is not None and self._bounds.on_error != "continue":
                 # What was begun on a VM is carried through; what was only tried is not.
-                hold_back((one[1] for one in locked if not one[1].done), because=failed)
-                locked = [one for one in locked if one[1].todo]
-                if not (running or locked):
+                hold_back((one for _again, one, _error in self._locked if not one.done), because=self._failed)
+                self._locked = [locked for locked in self._locked if locked[1].todo]
+                if not (self._running or self._locked):
                     break
-            due = [one for one in locked if one[0].left() <= 0]
-            while len(running) < self._bounds.max_parallel and (due or (ready and failed is None)):
-                if due:
-                    locked.remove(due[0])
-                    outcome = due.pop(0)[1]
-                else:
-                    outcome = ready.popleft()
-                outcome.started = outcome.todo.popleft()
-                running[self._driver.start(outcome.started)] = outcome
-            self._tell(running)
-            if running:
-                finished = self._wait(running, self._deadline.within(_LOCK_PAUSE_SECONDS) if locked else self._deadline)
-            else:
-                self._deadline.within(_LOCK_PAUSE_SECONDS).sleep()
-                finished = []
-            if not finished:
-                if self._deadline.left() > 0:
-                    continue
-                for job, outcome in running.items():
-                    outcome.in_flight = job
-                    known = [f"task {job.handle}"] if job.handle else []
-                    known += [f"{job.percent}% done"] if job.percent is not None else []
-                    named = f" ({', '.join(known)})" if known else ""
-                    outcome.refuse(
-                        TimedOut(
-                            f"timeout={self._bounds.timeout:g} seconds was not enough to {job.action}{named}; it may still end at the "
-                            "hypervisor: look with snapshot_info before the next try, and set a longer timeout"
-                        )
-                    )
-                for _timer, outcome, error in locked:
-                    outcome.refuse(error)
-                failed = next(iter([*running.values(), *(one[1] for one in locked)]))
-                break
-            for job_end in finished:
-                outcome = running.pop(job_end.job)
-                if isinstance(job_end.error, Locked):
-                    outcome.lock = outcome.lock or self._deadline.within(self._bounds.lock_timeout)
-                    if outcome.lock.left() > 0:
-                        # Somebody else began between our look and our write; nothing was written.
-                        outcome.put_back(job_end.job.action)
-                        locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, job_end.error))
-                        continue
-                self._note(outcome, job_end)
-                if outcome.error is not None and self._bounds.on_error != "continue":
-                    failed = failed or outcome
-                elif outcome.todo:
-                    # What was begun on a VM is carried through, also when another VM has failed meanwhile.
-                    outcome.started = outcome.todo.popleft()
-                    running[self._driver.start(outcome.started)] = outcome
-                elif outcome.done and outcome.error is None:
-                    self._through.add(id(outcome))
-        if failed is not None:
-            hold_back(ready, because=failed)
-        self._tell({})
-
-    def _wait(self, jobs: Iterable[Job], deadline: Deadline) -> list[Finished]:
-        """What the driver's own does, but for no longer than until somebody is to be told how far the work is."""
-        return self._driver.wait(list(jobs), deadline.within(_PROGRESS_SECONDS) if self._progress else deadline)
-
-    def _tell(self, running: Mapping[Job, Outcome]) -> None:
-        if self._progress is None:
-            return
-        self._progress(Progress(len(self._through), len(self._known), _how_far(running)))
-
-    def _note(self, outcome: Outcome, end: Finished) -> None:
-        action = end.job.action
-        outcome.warnings.extend(end.warnings)
-        if end.error is None:
-            outcome.done.append(action)
-            outcome.lock = None
-            if isinstance(action, Create) and outcome.decision and outcome.decision.snapshot:
-                outcome.made = end.snapshot_id
-                made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
-                outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
-        elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and (outcome.done or _may_be_gone(outcome)):
-            pass  # one of several that were to go: somebody else was faster
-        elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
-            # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
-            outcome.todo.append(action)
-        elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
-            # Somebody else was faster between our look and our write: look again, decide again, once.
-            outcome.raced = True
-            outcome.decision = None
-            outcome.started = None
-            outcome.todo.clear()
-        else:
-            outcome.refuse(end.error)
-
-    def undo(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
-        """Remove what this call created, and only that, with a time budget of its own; also what is finished only now."""
-        deadline = Deadline(_UNDO_SECONDS)
-        ready = collections.deque(one for one in outcomes if one.made)
-        late = {one.in_flight: one for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create)}
-        running: dict[Job, Outcome] = {}
-        total, gone_again = len(ready) + len(late), 0
-        while ready or late or running:
-            while ready and len(running) < self._bounds.max_parallel:
-                one = ready.popleft()
-                if one.made and one.vm and one.decision and one.decision.snapshot:
-                    gone = dataclasses.replace(one.decision.snapshot, id=one.made)
-                    running[self._driver.start(Delete(one.vm, gone))] = one
-            if self._progress is not None:
-                self._progress(Progress(gone_again, total, _how_far([*late, *running]), undoing=True))
-            finished = self._wait([*late, *running], deadline) if late or running else []
+            if self._deadline.left() > 0:
+                self._begin()
+            self._work.tell(self._running)
+            finished = self._wait()
+            if self._jobs.stop.by is not None:
+                self._break_off(f"The module was stopped by {self._jobs.stop.by}", finished)
+                return
+            if not finished and self._deadline.left() <= 0:
+                finished = self._jobs.wait(self._running, Deadline(LAST_WORD_SECONDS)) if self._running else []
+                if not finished:
+                    self._end_in_time()
+                    break
             for end in finished:
-                if end.job in late:
-                    one = late.pop(end.job)
-                    one.made = end.snapshot_id
-                    if end.error is None:
-                        ready.append(one)
-                else:
-                    one = running.pop(end.job)
-                    if end.error is None or isinstance(end.error, SnapshotNotFound):
-                        one.taken_back(because)
-                        gone_again += 1
-                    else:
-                        one.left_behind(str(end.error))
-            if not finished and deadline.left() <= 0:
+                self._end(end)
+        if self._failed is not None:
+            hold_back(self._ready, because=self._failed)
+
+    def _begin(self) -> None:
+        """Begin as many as may be under way, those first that were held by another operation and are due again."""
+        due = [one for one in self._locked if one[0].left() <= 0]
+        while (
+            self._jobs.stop.by is None
+            and len(self._running) < self._jobs.at_once
+            and (due or (self._ready and self._failed is None))
+        ):
+            if due:
+                self._locked.remove(due[0])
+                self._start(due.pop(0)[1])
+            else:
+                self._start(self._ready.popleft())
+
+    def _start(self, outcome: Outcome) -> None:
+        outcome.started = outcome.todo.popleft()
+        self._running[self._jobs.start(outcome.started)] = outcome
+
+    def _wait(self) -> list[Finished]:
+        """Wait for an end, but for no longer than until a held VM is due again, or until it is to be told how far the work is."""
+        deadline = self._deadline.within(_LOCK_PAUSE_SECONDS) if self._locked else self._deadline
+        if not self._running:
+            if self._jobs.stop.by is not None:
+                return []
+            deadline.sleep()
+            return []
+        return self._jobs.wait(self._running, deadline)
+
+    def _break_off(self, stopped: str, finished: list[Finished]) -> None:
+        """Begin nothing more; wait a moment for what is about to end, and say of the rest that it still runs."""
+        for outcome in [*self._ready, *(one for _again, one, _error in self._locked)]:
+            if outcome.done:
+                outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
+            else:
+                outcome.refuse(NotStarted(f"Nothing was done on {outcome.vm}: {stopped}"))
+        grace = self._deadline.within(GRACE_SECONDS)
+        while True:
+            for end in finished:
+                outcome = self._running.pop(end.job)
+                _note(outcome, end)
+                if outcome.todo:
+                    outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
+            if not self._running or grace.left() <= 0:
                 break
-        for one in [*ready, *running.values()]:
-            one.left_behind(f"no answer within {_UNDO_SECONDS:g} seconds")
-        for one in late.values():
-            one.warnings.append(
-                f"A snapshot of {one.vm} was still being taken when the time for undoing was up, and may yet appear"
+            finished = self._jobs.wait(self._running, grace)
+        for job, outcome in self._running.items():
+            outcome.in_flight = job
+            said = f"{stopped} and did not see the end of its job to {_named(job)}; it may still end at the hypervisor: look with snapshot_info"
+            outcome.refuse(Interrupted(f"{said} before the next try"))
+
+    def _end_in_time(self) -> None:
+        """The time is up: say so of all that was not finished."""
+        timeout = f"timeout={self._bounds.timeout:g} seconds"
+        for job, outcome in self._running.items():
+            outcome.in_flight = job
+            outcome.refuse(
+                TimedOut(
+                    f"{timeout} was not enough to {_named(job)}; it may still end at the hypervisor: look with snapshot_info before the next "
+                    "try, and set a longer timeout"
+                )
             )
+        for _again, outcome, error in self._locked:
+            outcome.refuse(error)
+        late = [*self._running.values(), *(one for _again, one, _error in self._locked)]
+        if not late:
+            late = [self._ready.popleft()]
+            late[0].refuse(TimedOut(f"{timeout} was used up before anything was done on {late[0].vm}; set a longer timeout"))
+        self._failed = self._failed or late[0]
+
+    def _end(self, end: Finished) -> None:
+        outcome = self._running.pop(end.job)
+        if isinstance(end.error, Locked):
+            outcome.lock = outcome.lock or self._deadline.within(self._bounds.lock_timeout)
+            if outcome.lock.left() > 0:
+                # Another operation began between our look and our write; nothing was written.
+                outcome.put_back(end.job.action)
+                self._locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, end.error))
+                return
+        _note(outcome, end)
+        if outcome.error is not None and self._bounds.on_error != "continue":
+            self._failed = self._failed or outcome
+        elif outcome.todo:
+            # What was begun on a VM is carried through, also when another VM has failed since.
+            self._start(outcome)
+        elif outcome.done and outcome.error is None:
+            self._work.through(outcome)
+
+
+def _note(outcome: Outcome, end: Finished) -> None:
+    action = end.job.action
+    outcome.warnings.extend(end.warnings)
+    if end.error is None:
+        outcome.done.append(action)
+        outcome.lock = None
+        if isinstance(action, Create) and outcome.decision and outcome.decision.snapshot:
+            outcome.made = end.snapshot_id
+            made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
+            outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and _may_be_gone(outcome):
+        pass  # another run was faster, and it is gone as was wanted
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Describe) and outcome.done:
+        outcome.todo.clear()  # another run has removed it since; the next look shows it
+    elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
+        # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
+        outcome.todo.append(action)
+    elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
+        # Another run was faster between our look and our write: look again, decide again, once.
+        outcome.raced = True
+        outcome.decision = None
+        outcome.started = None
+        outcome.todo.clear()
+    else:
+        outcome.refuse(end.error)
+
+
+def _named(job: Job) -> str:
+    """The action of a job, with its name at the hypervisor and how far it is, where that is known."""
+    known = [f"task {job.handle}"] if job.handle else []
+    known += [f"{job.percent}% done"] if job.percent is not None else []
+    return f"{job.action} ({', '.join(known)})" if known else str(job.action)
 
 
 def _may_be_gone(outcome: Outcome) -> bool:
-    return outcome.decision is not None and outcome.decision.gone_is_done
-
-
-def _how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
-    return tuple((str(job.action.vm), job.percent) for job in jobs)
+    """Whether a snapshot that is not there any more needs no second look: it is one of several, or was looked at a second time already."""
+    return bool(outcome.done) or outcome.raced or (outcome.decision is not None and outcome.decision.gone_is_done)

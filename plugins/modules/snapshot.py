@@ -124,6 +124,7 @@ options:
     description:
       - What to do with the other VMs when one fails.
       - With V(undo) and V(stop), nothing is written to any VM when one of them is refused beforehand.
+      - A signal is no failure of a VM, see O(timeout). After one nothing is undone.
     type: str
     choices:
       undo: Begin no further ones, and remove the snapshots that this call has created. With O(state=absent) the same as V(stop).
@@ -204,7 +205,8 @@ vms:
       returned: always
     action:
       description:
-        - One of V(created), V(updated), V(exists), V(removed), V(absent), V(lost_race), V(failed) and V(none).
+        - One of V(created), V(updated), V(exists), V(removed), V(absent), V(lost_race), V(failed), V(unverified) and V(none).
+        - V(unverified) means that something was sent to the hypervisor, and that it could not be seen in time whether it was done.
         - V(lost_race) means that another run did the same at the same time, and that nothing is left of this one.
       type: str
       returned: always

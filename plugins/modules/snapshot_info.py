@@ -69,9 +69,9 @@ options:
     default: false
   check_images:
     description:
-      - Whether to look into the disk images for snapshots that the hypervisor does not know. On libvirt only.
-      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log.
-        For one that is off the image itself is read, which needs a local connection.
+      - Whether to compare the disk images with the hypervisor's list, for snapshots that only one of the two has. On libvirt only.
+      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log. QEMU gets 10 seconds to answer.
+        For one that is off the image itself is read, which needs a local connection or an image in a storage pool of libvirt.
     type: bool
     default: false
 seealso:
@@ -131,7 +131,9 @@ vms:
       returned: always
       contains:
         code:
-          description: A code word, for example V(left_paused), V(deep_chain), V(orphan) or V(images_not_checked).
+          description:
+            - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
+              V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
@@ -151,8 +153,9 @@ vms:
       description:
         - Those of its snapshots that were asked for, each as RV(safepoint.vm.snapshot#module:vms[].snapshot).
         - In addition C(age_seconds), C(why_not_ours) (null for one that is ours), C(lease) (whether the C(lease) of its label is V(running), V(over) or
-          V(unreadable) by the clock of the endpoint, null where there is none) and C(obstacles) (what cannot be done with it, C(revert) or C(remove),
-          and why). With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
+          V(unreadable) by the clock of the endpoint, null where there is none), C(obstacles) (what cannot be done with it, C(revert) or C(remove),
+          and why) and C(not_included) (parts of the VM that a revert to it leaves as they are).
+        - With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
         - The parent of one may be among those that were not asked for.
       type: list
       elements: dict
@@ -175,6 +178,7 @@ vms:
           lease: null
           why_not_ours: null
           obstacles: {}
+          not_included: []
     changed:
       description: Always V(false).
       type: bool

@@ -225,7 +225,7 @@ vms:
       returned: always
     action:
       description:
-        - One of V(pruned), V(kept) (there is nothing to remove), V(lost_race), V(failed) and V(none).
+        - One of V(pruned), V(kept) (there is nothing to remove), V(lost_race), V(failed), V(unverified) and V(none).
         - V(lost_race) means that another run has removed at the same time all that this one was about to.
       type: str
       returned: always
@@ -278,7 +278,7 @@ vms:
           returned: always
           sample: nightly-20261101 is kept by no rule
         removed:
-          description: Whether it is gone, or in check mode would be.
+          description: Whether this call removed it, or in check mode would. It is V(false) for one that another run removed at the same time.
           type: bool
           returned: always
     warnings:

@@ -125,7 +125,7 @@ RETURN = r"""
 vms:
   description:
     - What happened to each VM, in the order they were named. Also returned when some of them failed.
-    - The rows are those of M(safepoint.vm.snapshot). RV(vms[].action) is V(reverted), V(failed) or V(none).
+    - The rows are those of M(safepoint.vm.snapshot). RV(vms[].action) is V(reverted), V(failed), V(unverified) or V(none).
   returned: when the endpoint was reached
   type: list
   elements: dict

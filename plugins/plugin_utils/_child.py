@@ -10,8 +10,10 @@ Note that this plugin util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
 import types
@@ -33,16 +35,21 @@ def _make_importable() -> None:
 
 def main() -> None:
     """Answer one call. What libraries print goes to stderr."""
+    # Nothing was begun yet. Python's own handler would show a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     answers = os.dup(1)
     os.dup2(2, 1)
     _make_importable()
     # Last: for what is needed of Ansible now and then, where this Python does not find it by itself.
     sys.path.append(sys.argv[1])
     from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+    from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
     call = Call(**json.load(sys.stdin))
+    stop = Stop()
+    stop.install()
     try:
-        answer = perform(call)
+        answer = perform(call, stop)
     except Exception as exc:
         answer = Answer(failure={"msg": f"{type(exc).__name__}: {exc}", "exception": traceback.format_exc()})
     said: object = {"result": answer.result, "failure": answer.failure, "warnings": answer.warnings}
@@ -52,7 +59,8 @@ def main() -> None:
         from ansible.module_utils.common.parameters import remove_values
 
         text = json.dumps(remove_values(said, call.secrets))
-    with os.fdopen(answers, "w", encoding="ascii") as file:
+    # On a Ctrl-C Ansible ends the process that would read it (ansible-core 2.16 to 2.21).
+    with contextlib.suppress(BrokenPipeError), os.fdopen(answers, "w", encoding="ascii") as file:
         file.write(text)
     # Threads may still be waiting for a peer that is mute.
     os._exit(0)

@@ -24,9 +24,14 @@ SEVERITIES = ("act", "look", "note")
 # What the drivers find. Those that are not listed here are looked at.
 _FINDINGS = {
     "consolidation_needed": "act",
+    "guest_crashed": "act",
+    "left_off": "act",
     "left_paused": "act",
     "locked": "act",
+    "migrated_away": "look",
     "question_pending": "act",
+    "shared_image": "act",
+    "snapshot_lost": "act",
     "unfinished_snapshot": "act",
     "images_not_checked": "note",
 }
@@ -48,12 +53,12 @@ def advise_endpoint(endpoint: Data) -> list[Data]:
     name = endpoint["name"]
     if not endpoint["seen"]:
         remedy = "Mend that, and make the report again. What is on this endpoint is not in this one"
-        return [_item(endpoint, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint['reason']}", remedy)]
+        return [item(endpoint, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint['reason']}", remedy)]
     ahead = endpoint["clock_ahead_seconds"]
     if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
         what = f"The clock of the endpoint {name} is {words(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of the controller"
         return [
-            _item(
+            item(
                 endpoint, "look", "clock", what, "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
             )
         ]
@@ -67,29 +72,29 @@ def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
     said = []
     if vm["error"]:
         said.append(
-            _item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Mend that, and make the report again")
+            item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Mend that, and make the report again")
         )
     for found in vm["findings"]:
         if found["code"] == "deep_chain":
             continue  # the report has a limit of its own, below
-        said.append(_item(vm, _FINDINGS.get(found["code"], "look"), found["code"], found["msg"], _sentence(found["remedy"])))
+        said.append(item(vm, _FINDINGS.get(found["code"], "look"), found["code"], found["msg"], _sentence(found["remedy"])))
     for one in vm["snapshots"]:
         said += _of_one(vm, one, now)
     said += _too_old(vm, limits)
     if vm["chain"] > limits.chain:
         what = f"It runs on a chain of {vm['chain']} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
-        said.append(_item(vm, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
+        said.append(item(vm, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
     expired = [one for one in vm["snapshots"] if one["expired"] and not one["held"] and one["class"] == "ours"]
     if expired:
         what = f"{_names(expired)} {_has(expired)} expired"
-        said.append(_item(vm, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired))
+        said.append(item(vm, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired))
     held = [one for one in vm["snapshots"] if one["held"]]
     if held:
         reasons = sorted({said for one in held for said in [_hold(one["label"])] if said})
         what = f"{_names(held)} {'is' if len(held) == 1 else 'are'} on hold" + (
             f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
         )
-        said.append(_item(vm, "note", "held", what, "When nobody needs it any more: safepoint.vm.snapshot with hold=false", held))
+        said.append(item(vm, "note", "held", what, "When nobody needs it any more: safepoint.vm.snapshot with hold=false", held))
     return said
 
 
@@ -126,7 +131,7 @@ def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
         change, lease = label.get("change") or "A change", moment(label.get("lease"))
         if one["lease"] == "running" and lease is not None:
             what = f"{change} is under way on it, until {label['lease']} at the latest"
-            return [_item(vm, "note", "change_under_way", what, "Leave it alone until then", [one])]
+            return [item(vm, "note", "change_under_way", what, "Leave it alone until then", [one])]
         since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
         what = f"{change} left the checkpoint {one['name']} behind, and {since}"
         named = f" and guarded_change_reconcile_run={label['run']}" if label.get("run") else ""
@@ -134,7 +139,7 @@ def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
             f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm['name']}, with "
             f"guarded_change_reconcile_policy=rollback, which undoes it, or commit, which keeps it{named}"
         )
-        return [_item(vm, "act", "change_not_ended", what, remedy, [one])]
+        return [item(vm, "act", "change_not_ended", what, remedy, [one])]
     why = one.get("why_not_ours") or ""
     broken = not label and "[safepoint" in (one.get("description") or "")
     if why and (broken or "label_key" in why):
@@ -142,7 +147,7 @@ def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
         remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it anew, once its description has no label line"
         if not broken:
             remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
-        return [_item(vm, "look", "label_not_valid", what, remedy, [one])]
+        return [item(vm, "look", "label_not_valid", what, remedy, [one])]
     return []
 
 
@@ -168,11 +173,11 @@ def _too_old(vm: Data, limits: Limits) -> list[Data]:
                 f" of {', '.join(sorted({str(one['product']) for one in old}))}" if group in ("backup", "other_owner") else ""
             )
             what = f"{_names(old)}{product} {'is' if len(old) == 1 else 'are'} older than {words(limits.age_seconds)}"
-            said.append(_item(vm, "look", "too_old", what, remedy, old))
+            said.append(item(vm, "look", "too_old", what, remedy, old))
     return said
 
 
-def _item(where: Data, severity: str, code: str, what: str, remedy: str, snapshots: Sequence[Data] = ()) -> Data:
+def item(where: Data, severity: str, code: str, what: str, remedy: str, snapshots: Sequence[Data] = ()) -> Data:
     """One line of what a person has to see to; ``where`` is a VM or an endpoint."""
     ages = [one["age_seconds"] for one in snapshots if one["age_seconds"] is not None]
     is_vm = "endpoint" in where

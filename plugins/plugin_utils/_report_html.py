@@ -283,7 +283,8 @@ def _audit(audit: Data) -> str:
             one.get("job") and f"job {one['job']}",
         ]
         what = f"{one.get('action') or '–'} {one.get('snapshot') or ''}"
-        failed = f' <span class="b act">▲ {_text(one["error"])}</span>' if one.get("error") else ""
+        failing = "no outcome" if one.get("event") == "intent" else one.get("error")
+        failed = f' <span class="b act">▲ {_text(failing)}</span>' if failing else ""
         why = " · ".join(str(part) for part in (one.get("change"), one.get("why"), one.get("msg")) if part) or "–"
         rows.append(
             f"<tr><td>{_text(_moment(one.get('time') or '–'))}</td><td>{_text(' '.join(str(part) for part in by if part) or '–')}</td>"

@@ -10,8 +10,6 @@ Note that this plugin util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import json
-import re
 import types
 import typing as t
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import form
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._model import chain_of
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import SEVERITIES, Limits, advise, advise_endpoint
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report_audit import advise_audit, read_audit, without_login
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report_owners import CLASSES, owner_class, products
 
 FORMAT = "safepoint.vm.snapshot_report"
@@ -76,6 +75,8 @@ def build(
         endpoint["totals"] = _totals(rows, limits) if endpoint["seen"] else None
         endpoints.append(endpoint)
         vms += rows
+    recorded = read_audit(audit)
+    attention += advise_audit(recorded, endpoints, now)
     attention.sort(key=_urgency)
     return {
         "format": FORMAT,
@@ -89,7 +90,7 @@ def build(
         "endpoints": endpoints,
         "attention": attention,
         "vms": sorted(vms, key=_vm_urgency),
-        "audit": _audit(audit),
+        "audit": recorded,
     }
 
 
@@ -102,7 +103,7 @@ def _endpoint(one: Mapping[str, t.Any], *, now: datetime, known: Sequence[t.Any]
     endpoint = {
         "name": str(one["name"]),
         "backend": str(one["backend"]),
-        "where": _without_login(str(one.get("where") or "")) or None,
+        "where": without_login(str(one.get("where") or "")) or None,
         "seen": seen,
         "error": None if seen else str(answer.get("error") or "no_answer"),
         "reason": None if seen else str(answer.get("msg") or "it gave no answer"),
@@ -137,7 +138,7 @@ def _vm(row: Mapping[str, t.Any], endpoint: Data, known: Sequence[t.Any]) -> Dat
 
 def _snapshot(one: Mapping[str, t.Any], known: Sequence[t.Any]) -> Data:
     group, product = owner_class(one, known)
-    label = {key: value for key, value in (one.get("label") or {}).items() if key != "sig"} or None
+    label = {key: value for key, value in (one.get("label") or {}).items() if key not in ("sig", "at")} or None
     return {key: one.get(key) for key in _TAKEN_OVER} | {"label": label, "class": group, "product": product}
 
 
@@ -203,26 +204,6 @@ def _counts(found: Iterable[str]) -> dict[str, int]:
     for one in found:
         counted[one] = counted.get(one, 0) + 1
     return dict(sorted(counted.items()))
-
-
-def _audit(lines: Iterable[str]) -> Data:
-    """The newest first, and how many lines are none: a disk that was full leaves half of one."""
-    entries, unreadable = [], 0
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            entry = None
-        if isinstance(entry, dict):
-            entries.insert(0, entry)
-        else:
-            unreadable += 1
-    return {"entries": entries, "unreadable": unreadable}
-
-
-def _without_login(where: str) -> str:
-    """An address without the user, a password or options in it."""
-    return re.sub(r"//[^/@]*@", "//", where).split("?")[0]
 
 
 def _time(text: t.Any) -> datetime | None:

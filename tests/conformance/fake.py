@@ -8,6 +8,7 @@ It passes the same conformance suite as the real backends, which is what makes i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -28,10 +29,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
     SnapshotDriver,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    NotReached,
     SafepointError,
     SnapshotExists,
     SnapshotNotFound,
+    TimedOut,
     Unsupported,
+    Unverified,
     VmAmbiguous,
     VmNotFound,
 )
@@ -91,6 +95,11 @@ class Hypervisor:
         """The numbers of actions that begin only when the event is set."""
         self.percents: dict[int, int] = {}
         """By the number of the action: how far it says it is while it is under way."""
+        self.outages: dict[int, float] = {}
+        """By the number of the request, counted from 1: for how many seconds the endpoint is gone from there on, that request included."""
+        self.gone_until = 0.0
+        self.lost: dict[int, str] = {}
+        """By the number of the action: its answer is lost ``before`` or ``after`` it did its work."""
 
     def add(self, name: str, *, power: str = "running") -> Vm:
         vm = Vm(name, f"vm-{len(self.machines) + 1}", str(uuid.uuid4()))
@@ -101,6 +110,9 @@ class Hypervisor:
         time.sleep(self.latency)
         with self.lock:
             self.requests.append(name)
+            self.gone_until = max(self.gone_until, time.monotonic() + self.outages.get(len(self.requests), 0.0))
+            if time.monotonic() < self.gone_until:
+                raise NotReached("the endpoint is gone")
 
 
 class FakeDriver(SnapshotDriver):
@@ -110,9 +122,30 @@ class FakeDriver(SnapshotDriver):
     def __init__(self, hypervisor: Hypervisor) -> None:
         self.hypervisor = hypervisor
         self._endings = Endings()
+        self._deadline = Deadline(900)
+
+    def set_deadline(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+
+    def _ask(self, name: str) -> None:
+        """A request that is sent until the endpoint is there, or the deadline has passed."""
+
+        def probe() -> bool | None:
+            try:
+                self.hypervisor.request(name)
+            except NotReached as exc:
+                refused.append(exc)
+                return None
+            return True
+
+        refused: list[NotReached] = []
+        try:
+            self._deadline.poll(name, probe, first=0.05, longest=0.2)
+        except TimedOut:
+            raise refused[-1] from None
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
-        self.hypervisor.request("find")
+        self._ask("find")
         return {ref: self._pick(ref) for ref in refs}
 
     def _pick(self, ref: str) -> Vm | SafepointError:
@@ -130,14 +163,14 @@ class FakeDriver(SnapshotDriver):
         return VmNotFound(f"There is no VM {ref!r}; {hint}")
 
     def vms(self) -> Sequence[Vm]:
-        self.hypervisor.request("vms")
+        self._ask("vms")
         with self.hypervisor.lock:
             return sorted((machine.vm for machine in self.hypervisor.machines.values()), key=lambda vm: vm.name)
 
     def inspect(
         self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
     ) -> Mapping[str, VmState | SafepointError]:
-        self.hypervisor.request("inspect")
+        self._ask("inspect")
         self.hypervisor.ways_read += ways
         with self.hypervisor.lock:
             return {vm.id: self._state(self.hypervisor.machines[vm.id], ways=ways) for vm in vms}
@@ -153,7 +186,7 @@ class FakeDriver(SnapshotDriver):
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
     ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
-        self.hypervisor.request("configurations")
+        self._ask("configurations")
         with self.hypervisor.lock:
             return {
                 (vm.id, one.id if one else None): (
@@ -163,7 +196,7 @@ class FakeDriver(SnapshotDriver):
             }
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
-        self.hypervisor.request("snapshots")
+        self._ask("snapshots")
         with self.hypervisor.lock:
             return {vm.id: self._list(self.hypervisor.machines[vm.id]) for vm in vms}
 
@@ -176,7 +209,11 @@ class FakeDriver(SnapshotDriver):
             self.hypervisor.actions.append(action)
             number = len(self.hypervisor.actions)
         job.percent = self.hypervisor.percents.get(number)
-        self.hypervisor.request(f"{type(action).__name__} {action.vm}")
+        sent = True
+        try:
+            self.hypervisor.request(f"{type(action).__name__} {action.vm}")
+        except NotReached:
+            sent = False
         if number in self.hypervisor.hangs:
             return job
 
@@ -185,14 +222,27 @@ class FakeDriver(SnapshotDriver):
                 raise AssertionError("the fake itself is wrong") from error
             self._endings.put(end or Finished(job, error=error if isinstance(error, SafepointError) else None))
 
-        begin(lambda: self._run(job, number), done)
+        def work() -> Finished:
+            if not sent:
+                self._ask(f"{type(action).__name__} {action.vm}")
+            if number not in self.hypervisor.lost:
+                return self._run(job, number)
+            end = self._run(job, number) if self.hypervisor.lost[number] == "after" else None
+            try:
+                self._ask("look for it")
+            except NotReached as exc:
+                raise Unverified(f"The answer to {action} was lost, and it could not be looked up: {exc}") from exc
+            return end or self._run(job, number)
+
+        begin(work, done)
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
         return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
-        self.hypervisor.request("close")
+        with contextlib.suppress(NotReached):
+            self.hypervisor.request("close")
 
     def _run(self, job: Job, number: int) -> Finished:
         action = job.action

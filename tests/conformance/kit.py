@@ -164,7 +164,7 @@ class Tripwire(SnapshotDriver):
         self._left = fails_at
         self._failed: list[Finished] = []
         self.name_rule = driver.name_rule  # type: ignore[misc]
-        for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "imagine", "foresee", "close"):
+        for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "imagine", "foresee", "set_deadline", "close"):
             setattr(self, forwarded, getattr(driver, forwarded))
 
     def start(self, action: Action) -> Job:

@@ -47,3 +47,15 @@ def newer(new_lab: t.Any) -> Iterator[Make]:
     """The same on the newer libvirt."""
     with tiny_vms(new_lab) as make:
         yield make
+
+
+@pytest.fixture(params=["lab", pytest.param("new_lab", marks=pytest.mark.slow)])
+def either(request: pytest.FixtureRequest) -> t.Any:
+    """The daemon of this machine (9.0), and in the slow tests the newer one (11.3) as well."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def make(either: t.Any) -> Iterator[Make]:
+    with tiny_vms(either) as maker:
+        yield maker

@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
+import threading
 import time
 import typing as t
 from collections.abc import Callable, Iterator
@@ -113,6 +116,53 @@ def reads(lab: t.Any, vm: str, text: str, target: str = "vda") -> bool:
     command = ["qemu-io", "-r", "-U", "-c", f"read -P {ord(text)} 0 64k", str(image(lab, vm, target))]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     return shown.returncode == 0 and "failed" not in shown.stdout + shown.stderr
+
+
+def qemu_pid(lab: t.Any, vm: str) -> int:
+    """The process of a VM that is up."""
+    word = f"guest={vm},".encode()
+    return next(pid for pid in lab.qemu_pids() if word in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
+@contextlib.contextmanager
+def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
+    """For the time of the block the QEMU of these VMs does nothing, as on a storage that hangs; then it goes on."""
+    pids = [qemu_pid(lab, vm) for vm in vms]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def crawling(pid: int) -> Iterator[None]:
+    """For the time of the block the process gets a twentieth of the time, so that a snapshot takes longer than the start of a daemon."""
+    over = threading.Event()
+
+    def crawl() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(0.1)
+                os.kill(pid, signal.SIGCONT)
+                over.wait(0.005)
+
+    thread = threading.Thread(target=crawl)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def is_busy(lab: t.Any, vm: str) -> bool:
+    """Whether libvirt works on the VM at the moment."""
+    return bool(domain(lab, vm).controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def files(lab: t.Any, vm: str) -> list[str]:

@@ -12,6 +12,10 @@ import sys
 import typing as t
 from pathlib import Path
 
+import ansible
+
+from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE = Path(sys.executable).parent / "ansible"
 
@@ -37,3 +41,26 @@ def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) ->
     assert "Traceback" not in shown
     start = done.stdout.index("{", done.stdout.index("=> {"))
     return json.JSONDecoder().raw_decode(done.stdout[start:])[0], shown
+
+
+def parameters(name: str, /, **options: t.Any) -> dict[str, t.Any]:
+    """The options of a module as Ansible checks them, with the defaults of the others; for calls without Ansible."""
+    defaults = {option: spec.get("default") for option, spec in OPTIONS[name]["argument_spec"].items()}
+    return {**defaults, **options}
+
+
+def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """The process that makes a call on the controller, which _local.py starts, with its call given."""
+    call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False, "secrets": []}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "plugins/plugin_utils/_child.py"), os.path.dirname(os.path.dirname(ansible.__file__))],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(**(env or {})),
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(call).encode())
+    process.stdin.close()
+    process.stdin = None
+    return process

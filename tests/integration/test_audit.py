@@ -10,16 +10,29 @@ import json
 import multiprocessing
 import os
 import re
+import resource
+import signal
 import socket
 import stat
 import typing as t
+from datetime import timedelta
 from pathlib import Path
 
 import libvirt
 import pytest
-from running import run_module
+from fake import FakeDriver, Hypervisor
+from running import parameters, run_module
 
-from ansible_collections.safepoint.vm.plugins.module_utils._audit import append
+from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFile
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Finished, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._perform import Call, perform
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 SECRET = "hunter2-is-long-enough"
 
@@ -44,14 +57,21 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
     run_module("snapshot_info", {key: value for key, value in options.items() if key != "name"}, **env)
     run_module("snapshot", {**options, "state": "absent"}, **env)
     unreachable, _shown = run_module("snapshot", {**options, "uri": "qemu+unix:///system?socket=/nowhere"}, **env)
-    made, reverted, missing, removed, lost = lines(path)
+    seen = lines(path)
+    assert [(one["event"], one["action"]) for one in seen if one["id"]] == [
+        (event, action) for action in ("take", "revert", "remove") for event in ("intent", "outcome")
+    ]
+    made, reverted, missing, removed, lost = (one for one in seen if one["event"] == "result")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert SECRET not in path.read_text()
     seconds = made.pop("seconds")
     assert 0 <= seconds < 60
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", made.pop("time"))
+    assert re.fullmatch("[0-9a-f]{16}", made.pop("call"))
     assert made == {
         "version": 1,
+        "event": "result",
+        "id": None,
         "host": socket.gethostname(),
         "user": getpass.getuser(),
         "sudo_user": "alice",
@@ -90,28 +110,118 @@ def test_each_snapshot_that_is_pruned_is_a_line_that_says_by_which_rule(
     assert not path.exists()
     run_module("snapshot_prune", policy)
     run_module("snapshot_prune", policy)
-    removed = lines(path)
+    removed = [one for one in lines(path) if one["event"] == "result"]
     assert [(one["action"], one["snapshot"], one["change"], one["vm"]) for one in removed] == [
         ("removed", name, "CHG0042", "test") for name in "ab"
     ]
     assert all("older than the 1 that may stay" in one["why"] and one["error"] is None for one in removed)
 
 
-def test_an_audit_that_cannot_be_written_is_a_warning(lab: t.Any, state: libvirt.virConnect, tmp_path: Path) -> None:
+def test_an_intent_and_its_outcome_have_one_id_and_say_what_was_written(
+    lab: t.Any, state: libvirt.virConnect, tmp_path: Path
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "audit_file": str(path), "label_key": SECRET}
+    words = {"description": "CHG0042 kernel", "labels": {"change": "CHG0042"}}
+    run_module("snapshot", {**options, **words}, JOB_ID="7")
+    intent, outcome, result = lines(path)
+    assert intent["call"] == outcome["call"] == result["call"]
+    began, ends_by = parse_time(intent.pop("time"), option="time"), parse_time(intent.pop("ends_by"), option="ends_by")
+    assert timedelta(minutes=15) <= ends_by - began <= timedelta(minutes=16)
+    common = {
+        key: value for key, value in outcome.items() if key not in ("time", "seconds", "event", "snapshot_id", "error", "msg")
+    }
+    assert {**intent, "event": "outcome"} == {**common, "event": "outcome", "snapshot_id": None}
+    assert intent == {
+        "version": 1,
+        "event": "intent",
+        "id": f"{result['call']}-1",
+        "call": result["call"],
+        "host": socket.gethostname(),
+        "user": getpass.getuser(),
+        "sudo_user": None,
+        "job": "7",
+        "endpoint": lab.test_uri,
+        "backend": "libvirt",
+        "module": "safepoint.vm.snapshot",
+        "vm": "test",
+        "vm_id": state.lookupByName("test").UUIDString(),
+        "action": "take",
+        "snapshot": "a",
+        "snapshot_id": None,
+        "change": "CHG0042",
+        "why": "CHG0042 kernel",
+        "labels": {"owner": "safepoint", "change": "CHG0042"},
+    }
+    assert (outcome["event"], outcome["snapshot_id"], outcome["error"]) == ("outcome", "a", None)
+    # A change of the label is a write as well.
+    run_module("snapshot", {**options, "labels": {"change": "CHG0043"}})
+    intent, outcome, result = lines(path)[3:]
+    assert (intent["action"], intent["change"], outcome["id"], result["action"]) == (
+        "describe",
+        "CHG0043",
+        intent["id"],
+        "updated",
+    )
+
+
+def test_what_is_taken_back_is_recorded(tmp_path: Path) -> None:
+    hypervisor = Hypervisor()
+    names = [hypervisor.add(f"vm{number}").name for number in range(2)]
+    hypervisor.failures[2] = BackendFailed("no space left on device")
+    path = tmp_path / "audit.jsonl"
+    audit = AuditFile(str(path), module="safepoint.vm.snapshot", options={"backend": "fake"}, by={}, seconds=900, secrets=[])
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(on_error="undo"), observer=audit)
+    fleet.apply([Target(name) for name in names], Present(Request(name="x")), dry_run=False)
+    audit.finish([], None)
+    intents = {one["id"]: one for one in lines(path) if one["event"] == "intent"}
+    outcomes = [one for one in lines(path) if one["event"] == "outcome"]
+    assert sorted((intents[one["id"]]["vm"], one["action"], one["error"]) for one in outcomes) == [
+        ("vm0", "remove", None),
+        ("vm0", "take", None),
+        ("vm1", "take", "backend_failed"),
+    ]
+    assert len(intents) == 3
+
+
+@pytest.mark.parametrize("kind", ["no folder", "nobody reads", "a folder", "NUL", "half a character"])
+@pytest.mark.parametrize("check", [False, True])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(
+    lab: t.Any, state: libvirt.virConnect, tmp_path: Path, kind: str, check: bool
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for name, path in (("a", tmp_path / "none" / "audit.jsonl"), ("b", pipe)):
-        options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": name, "audit_file": str(path)}
-        made, shown = run_module("snapshot", options)
-        assert made["changed"] and "error" not in made
-        shown = "".join(shown.split())  # the terminal breaks lines anywhere
-        assert "Whatwasdoneisnotinaudit_file=" in shown and str(path) in shown
-    assert state.lookupByName("test").snapshotNum() == 2
+    paths = {"no folder": str(tmp_path / "none" / "audit.jsonl"), "nobody reads": str(pipe), "a folder": str(tmp_path)}
+    paths |= {"NUL": str(tmp_path / "a\0b"), "half a character": str(tmp_path / "a\ud800b")}
+    path = paths[kind]
+    options = {**parameters("snapshot"), "backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "audit_file": path}
+    answer = perform(Call("snapshot", options, check, False, []))
+    assert answer.failure and answer.failure["error"] == "invalid_option"
+    assert "audit_file" in answer.failure["msg"]
+    assert answer.result == {}
+    assert state.lookupByName("test").snapshotNum() == 0
+
+
+def test_a_write_whose_intent_cannot_be_recorded_is_not_begun(lab: t.Any, state: libvirt.virConnect) -> None:
+    """The disk is full by now."""
+    options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "audit_file": "/dev/full"}
+    made, _shown = run_module("snapshot", options)
+    assert (made["error"], made["changed"], made["vms"][0]["action"]) == ("invalid_option", False, "failed")
+    assert "audit_file='/dev/full'" in made["msg"]
+    assert state.lookupByName("test").snapshotNum() == 0
+
+
+def audit_file(path: Path | str, **options: t.Any) -> AuditFile:
+    call = {"backend": "fake", **options}
+    return AuditFile(str(path), module="safepoint.vm.snapshot", options=call, by={}, seconds=900, secrets=[])
 
 
 def _write(path: str, mark: str) -> None:
+    audit = audit_file(path)
     for number in range(200):
-        append(path, [json.dumps({"mark": mark, "number": number, "text": mark * 5000})])
+        action = Create(Vm(mark, mark), str(number), mark * 480, memory=False)
+        audit.before(action)
+        audit.after(Finished(Job(action)))
 
 
 def test_lines_of_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
@@ -121,10 +231,29 @@ def test_lines_of_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
         one.start()
     for one in writers:
         one.join()
-    seen = lines(path)
-    assert sorted((line["mark"], line["number"]) for line in seen) == [(mark, number) for mark in "abcd" for number in range(200)]
+    seen = [(line["vm"], line["event"], line["snapshot"]) for line in lines(path)]
+    wanted = [(mark, event, str(number)) for mark in "abcd" for event in ("intent", "outcome") for number in range(200)]
+    assert sorted(seen) == sorted(wanted)
+    by_id: dict[str, set[str]] = {}
+    for line in lines(path):
+        by_id.setdefault(line["id"], set()).add(line["event"])
+    assert len(by_id) == 800 and set(map(frozenset, by_id.values())) == {frozenset({"intent", "outcome"})}
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="space"):
-        append("/dev/full", ["{}"])
+def test_half_a_line_that_a_full_disk_took_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    audit = audit_file(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    action = Create(Vm("a", "a"), "x", "", memory=False)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+        with pytest.raises(InvalidOption, match="not begun"):
+            audit.before(action)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    audit.before(action)
+    audit.finish([], None)
+    half, whole = path.read_text().splitlines()
+    assert len(half) == 100 and json.loads(whole)["event"] == "intent"

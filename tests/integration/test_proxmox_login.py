@@ -251,12 +251,10 @@ def test_a_ticket_whose_csrf_token_is_refused_is_replaced(cluster: PveServer) ->
     assert (cluster.logins, len(cluster.guest(vmid)["snapshots"])) == (2, 1)
 
 
-def test_a_ticket_that_is_too_old_to_be_renewed_is_replaced(cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ticket_that_has_ended_is_replaced(cluster: PveServer) -> None:
     cluster.make_guest("web01")
     driver = WithPassword(cluster).open()
     cluster.expire_tickets()
-    auth = driver._session._api._store["session"].auth  # type: ignore[attr-defined]
-    auth.birth_time -= 3 * 3600  # proxmoxer tries to renew it by itself, with a ticket that is good for nothing
     assert len(driver.snapshots(driver.vms())) == 1
     driver.close()
 

@@ -344,8 +344,9 @@ def test_what_a_call_costs_in_requests(cluster: PveServer, kind: type[ProxmoxBac
     requests, polls = count("create", lambda: backend.run(take, *guests, max_parallel=number))
     assert requests <= 3.2 * number and polls <= 30
     assert all(names(cluster, one) == ["xx"] for one in vmids)
-    assert count("create again", lambda: backend.run(take, *guests))[0] <= number + 3
-    assert count("look", lambda: backend.looks(*guests))[0] <= number + 3
+    # One for each node, whether its guests stand still.
+    assert count("create again", lambda: backend.run(take, *guests))[0] <= number + 5
+    assert count("look", lambda: backend.looks(*guests))[0] <= number + 5
     assert count("revert", lambda: backend.run(Reverted(Request(name="xx")), *guests))[0] <= 3.2 * number
     assert count("remove", lambda: backend.run(Absent(Request(name="xx")), *guests))[0] <= 3.2 * number
     for what, (asked, polled, logged_in) in figures.items():

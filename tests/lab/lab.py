@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -53,7 +53,9 @@ class LabError(Exception):
 class Lab:
     """One private libvirtd and its domains, from `start()` to `stop()` (or as a context manager)."""
 
-    def __init__(self, root: Path | None = None) -> None:
+    def __init__(self, root: Path | None = None, *, settings: Mapping[str, int] | None = None) -> None:
+        """``settings`` are lines of libvirtd.conf. Without them the daemon has the defaults that users have: a test that sets one says why."""
+        self._settings = dict(settings or {})
         if root is not None and os.geteuid() != 0:
             raise LabError("A lab with a root folder of its own needs root, for mount and chroot")
         self.root = root  # with one, libvirtd and QEMU see only /tmp, /dev, /proc and /sys of this machine
@@ -260,10 +262,8 @@ class Lab:
     def _write_configuration(self) -> None:
         for part in ("run", "config/libvirt", "cache", "data", "home", "disks"):
             (self.folder / part).mkdir(parents=True)
-        (self.folder / "libvirtd.conf").write_text(
-            # By default one connection gets 5 requests at a time (libvirt 9.0): too few for a test of what runs in parallel.
-            f'log_outputs = "2:file:{self.log}"\nmax_workers = 20\nmax_client_requests = 20\n'
-        )
+        lines = [f'log_outputs = "2:file:{self.log}"', *(f"{name} = {value}" for name, value in self._settings.items())]
+        (self.folder / "libvirtd.conf").write_text("\n".join(lines) + "\n")
         # Without stdio_handler libvirtd spawns a virtlogd that outlives it by two minutes (libvirt 9.0).
         (self.folder / "config/libvirt/qemu.conf").write_text('stdio_handler = "file"\nsecurity_driver = "none"\n')
         if os.geteuid() == 0:

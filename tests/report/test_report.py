@@ -150,6 +150,34 @@ def test_the_same_input_is_the_same_report_and_stays_as_it_was() -> None:
     assert one["audit"]["entries"][0]["time"] > one["audit"]["entries"][1]["time"]
 
 
+def written(event: str, call: str = "c1", number: int = 1, **more: t.Any) -> str:
+    """A line of an audit file."""
+    fields = {"event": event, "call": call, "id": f"{call}-{number}", "time": iso(NOW - timedelta(hours=1)), "error": None}
+    where = {"endpoint": "qemu+ssh://root@kvm01/system?x=y", "backend": "libvirt", "vm": f"vm{number}", "vm_id": f"id{number}"}
+    what = {"module": "safepoint.vm.snapshot", "action": "take", "snapshot": "x", "ends_by": iso(NOW - timedelta(minutes=40))}
+    return json.dumps({**fields, **where, **what, **more})
+
+
+def test_a_write_without_an_outcome_is_urgent_once_its_call_must_have_ended() -> None:
+    answers = [endpoint("kvm", vm("vm1")) | {"where": "qemu+ssh://kvm01/system"}]
+    ended = [written("intent"), written("outcome")]
+    assert said(report(answers, audit=ended)) == []
+    killed = [*ended, written("intent", number=2), written("intent", number=3), written("outcome", number=3)]
+    data = report(answers, audit=killed)
+    assert said(data) == [("act", "write_without_outcome")]
+    found = data["attention"][0]
+    assert (found["endpoint"], found["vm"], found["vm_id"], found["age_seconds"]) == ("kvm", "vm2", "id2", 3600)
+    assert [one["id"] for one in data["audit"]["entries"]] == ["c1-2"]
+    assert "no outcome" in page(data)
+    running = [written("intent", number=2, ends_by=iso(NOW + timedelta(minutes=1)))]
+    assert said(report(answers, audit=running)) == [("note", "write_under_way")]
+    # Another call has written to that VM since, and read its state before; one that failed settles nothing.
+    later = [written("intent", "c2", 2), written("outcome", "c2", 2)]
+    assert said(report(answers, audit=[*killed, *later])) == []
+    failed = [written("intent", "c2", 2), written("outcome", "c2", 2, error="locked")]
+    assert said(report(answers, audit=[*killed, *failed])) == [("act", "write_without_outcome")]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from change import FAIL, GOOD, Change
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 BAD_UNITS = "- name: Break it\n  ansible.builtin.shell: echo broken.service >>failed\n"
 

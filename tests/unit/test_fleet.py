@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _work
+from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed, Locked, Unsupported
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
@@ -207,7 +207,7 @@ def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_
 def test_one_vm_that_hangs_does_not_keep_the_others_from_being_undone(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_work, "_UNDO_SECONDS", 1.0)
+    monkeypatch.setattr(_phases, "_UNDO_SECONDS", 1.0)
     hypervisor.hangs.add(2)
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=2, on_error="undo")
     assert codes(done) == ["undone", "timed_out", "undone", "undone"]
@@ -218,7 +218,7 @@ def test_one_vm_that_hangs_does_not_keep_the_others_from_being_undone(
 
 def test_what_is_finished_too_late_is_undone_and_leaves_no_change(hypervisor: Hypervisor) -> None:
     late = hypervisor.slow[2] = threading.Event()
-    threading.Timer(1.0, late.set).start()
+    threading.Timer(2.0, late.set).start()
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="undo")
     assert codes(done) == ["undone", "timed_out", "not_started", "not_started"]
     assert [one.changed for one in done] == [False] * 4

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _work
+from ansible_collections.safepoint.vm.plugins.module_utils import _jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
@@ -28,7 +28,7 @@ VMS = ["web01", "web02", "web03"]
 
 @pytest.fixture
 def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
-    monkeypatch.setattr(_work, "_PROGRESS_SECONDS", 0.05)
+    monkeypatch.setattr(_jobs, "_WAIT_SECONDS", 0.05)
     made = Hypervisor()
     for name in VMS:
         made.add(name)

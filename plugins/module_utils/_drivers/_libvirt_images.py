@@ -1,7 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A look into disk images: snapshots that libvirt does not know, such as a crash or an undefined VM leave behind.
+"""libvirt's records of snapshots beside what the disk images hold: either may be there without the other.
+
+A crash, an undefined VM or a deleted record leave a snapshot in an image that libvirt does not know (an orphan). An image that was replaced, or a
+record that was written again after its snapshot was removed, leave a record without data.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,98 +12,195 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
+import time
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from xml.etree import ElementTree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt_qemu
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
+    Record,
+    fitting,
+    ghost,
+    key,
+    read_record,
+    unknown,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
+    Disk,
+    read_disks,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
-_QEMU_IMG_SECONDS = 30
+# A QEMU that hangs never answers. Each that does keeps one of the five requests that a connection may have open (max_client_requests).
+_MONITOR_SECONDS = 10.0
+_MOST_HUNG = 2
+# What is being taken or removed while it is looked at is in one of the two places only, for a moment.
+_SECOND_LOOK_SECONDS = 1.0
 
 
-def look(vm: Vm, domain: t.Any, *, where: str, local: bool) -> tuple[Finding, ...]:
-    """What is wrong in the images that the VM writes to now, not in those that they are based on.
+class Search:
+    """Compares the images of VMs with libvirt's records, for one call."""
 
-    A VM that is up is asked through QEMU's monitor, upon which libvirt notes it as tainted. Of one that is off the images themselves are
-    read, with qemu-img, which needs the daemon to be ``local``.
+    def __init__(self, connection: t.Any, *, where: str, local: bool) -> None:
+        self._connection = connection
+        self._where = where
+        self._images = Images(connection, local=local)
+        self._hung = 0
 
-    :raises libvirtError: the VM did not answer.
-    """
-    disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.path and disk.format == "qcow2"]
-    up = domain.isActive()
-    held = _ask_qemu(domain) if up else {}
-    found = []
-    for disk in disks:
+    def look(self, vm: Vm, domain: t.Any) -> tuple[Finding, ...]:
+        """The orphans, records without data and unreadable images of a VM. Only the images that it writes to now are searched for orphans.
+
+        A VM that is up is asked through QEMU's monitor, upon which libvirt notes it as tainted: QEMU may hold changes back from the file. The
+        images of one that is off are read.
+
+        :raises libvirtError: libvirt did not answer.
+        """
+        found = self._compare(vm, domain)
+        if any(one.code != "images_not_checked" for one in found):
+            time.sleep(_SECOND_LOOK_SECONDS)
+            again = self._compare(vm, domain)
+            found = [one for one in again if one in found]
+        return tuple(found)
+
+    def _compare(self, vm: Vm, domain: t.Any) -> list[Finding]:
+        disks = [
+            disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.format == "qcow2" and disk.writable
+        ]
+        up = bool(domain.isActive())
+        held: dict[str, Sequence[Kept]] = {}
+        found = []
+        monitor: Mapping[str, Sequence[Kept]] | str = self._ask_qemu(domain) if up and disks else {}
+        for disk in disks:
+            place = disk.image
+            try:
+                place = self._images.place(disk)
+                held[place or disk.target] = self._of_one(disk, place, monitor if up else None)
+            except Unreadable as exc:
+                found.append(_not_checked(vm, disk, place, str(exc)))
+        records = [read_record(self._images, text) for text in _texts(domain)]
+        for disk in disks:
+            place = key(self._images, disk)
+            for orphan in unknown(held.get(place, ()), records):
+                first = next(one for one in held[place] if one.name == orphan.name) == orphan
+                found.append(self._orphan(vm, disk, place, orphan, up=up, first=first))
+        for record in records:
+            found += self._ghost(vm, record, held, {key(self._images, disk) for disk in disks})
+        return found
+
+    def _of_one(self, disk: Disk, place: str | None, monitor: Mapping[str, Sequence[Kept]] | str | None) -> Sequence[Kept]:
+        """The snapshots that the image holds, by QEMU's answer where the VM is up."""
+        if isinstance(monitor, str):
+            raise Unreadable(monitor)
+        if monitor is not None:
+            if (disk.alias or "") not in monitor:
+                raise Unreadable("QEMU does not tell of it")
+            return monitor[disk.alias or ""]
+        image = self._images.read(place) if place else None
+        if image is None:
+            raise Unreadable("it is no qcow2 file or block device" if place is None else "it is no qcow2 image")
+        return image.snapshots
+
+    def _ask_qemu(self, domain: t.Any) -> Mapping[str, Sequence[Kept]] | str:
+        """The snapshots in the topmost image of each disk of a VM that is up, by the disk's name in QEMU; or why QEMU did not tell."""
+        if self._hung >= _MOST_HUNG:
+            return f"{self._hung} other VMs did not answer, and no more were asked"
+        ask = json.dumps({"execute": "query-block"})
+        try:
+            text = in_time("QEMU", lambda: libvirt_qemu.qemuMonitorCommand(domain, ask, 0), Deadline(_MONITOR_SECONDS))
+        except TimedOut:
+            self._hung += 1
+            return f"QEMU did not answer within {_MONITOR_SECONDS:g} seconds, so that it is busy or hangs"
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_TIMEOUT:
+                raise
+            return "another operation holds the VM"
+        answer = {}
+        for drive in json.loads(text).get("return", []):
+            # As in /machine/peripheral/virtio-disk0/virtio-backend. The file's name is json: text where the disk has options.
+            kept = [Kept(one["id"], one["name"], one["date-sec"]) for one in _top(drive).get("snapshots", [])]
+            answer.update({part: kept for part in drive.get("qdev", "").split("/") if part})
+        return answer
+
+    def _orphan(self, vm: Vm, disk: Disk, place: str, orphan: Kept, *, up: bool, first: bool) -> Finding:
+        taken = format_time(datetime.fromtimestamp(orphan.taken, timezone.utc))
+        holds = f"Disk {disk.target} of {vm} ({place}) holds the snapshot {orphan.name!r} of {taken}"
+        other = self._other_owner(vm, place, orphan)
+        if other is not None:
+            return Finding(
+                "shared_image",
+                f"{holds}, which is one of the VM {other}: both VMs are defined on that image",
+                "give each VM an image of its own, and delete nothing in this one before that",
+            )
+        return Finding("orphan", f"{holds} that libvirt does not know", self._remedy(vm, place, orphan, up=up, first=first))
+
+    def _remedy(self, vm: Vm, place: str, orphan: Kept, *, up: bool, first: bool) -> str:
+        if not first:
+            # QEMU deletes by name only, and of two the first.
+            return f"remove the snapshot {orphan.name} that libvirt lists first (state=absent), which is the first of that name in the image"
         if not up:
-            listed = _ask_qemu_img(disk) if local else "the images are on another machine"
-            if isinstance(listed, str):
-                found.append(_not_checked(vm, disk, listed))
+            return f"run on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(orphan.name)} {shlex.quote(place)}"
+        # QEMU holds the image, and deletes on all disks at once.
+        quoted = orphan.name.replace("\\", "\\\\").replace('"', '\\"')
+        delete = shlex.quote(f'delvm "{quoted}"')
+        return f"run: virsh -c {shlex.quote(self._where)} qemu-monitor-command {shlex.quote(vm.name)} --hmp {delete}"
+
+    def _other_owner(self, vm: Vm, place: str, orphan: Kept) -> str | None:
+        """The VM that knows the snapshot, where two are defined on one image. One request for each VM, only where something was found."""
+        for domain in self._connection.listAllDomains():
+            if domain.UUIDString() == vm.id:
                 continue
-            held[disk.path or ""] = listed
-    # Only now: what is being taken meanwhile is listed before it is in the image.
-    known = set(domain.snapshotListNames())
-    for disk in disks:
-        for one in held.get(disk.path or "", ()):
-            if one["name"] not in known:
-                found.append(_orphan(vm, disk, one, up=up, where=where))
-    return tuple(found)
+            try:
+                same = place in [key(self._images, disk) for disk in read_disks(ElementTree.fromstring(domain.XMLDesc()))]
+                if same and orphan.name in domain.snapshotListNames():
+                    return str(domain.name())
+            except libvirt.libvirtError:
+                continue  # it went away meanwhile
+        return None
+
+    def _ghost(self, vm: Vm, record: Record, held: Mapping[str, Sequence[Kept]], now: Collection[str]) -> list[Finding]:
+        for target, place in record.places.items():
+            kept = held.get(place)
+            try:
+                if kept is None and place not in now:
+                    image = self._images.read(place)  # the VM had another image then, and a revert brings it back
+                    kept = image.snapshots if image else ()
+                problem = "does not hold it" if kept is not None and fitting(kept, record) is None else None
+            except Unreadable as exc:
+                problem = "does not exist" if exc.gone else None
+            if problem:
+                return [ghost(vm.name, record.name, target, place, problem)]
+        return []
 
 
-def _ask_qemu(domain: t.Any) -> dict[str, Sequence[Mapping[str, t.Any]]]:
-    """The snapshots in the topmost image of each disk of a VM that is up, by the path of the image."""
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": "query-block"}), 0))
-    images = [drive["inserted"]["image"] for drive in answer.get("return", []) if drive.get("inserted")]
-    return {image["filename"]: image.get("snapshots", []) for image in images}
+def _texts(domain: t.Any) -> list[str]:
+    """The definitions of all snapshots of a VM."""
+    found = []
+    for handle in domain.listAllSnapshots():
+        try:
+            found.append(handle.getXMLDesc())
+        except libvirt.libvirtError as exc:
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                raise  # else removed since it was listed
+    return found
 
 
-def _ask_qemu_img(disk: Disk) -> Sequence[Mapping[str, t.Any]] | str:
-    """The snapshots in an image that no QEMU has open, or why they could not be read."""
-    if not os.access(disk.path or "", os.R_OK):
-        return "it is not readable from here"
-    # -U: somebody may be starting the VM this moment.
-    command = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", disk.path or ""]
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_QEMU_IMG_SECONDS, check=False
-        )
-    except FileNotFoundError:
-        return "qemu-img is not installed here"
-    except subprocess.TimeoutExpired:
-        return f"qemu-img took longer than {_QEMU_IMG_SECONDS} seconds"
-    if done.returncode != 0:
-        return " ".join(done.stderr.split())
-    snapshots: Sequence[Mapping[str, t.Any]] = json.loads(done.stdout).get("snapshots", [])
-    return snapshots
+def _top(drive: Mapping[str, t.Any]) -> Mapping[str, t.Any]:
+    top: Mapping[str, t.Any] = (drive.get("inserted") or {}).get("image") or {}
+    return top
 
 
-def _not_checked(vm: Vm, disk: Disk, why: str) -> Finding:
+def _not_checked(vm: Vm, disk: Disk, place: str | None, why: str) -> Finding:
+    shown = place or (":".join(disk.volume) if disk.volume else disk.type)
     return Finding(
         "images_not_checked",
-        f"Disk {disk.target} of {vm} ({disk.path}) was not searched for snapshots that libvirt does not know: {why}",
-        f"run on the host, while the VM is off: qemu-img snapshot -l {shlex.quote(disk.path or '')}",
-    )
-
-
-def _orphan(vm: Vm, disk: Disk, snapshot: Mapping[str, t.Any], *, up: bool, where: str) -> Finding:
-    name = str(snapshot["name"])
-    taken = format_time(datetime.fromtimestamp(snapshot["date-sec"], timezone.utc))
-    if up:
-        # QEMU holds the image, and deletes on all disks at once. To take a snapshot of that name and to remove it helps with 9.0, where
-        # it replaces the old one, and fails with 11.3.
-        quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-        delete = shlex.quote(f'delvm "{quoted}"')
-        remedy = f"run: virsh -c {shlex.quote(where)} qemu-monitor-command {shlex.quote(vm.name)} --hmp {delete}"
-    else:
-        remedy = f"run on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(disk.path or '')}"
-    return Finding(
-        "orphan",
-        f"Disk {disk.target} of {vm} ({disk.path}) holds the snapshot {name!r} of {taken} that libvirt does not know",
-        remedy,
+        f"Disk {disk.target} of {vm} ({shown}) was not searched for snapshots that libvirt does not know: {why}",
+        f"run on the host, while the VM is off: qemu-img snapshot -l {shlex.quote(shown)}",
     )

@@ -8,12 +8,16 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import re
 import threading
 import traceback
 import typing as t
+from collections.abc import Iterator
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 
 try:
     import libvirt
@@ -27,6 +31,7 @@ except ImportError:
 __all__ = [
     "CHECK",
     "LIBVIRT_IMPORT_ERROR",
+    "Connections",
     "clean",
     "connect",
     "is_local",
@@ -40,6 +45,11 @@ CHECK = "check that the host is up, that libvirtd runs there, and that this URI 
 # A peer that says nothing to this many questions, so many seconds apart, is gone.
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
+
+# A daemon serves max_client_requests (5 by default) calls of one connection at a time. At that number it stops reading the connection, so that
+# it misses our answers to its keepalive messages, and closes the connection after 30 seconds (9.0, 11.3). One call is left for the looks of
+# the caller, who has the first connection, and one so that the daemon goes on reading.
+_CALLS_PER_CONNECTION = 3
 
 # By number, since the library may be missing: virErrorNumber in libvirt's virterror.h.
 _KINDS = {
@@ -64,6 +74,86 @@ _ADVICE = {
 _loop_started = threading.Lock()
 
 
+@dataclasses.dataclass(eq=False)
+class _Shared:
+    """A connection, and the number of calls that are under way on it."""
+
+    connection: t.Any
+    calls: int = 0
+
+
+class Connections:
+    """Connections for calls that may take long: as many as are needed for the daemon to go on reading each of them.
+
+    They begin with the caller's own. Where no further one can be opened, calls wait for their turn on those that there are.
+    """
+
+    def __init__(self, uri: str, first: t.Any) -> None:
+        self._uri = uri
+        self._all = [_Shared(first)]
+        self._changed = threading.Condition()
+        self._opening = False
+        self._refused: t.Any = None
+        self._closed = False
+
+    @contextlib.contextmanager
+    def lease(self) -> Iterator[t.Any]:
+        """A connection for one call at a time. Blocks until there is one.
+
+        :raises NotReached: all connections broke, and no new one could be opened.
+        """
+        with self._changed:
+            shared = self._free()
+            shared.calls += 1
+        try:
+            yield shared.connection
+        finally:
+            with self._changed:
+                shared.calls -= 1
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Close all of them, the caller's own included."""
+        with self._changed:
+            self._closed = True
+            for shared in self._all:
+                shared.connection.close()
+
+    def _free(self) -> _Shared:
+        while True:
+            alive = [shared for shared in self._all if shared.connection.isAlive()]
+            for shared in alive:
+                if shared.calls < _CALLS_PER_CONNECTION:
+                    return shared
+            refused = self._refused
+            if refused is not None and not alive:
+                self._refused = None
+                raise _errors.NotReached(
+                    f"The connection to libvirt at {public_uri(self._uri)} broke, and no new one could be opened: {clean(refused)}; {CHECK}"
+                ) from refused
+            if refused is None and not self._opening:
+                # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread: a daemon that has max_clients answers only
+                # when another client has left.
+                self._opening = True
+                threading.Thread(target=self._open, daemon=True).start()
+            self._changed.wait()
+
+    def _open(self) -> None:
+        connection = refused = None
+        try:
+            connection = connect(self._uri)
+        except libvirt.libvirtError as exc:
+            refused = exc
+        with self._changed:
+            self._opening = False
+            self._refused = refused
+            if connection is not None and self._closed:
+                connection.close()
+            elif connection is not None:
+                self._all.append(_Shared(connection))
+            self._changed.notify_all()
+
+
 def connect(uri: str) -> t.Any:
     """A new connection that notices when its peer is gone. Blocks for as long as the peer is mute, and raises the library's own error."""
     # Without a handler the library prints every error to stderr, where Ansible takes it for a module's output.
@@ -81,10 +171,10 @@ def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.Safep
     """The library's error as one of ours, with libvirt's own words; ``broken`` says that the connection is gone."""
     code = error.get_error_code()
     if broken or error.get_error_domain() == libvirt.VIR_FROM_RPC:
-        # Seen with 9.0: a daemon that dies while it takes a snapshot leaves the VM paused for good.
+        # A daemon that dies while it takes a snapshot leaves the VM paused for good, or the next one finds it in a state that it ends (9.0, 11.3).
         return _errors.ConnectionFailed(
             f"The connection to libvirt at {where} broke on the way to {what}: {clean(error)}; "
-            "look at the VM before the next try, it may be left paused (virsh resume)"
+            "look at the VM before the next try (snapshot_info): if libvirtd died, the VM may be left paused (virsh resume) or off (virsh start)"
         )
     made: type[_errors.SafepointError] = getattr(_errors, _KINDS.get(code, "BackendFailed"))
     return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")

@@ -42,6 +42,21 @@ class Disk:
     writable: bool
     mode: str | None
     """The ``snapshot`` attribute that somebody gave it."""
+    device: str | None = None
+    """The block device, where ``type`` is block."""
+    volume: tuple[str, str] | None = None
+    """The storage pool and the volume in it, where ``type`` is volume."""
+    alias: str | None = None
+    """Its name in QEMU, while the VM is up."""
+    chain: tuple[str, ...] = ()
+    """The image and those that it is based on, as far as the definition names them: all of them while the VM is up."""
+    merging_into: str | None = None
+    """The image that a block job writes what is newer into (an active commit)."""
+
+    @property
+    def image(self) -> str | None:
+        """The path of the file or block device that is written to."""
+        return self.path or self.device
 
 
 def read_disks(domain: ElementTree.Element) -> list[Disk]:
@@ -51,6 +66,7 @@ def read_disks(domain: ElementTree.Element) -> list[Disk]:
         source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
         if source is None or target is None:
             continue
+        alias, merging = disk.find("alias"), disk.find("mirror[@job='active-commit']/source")
         found.append(
             Disk(
                 target=target.get("dev", "?"),
@@ -59,9 +75,26 @@ def read_disks(domain: ElementTree.Element) -> list[Disk]:
                 format=driver.get("type", "raw") if driver is not None else "raw",
                 writable=disk.find("readonly") is None and disk.get("device") != "cdrom",
                 mode=disk.get("snapshot"),
+                device=source.get("dev") if disk.get("type") == "block" else None,
+                volume=(source.get("pool", ""), source.get("volume", "")) if disk.get("type") == "volume" else None,
+                alias=alias.get("name") if alias is not None else None,
+                chain=_chain(disk),
+                merging_into=merging.get("file") or merging.get("dev") if merging is not None else None,
             )
         )
     return found
+
+
+def _chain(disk: ElementTree.Element) -> tuple[str, ...]:
+    found = []
+    layer: ElementTree.Element | None = disk
+    while layer is not None:
+        source = layer.find("source")
+        if source is None:
+            break
+        found.append(source.get("file") or source.get("dev") or source.get("name") or "?")
+        layer = layer.find("backingStore")
+    return tuple(found)
 
 
 def colliding_disks(disks: Iterable[Disk]) -> tuple[str, str] | None:
@@ -119,7 +152,26 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
         kind=kind,
         size_unknown=_SIZE_UNKNOWN[kind],
         obstacles=obstacles,
+        not_included=tuple(outside_of_snapshots(domain, kind=kind, memory=memory)) if domain is not None else (),
     )
+
+
+def external_bases(snapshot_xml: str) -> dict[str, str]:
+    """The images that an external snapshot stands on, by the names of the disks: what is written into one of them destroys it."""
+    root = ElementTree.fromstring(snapshot_xml)
+    domain = root.find("domain")
+    outside = {disk.get("name") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL}
+    disks = read_disks(domain) if domain is not None else []
+    return {disk.target: disk.image for disk in disks if disk.image and disk.target in outside}
+
+
+def external_files(snapshot_xml: str) -> list[str]:
+    """The files that were made for an external snapshot."""
+    root = ElementTree.fromstring(snapshot_xml)
+    sources = [disk.find("source") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL]
+    found = [source.get("file") or source.get("dev") or "" for source in sources if source is not None]
+    memory = root.find("memory")
+    return list(filter(None, [*found, memory.get("file") if memory is not None else None]))
 
 
 def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None = None, memory_file: str | None = None) -> str:
@@ -137,16 +189,36 @@ def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None
 
 
 def with_description(snapshot_xml: str, description: str) -> str:
-    """The whole definition with another description; all else stays to the letter.
+    """What gives an existing snapshot another description: its whole definition, but for the configuration of the VM; all else stays to the letter.
 
-    :raises BackendFailed: the definition does not begin as libvirt writes it.
+    Without the configuration libvirt keeps the one that it has, and refuses to define a snapshot that is gone by then (seen with 9.0, 11.3).
+    With it, a snapshot that is removed at the same time would come back as a record without data.
+
+    :raises BackendFailed: the definition does not look as libvirt writes it.
     """
     # libvirt writes the description behind the name, and escapes what is in it.
     head = re.match(r"\s*<domainsnapshot>\s*<name>[^<]*</name>\s*", snapshot_xml)
-    if head is None:
+    rest = snapshot_xml[head.end() :] if head else ""
+    rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", rest)
+    # In the metadata of the VM, which are in the configuration, people may have written anything.
+    rest, found = re.subn(r"\n  <domain[ >].*?\n  </domain>(?=\n  <|\n</domainsnapshot>)", "", rest, count=1, flags=re.DOTALL)
+    changed = f"{head.group()}<description>{escape(description)}</description>{rest}" if head and found else ""
+    if not changed or ElementTree.fromstring(changed).find("domain") is not None:
         raise BackendFailed("libvirt's definition of the snapshot is not understood; it was not changed")
-    rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", snapshot_xml[head.end() :])
-    return f"{head.group()}<description>{escape(description)}</description>{rest}"
+    return changed
+
+
+def outside_of_snapshots(domain: ElementTree.Element, *, kind: str, memory: bool) -> list[str]:
+    """Parts of a VM that are in no disk that takes part, so that a snapshot does not hold them.
+
+    libvirt copies neither (9.0, 11.3). The state of a TPM is part of the memory.
+    """
+    parts = []
+    if kind == EXTERNAL and domain.find("os/nvram") is not None:
+        parts.append("the variables of its UEFI firmware (nvram)")
+    if not memory and domain.find("devices/tpm") is not None:
+        parts.append("the state of its TPM")
+    return parts
 
 
 def agent_channel(domain_xml: str) -> str | None:

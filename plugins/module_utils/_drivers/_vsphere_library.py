@@ -14,6 +14,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import traceback
 import typing as t
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from datetime import datetime, timedelta, timezone
 from xml.parsers.expat import ExpatError
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 
 try:
     import pyVmomi as pyvmomi
@@ -31,21 +33,55 @@ except Exception:  # pyVmomi 9.1 raises a bare one on Python 3.9, for which ther
     pyvmomi = SoapStubAdapter = vim = vmodl = None
     PYVMOMI_IMPORT_ERROR = traceback.format_exc()
 
-__all__ = ["PYVMOMI_IMPORT_ERROR", "Session", "pyvmomi", "typed", "vim", "vmodl"]
+__all__ = ["PYVMOMI_IMPORT_ERROR", "UNANSWERED", "NotSent", "Session", "pyvmomi", "typed", "vim", "vmodl"]
 
 # 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
 _VERSION = "vim.version.version11"
 # A new connection for a request that finds none free; this many are kept, and none longer than proxies keep theirs.
 _POOL = 32
 _IDLE_SECONDS = 30
-# More than the longest request keeps us waiting (_vsphere_tasks.py): a connection that was cut without a word is given up then.
-_SILENCE_SECONDS = 60
+# More than the longest request keeps us waiting (_vsphere_tasks.py): a connection that was cut without a word is given up then,
+# and so much after the time is up.
+_SILENCE_SECONDS = 60.0
+_LATE_SECONDS = 2.0
+# Between two tries of a request that got no answer.
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
 
 _T = t.TypeVar("_T")
 
+# A request that was sent, or was about to be, and got no answer of vCenter: a cut or silent connection, a proxy's 502, a page that is no SOAP.
+UNANSWERED = (OSError, http.client.HTTPException, ExpatError)
+
+
+class NotSent(OSError):
+    """There was no connection, so that nothing was sent. Its cause says why."""
+
+
+def _make_stub(limit: Callable[[], float], **settings: t.Any) -> t.Any:
+    """pyVmomi's stub, whose requests wait for an answer no longer than ``limit`` says when they begin."""
+
+    class Stub(SoapStubAdapter):  # type: ignore[misc, valid-type, unused-ignore]
+        def GetConnection(self) -> t.Any:  # the name that pyVmomi calls
+            seconds = limit()
+            self.schemeArgs["timeout"] = seconds
+            try:
+                # A new one is connected here (pyVmomi 8.0 and 9.1).
+                connection = super().GetConnection()
+            except Exception as exc:
+                raise NotSent(str(exc)) from exc
+            if connection.sock is not None:
+                connection.sock.settimeout(seconds)
+            return connection
+
+    return Stub(**settings)
+
 
 class Session:
-    """One login, made again when the server has ended it. Any thread may call."""
+    """One login, made again when the server has ended it. Any thread may call.
+
+    Once logged in, what reads is repeated until ``deadline`` while nothing answers; only the first login fails at once.
+    """
 
     def __init__(
         self, *, hostname: str, port: int, username: str, password: str, validate_certs: bool, ca_path: str | None
@@ -63,13 +99,15 @@ class Session:
         self._lock = threading.Lock()
         self._logins = 0
         self._closed = False
+        self.deadline = Deadline(_SILENCE_SECONDS)
         try:
             context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
         except OSError as exc:
             raise _errors.InvalidOption(
                 f"ca_path={ca_path!r} cannot be used: {exc}; name a file of CA certificates in PEM"
             ) from exc
-        self.stub = SoapStubAdapter(
+        self.stub = _make_stub(
+            self._silence,
             host=hostname,
             port=port,
             path="/sdk",
@@ -77,7 +115,6 @@ class Session:
             sslContext=context,
             poolSize=_POOL,
             connectionPoolTimeout=_IDLE_SECONDS,
-            httpConnectionTimeout=_SILENCE_SECONDS,
         )
         instance = vim.ServiceInstance("ServiceInstance", self.stub)
         try:
@@ -109,14 +146,35 @@ class Session:
         return method()
 
     def call(self, what: str, method: Callable[[], _T]) -> _T:
-        """The same with errors of ours.
+        """What ``method`` returns, which only reads, repeated until the deadline while nothing answers.
 
         :raises SafepointError: what failed, in the server's words.
         """
-        try:
-            return self.raw(method)
-        except Exception as exc:
-            raise typed(exc, what, where=self.where) from exc
+        tries = 0
+        while True:
+            try:
+                return self.raw(method)
+            except Exception as exc:
+                if not isinstance(exc, UNANSWERED) or not self.pause(tries):
+                    raise typed(exc, what, where=self.where) from exc
+            tries += 1
+
+    def pause(self, tries: int) -> bool:
+        """Wait before what got no answer so often is tried again; False where there is no time for that."""
+        seconds = self.pause_seconds(tries)
+        if seconds is None:
+            return False
+        time.sleep(seconds)
+        return True
+
+    def pause_seconds(self, tries: int) -> float | None:
+        """For how long to leave the server alone after so many tries, or None where there is no time for another one."""
+        seconds = min(_FIRST_PAUSE_SECONDS * 2 ** min(tries, 10), _LONGEST_PAUSE_SECONDS)
+        return None if self._closed or self.deadline.left() <= seconds else seconds
+
+    def _silence(self) -> float:
+        """For how long a request that begins now waits for an answer."""
+        return min(_SILENCE_SECONDS, self.deadline.left() + _LATE_SECONDS)
 
     @property
     def logins(self) -> int:
@@ -146,15 +204,16 @@ def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointEr
     """A fault of the server, or what kept us from reaching it, as one of ours."""
     if isinstance(error, _errors.SafepointError):
         return error
+    failed = _errors.ConnectionFailed
+    if isinstance(error, NotSent) and error.__cause__ is not None:
+        error, failed = error.__cause__, _errors.NotReached
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _errors.ConnectionFailed(
+        return failed(
             f"The certificate of {where} is not trusted: {error.verify_message}; set ca_path to the CA that signed it, and hostname to a name in it "
             "(validate_certs=false would trust anybody)"
         )
-    if isinstance(error, (OSError, http.client.HTTPException, ExpatError)):
-        return _errors.ConnectionFailed(
-            f"No vCenter or ESXi answered at {where} on the way to {what}: {_words(error)}; check hostname and port"
-        )
+    if isinstance(error, UNANSWERED):
+        return failed(f"No vCenter or ESXi answered at {where} on the way to {what}: {_words(error)}; check hostname and port")
     if not isinstance(error, vmodl.MethodFault):
         return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
     return _fault(error, what)

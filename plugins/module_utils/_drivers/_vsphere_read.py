@@ -15,7 +15,7 @@ from datetime import timezone
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import Lazy, LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
 
 Properties = Mapping[str, t.Any]
@@ -79,14 +79,7 @@ def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[
             raise Gone(exc.obj._moId if exc.obj else "") from exc
         return found
 
-    for last in (False, True):
-        try:
-            return session.call(what, ask)
-        except ConnectionFailed:
-            # A connection that was kept for later may have been closed by a proxy meanwhile; to read twice does no harm.
-            if last:
-                raise
-    raise AssertionError  # the loop has two ends
+    return session.call(what, ask)
 
 
 def _properties(one: t.Any) -> dict[str, t.Any]:

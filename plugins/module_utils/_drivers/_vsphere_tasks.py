@@ -8,7 +8,6 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
 import typing as t
@@ -16,8 +15,14 @@ from collections.abc import Callable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import (
+    UNANSWERED,
+    Session,
+    typed,
+    vim,
+    vmodl,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unverified
 
 # Tasks that begin within this time are put on the list in one request.
 _GATHER_SECONDS = 0.05
@@ -32,16 +37,16 @@ _LONGEST_ASK_SECONDS = 2.0
 _LATE = 0.1
 # How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
 _LONGEST_WAIT = 30
-# How often in a row the wait may be cut, and how long to leave the server alone after that.
-_RETRIES = 5
-_RETRY_SECONDS = 1.0
-
 
 Done = Callable[[t.Any, t.Optional[BaseException]], None]
 
 
+class TaskLost(Exception):
+    """vCenter does not know the task any more, as after its restart. How it ended has to be looked up at the VM. Never leaves the driver."""
+
+
 class _Waiting:
-    """A task that somebody waits for."""
+    """A task that is waited for."""
 
     def __init__(self, task: t.Any, job: Job, done: Done) -> None:
         self.task = task
@@ -64,11 +69,14 @@ class Tasks:
         self._view: t.Any = None
         self._view_login = 0
         self._version = ""
+        # Whether to log in again, and to begin a list of its own, before the server is asked the next time.
+        self._renew = self._anew = False
+        self._pace, self._ended_at = 0.0, 0.0
 
     def watch(self, task: t.Any, job: Job, done: Done) -> None:
         """Have ``done`` called with the task's result when it has ended, or else with what it failed with, and ``job`` told how far it is.
 
-        The error is a MethodFault, or a SafepointError where nobody can tell how it ended. ``done`` must not block. Any thread may call.
+        The error is a MethodFault, TaskLost, or Unverified where it cannot be known how it ended. ``done`` must not block. Any thread may call.
         """
         with self._lock:
             self._pending[task._moId] = _Waiting(task, job, done)
@@ -101,7 +109,7 @@ class Tasks:
         elif new:
             try:
                 self._view.ModifyListView(add=new)
-            except (vmodl.MethodFault, OSError, http.client.HTTPException):
+            except (vmodl.MethodFault, *UNANSWERED):
                 # The list went with the session, or the connection was cut.
                 self._begin()
 
@@ -121,11 +129,9 @@ class Tasks:
         self._view, self._view_login, self._version = view, login, ""
 
     def _ask(self) -> None:
-        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=_LONGEST_WAIT)
-        collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
-        failures = 0
-        anew = False
-        pace, ended_at = 0.0, time.monotonic()
+        """Ask what has changed until nothing is waited for. Outages are ridden through: the tasks go on, and a new list tells again what was lost."""
+        self._ended_at, self._pace = time.monotonic(), 0.0
+        tries, login = 0, self._session.logins
         time.sleep(_GATHER_SECONDS)
         try:
             while True:
@@ -133,42 +139,62 @@ class Tasks:
                     if not self._pending:
                         self._asking = False
                         return
-                login = self._session.logins
                 try:
-                    if anew:
-                        self._begin()
-                        anew = False
-                    else:
-                        self._add()
-                    login = self._view_login
-                    update = collector.WaitForUpdatesEx(self._version, options)
+                    if self._renew:
+                        self._session.renew(login)
+                        self._renew = False
+                    login = self._session.logins
+                    self._round()
+                    tries = 0
                 except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
                     # The session has ended; the tasks go on.
-                    self._session.renew(login)
-                    anew = True
-                    continue
-                except (OSError, http.client.HTTPException):
-                    # The connection was cut; the tasks go on. What the lost answer told is told again on a new list.
-                    failures += 1
-                    if failures > _RETRIES:
+                    self._renew = self._anew = True
+                except vmodl.fault.ManagedObjectNotFound as exc:
+                    self._anew = True
+                    if not self._forget(exc):
                         raise
-                    time.sleep(_RETRY_SECONDS)
-                    anew = True
-                    continue
-                failures = 0
-                if update is not None:
-                    self._version = update.version
-                    ended = self._note(update)
-                    now = time.monotonic()
-                    if ended:
-                        pace, ended_at = min(now - one.began for one in ended), now
-                    pause = _LATE * max(pace, now - ended_at)
-                    least = _SOON_SECONDS if ended else _ASK_SECONDS
-                    time.sleep(min(max(pause, least), _LONGEST_ASK_SECONDS) if self._pending else 0)
+                except UNANSWERED:
+                    self._anew = True
+                    if not self._session.pause(tries):
+                        raise
+                    tries += 1
         except BaseException as exc:
             with self._lock:
                 self._asking = False
             self._fail(exc)
+
+    def _round(self) -> None:
+        """Put new tasks on the list, ask once what has changed, tell it, and leave the server alone for a while."""
+        if self._anew:
+            self._begin()
+            self._anew = False
+        else:
+            self._add()
+        options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=self._longest_wait())
+        collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
+        update = collector.WaitForUpdatesEx(self._version, options)
+        if update is None:
+            return
+        self._version = update.version
+        ended = self._note(update)
+        now = time.monotonic()
+        if ended:
+            self._pace, self._ended_at = min(now - one.began for one in ended), now
+        pause = _LATE * max(self._pace, now - self._ended_at)
+        least = _SOON_SECONDS if ended else _ASK_SECONDS
+        time.sleep(min(max(pause, least), _LONGEST_ASK_SECONDS) if self._pending else 0)
+
+    def _longest_wait(self) -> int:
+        """For how many seconds the server may keep a request; never past the deadline, up to which its answer is waited for."""
+        return max(1, min(_LONGEST_WAIT, int(self._session.deadline.left())))
+
+    def _forget(self, error: t.Any) -> bool:
+        """Have a task looked up elsewhere that vCenter does not know any more; False where that is not what the error is about."""
+        with self._lock:
+            lost = self._pending.pop(error.obj._moId if error.obj else "", None)
+        if lost is not None:
+            lost.done(None, TaskLost())
+        return lost is not None
 
     def _note(self, update: t.Any) -> list[_Waiting]:
         """Tell those who wait what the update tells; return those whose tasks have ended."""
@@ -191,20 +217,23 @@ class Tasks:
                         waiting.job.percent = waiting.seen.get("info.progress")
                 if state == "success":
                     waiting.done(waiting.seen.get("info.result"), None)
+                elif state == "error":
+                    unknown = BackendFailed(f"The task {one.obj._moId} ended with an error, and vCenter does not say which")
+                    waiting.done(None, waiting.seen.get("info.error") or unknown)
                 elif ended:
-                    why = (
-                        "ended with an error, and vCenter does not say which"
-                        if state == "error"
-                        else "is not known to vCenter any more"
-                    )
-                    waiting.done(None, waiting.seen.get("info.error") or BackendFailed(f"The task {one.obj._moId} {why}"))
+                    waiting.done(None, TaskLost())
         return gone
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
         # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
         why = typed(error, "wait for tasks", where=self._session.where)
-        lost = ConnectionFailed(f"How the tasks of {self._session.where} ended cannot be told: {why}")
         with self._lock:
-            failed = [self._pending.pop(key) for key in list(self._pending) if only is None or key in only]
-        for one in failed:
-            one.done(None, lost)
+            failed = [(key, self._pending.pop(key)) for key in list(self._pending) if only is None or key in only]
+        for key, one in failed:
+            one.done(
+                None,
+                Unverified(
+                    f"{self._session.where} was asked to {one.job.action} (task {key}), and how that ended cannot be told: {why}; look with "
+                    "snapshot_info before the next try"
+                ),
+            )

@@ -21,20 +21,27 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images, _libvirt_judge
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     CHECK,
     LIBVIRT_IMPORT_ERROR,
+    Connections,
     clean,
     connect,
     is_local,
     libvirt,
     typed,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import hindrances, present
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    CRASHED,
+    MIGRATED_AWAY,
     Daemon,
+    findings_of_state,
     test_driver_ways,
     ways,
+    why_not_written,
     with_obstacles,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
@@ -58,10 +65,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 
 __all__ = ["CHECK", "LibvirtDriver"]
 
-# virDomainState in libvirt-domain.h; what is not here (crashed, shutting down, suspended, blocked) still has a process.
-_POWERS = {3: "paused", 5: "off"}
-# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE: QEMU is stopped for a snapshot with memory.
-_PAUSED_FOR_SNAPSHOT = (3, 3)
+# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
+_OFF = 5
+_POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
+# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE or _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
+_PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
+# VIR_DOMAIN_SHUTOFF with VIR_DOMAIN_SHUTOFF_DAEMON: a libvirtd that was started again could not go on with this QEMU, and has ended it.
+_ENDED_BY_DAEMON = (5, 8)
 
 _T = t.TypeVar("_T")
 
@@ -71,7 +81,9 @@ class LibvirtDriver(SnapshotDriver):
 
     name = "libvirt"
     # libvirt takes nearly everything, and with more than 247 bytes leaves data in the image that it then does not know.
-    name_rule = NameRule(max_bytes=80)
+    name_rule = NameRule(max_bytes=80, numbers_from=LOWEST_NUMBER)
+    # A daemon has 20 workers by default (max_workers). The others are left to other users of the daemon, and to our own looks.
+    most_parallel = 16
 
     def __init__(self, uri: str) -> None:
         """Connect. Blocks for as long as the peer is mute: call it under a deadline.
@@ -87,6 +99,7 @@ class LibvirtDriver(SnapshotDriver):
         self._domains: dict[str, t.Any] = {}
         self._saved: set[str] = set()
         self._transient: set[str] = set()
+        self._hindrances: dict[str, dict[str, str]] = {}
         self._endings = Endings()
         try:
             self._connection = connect(uri)
@@ -98,6 +111,8 @@ class LibvirtDriver(SnapshotDriver):
                 f"libvirt at {self._where} runs {kind}, whose snapshots this collection does not know; use a QEMU URI"
             )
         self._is_qemu = kind == "QEMU"
+        self._connections = Connections(uri, self._connection)
+        self._deadline: Deadline | None = None
 
     @functools.cached_property
     def _daemon(self) -> Daemon:
@@ -108,14 +123,21 @@ class LibvirtDriver(SnapshotDriver):
         )
         return Daemon(version, self._is_qemu and known)
 
+    @functools.cached_property
+    def _judge(self) -> _libvirt_judge.Judge:
+        return _libvirt_judge.Judge(self._connection, local=is_local(self._uri), version=lambda: self._daemon.version)
+
+    def set_deadline(self, deadline: Deadline) -> None:
+        # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
+        self._deadline = deadline
+
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         vms = self.vms()
         return {ref: self._pick(ref, vms) for ref in refs}
 
     def vms(self) -> Sequence[Vm]:
-        # Two more for all VMs together, instead of two for each.
+        # One more for all VMs together, instead of one for each.
         self._domains = {one.UUIDString(): one for one in self._listed(0)}
-        self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
         return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
 
@@ -131,6 +153,9 @@ class LibvirtDriver(SnapshotDriver):
             lambda: self._connection.domainListGetStats(handles, libvirt.VIR_DOMAIN_STATS_STATE) if handles else [],
         )
         states = {domain.UUIDString(): (row["state.state"], row["state.reason"]) for domain, row in stats}
+        if ways:
+            # Each time anew: a managed save of somebody else may have been the lock that was waited for.
+            self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         return {
             vm.id: self._each(vm, "look at", lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways))  # type: ignore[misc]
             for vm in vms
@@ -155,45 +180,52 @@ class LibvirtDriver(SnapshotDriver):
     def look_into_images(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Finding, ...] | SafepointError]:
         if not self._is_qemu:
             return {vm.id: () for vm in vms}
-        local = is_local(self._uri)
-        return {
-            vm.id: self._each(
-                vm, "look into the images of", functools.partial(_libvirt_images.look, vm, where=self._where, local=local)
-            )
-            for vm in vms
-        }
+        search = _libvirt_images.Search(self._connection, where=self._where, local=is_local(self._uri))
+        return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in vms}
 
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
         if all(one.kind != EXTERNAL for one in snapshots):
             return snapshots
-        bare = [dataclasses.replace(one, obstacles={}) for one in snapshots]
+        bare = self._hindered(vm.id, [dataclasses.replace(one, obstacles={}) for one in snapshots])
         # Whether a branch is lost hinders a revert only, and is for the next look to say.
         return with_obstacles(vm.name, bare, self._daemon)
 
     def start(self, action: Action) -> Job:
         job = Job(action)
+        deadline = self._deadline
 
         def done(end: Finished | None, error: BaseException | None) -> None:
             self._endings.put(end or Finished(job, error=self._typed(error, f"{action}")))
 
         def work() -> Finished:
-            return _libvirt_actions.run(
-                job,
-                self._domain(action.vm),
-                uri=self._uri,
-                daemon=self._daemon,
-                transient=action.vm.id in self._transient,
-                saved=action.vm.id in self._saved,
-            )
+            with self._connections.lease() as connection:
+                if deadline is not None and deadline.left() <= 0:
+                    raise _errors.NotReached(f"The time was up before libvirt was asked to {action}; nothing was sent")
+                try:
+                    return self._run(job, connection)
+                except libvirt.libvirtError as exc:
+                    raise typed(exc, f"{action}", where=self._where, broken=not connection.isAlive()) from exc
 
         begin(work, done)
         return job
+
+    def _run(self, job: Job, connection: t.Any) -> Finished:
+        vm = job.action.vm
+        # A handle belongs to its connection, so that a VM costs one request more on all but the first.
+        domain = self._domain(vm) if connection is self._connection else connection.lookupByUUIDString(vm.id)
+        return _libvirt_actions.run(
+            job,
+            domain,
+            uri=self._uri,
+            daemon=self._daemon,
+            transient=vm.id in self._transient,
+        )
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
         return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
-        self._connection.close()
+        self._connections.close()
 
     # one VM
 
@@ -232,35 +264,55 @@ class LibvirtDriver(SnapshotDriver):
 
     def _state(self, vm: Vm, domain: t.Any, seen: tuple[int, int] | None, *, look_for_ways: bool) -> VmState:
         # A VM that is not among the states ceased to exist since it was found, and says so itself.
-        state, reason = seen or domain.state()
-        power = _POWERS.get(state, "running")
-        busy = _holder(domain) if power != "off" else None
+        state = seen or tuple(domain.state())
+        busy = _holder(domain) if state[0] != _OFF else None
+        if state in _PAUSED_FOR_SNAPSHOT and not busy:
+            state = tuple(domain.state())  # the snapshot may have been finished between the two
+        power = _POWERS.get(state[0], "running")
+        if state in _PAUSED_FOR_SNAPSHOT and busy:
+            power = "running"  # and it runs on when the snapshot is finished
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
                 f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
-        found = []
-        # Asked again, since a snapshot may have been finished between the state and the lock.
-        if (state, reason) == _PAUSED_FOR_SNAPSHOT and not busy and tuple(domain.state()) == _PAUSED_FOR_SNAPSHOT:
-            found.append(self._left_paused(vm))
-        how = self._ways(vm, domain, power) if look_for_ways else ()
+        left = self._left(vm, state) if not busy else None
+        found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
+        if state == MIGRATED_AWAY:
+            refusals["write"] = why_not_written(vm.name)
+        how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
+        if left is not None:
+            warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
+            how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
         return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
-    def _ways(self, vm: Vm, domain: t.Any, power: str) -> tuple[Way, ...]:
+    def _ways(self, vm: Vm, domain: t.Any, power: str, *, crashed: bool) -> tuple[Way, ...]:
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
             return test_driver_ways(vm.name, power=power, saved=saved)
         current = _current(domain) if self._daemon.external_revert else None
         fork = current.getName() if current is not None and current.numChildren() else None
-        return ways(vm.name, domain.XMLDesc(), power=power, saved=saved, fork=fork, daemon=self._daemon)
+        xml = domain.XMLDesc()
+        seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
+        return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
-    def _left_paused(self, vm: Vm) -> Finding:
-        return Finding(
-            "left_paused",
-            f"{vm} is paused since a snapshot that libvirtd did not live to finish",
-            f"let it run again: virsh -c {shlex.quote(self._where)} resume {shlex.quote(vm.name)}",
-        )
+    def _left(self, vm: Vm, state: tuple[int, int]) -> Finding | None:
+        """The state in which a libvirtd that died in the middle of an operation has left the VM, if it is one."""
+        command = f"virsh -c {shlex.quote(self._where)} %s {shlex.quote(vm.name)}"
+        if state in _PAUSED_FOR_SNAPSHOT:
+            return Finding(
+                "left_paused",
+                f"{vm} is paused since a snapshot that libvirtd did not live to finish",
+                f"let it run again: {command % 'resume'}",
+            )
+        if state == _ENDED_BY_DAEMON:
+            return Finding(
+                "left_off",
+                f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
+                "had in memory, as in a power cut",
+                f"start it, or revert it to a snapshot: {command % 'start'}",
+            )
+        return None
 
     def _list(self, domain: t.Any) -> tuple[Snapshot, ...]:
         handles = domain.listAllSnapshots()
@@ -269,21 +321,33 @@ class LibvirtDriver(SnapshotDriver):
         latest = _current(domain)
         current = latest.getName() if latest is not None else None
         found = []
-        current_xml = ""
+        texts = {}
         for handle in handles:
             try:
                 xml = handle.getXMLDesc()
                 found.append(read_snapshot(xml, current=current))
-                current_xml = xml if found[-1].current else current_xml
+                texts[found[-1].id] = xml
             except libvirt.libvirtError as exc:
                 # Deleted by somebody else since it was listed.
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     raise
+        judged = self._judge.judged(domain, parents_first(found), texts)
+        if self._is_qemu:
+            self._hindrances[domain.UUIDString()] = _hindrances(domain, judged, texts)
+            judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in found):
-            return parents_first(found)
+            return tuple(judged)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
-        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in current_xml
-        return tuple(with_obstacles(domain.name(), parents_first(found), self._daemon, branch_lost=branch_lost))
+        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
+        return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
+
+    def _hindered(self, vm_id: str, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+        """The snapshots with what keeps them from being removed from the VM as it was seen last."""
+        why = self._hindrances.get(vm_id, {})
+        return [
+            dataclasses.replace(one, obstacles={**one.obstacles, "remove": why[one.id]}) if one.id in why else one
+            for one in snapshots
+        ]
 
     # errors
 
@@ -310,6 +374,13 @@ def _holder(domain: t.Any) -> str | None:
         return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
     held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
+
+
+def _hindrances(domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> dict[str, str]:
+    """One request more for a VM with snapshots, since a removal may end libvirtd (9.0), and one for external ones, since the VM may not start after it."""
+    external = any(one.kind == EXTERNAL for one in snapshots)
+    now = present(domain.name(), domain.XMLDesc(), saved=external and bool(domain.hasManagedSaveImage()))
+    return hindrances(snapshots, texts, now)
 
 
 def _current(domain: t.Any) -> t.Any:

@@ -13,24 +13,16 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing as t
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
-    Action,
-    Create,
-    Delete,
-    Describe,
-    Finished,
-    Job,
-    Revert,
-    SnapshotDriver,
-)
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_actions import Actions
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lookup import Lookup
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_read import (
     CONFIGURATION,
     MEMORY_WAYS,
@@ -46,21 +38,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_rea
     retrieve,
     retrieve_each,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_tasks import Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import Crew, Endings
 
 _NAMES = ("name", "config.uuid", "config.instanceUuid")
-# So many tasks are being begun at a time. Each is one request, and vCenter answers it at once; what lasts is the task.
-_AT_ONCE = 8
-# How long the guest's file systems may be held; minutes, as the API counts.
-_QUIESCE_MINUTES = 5
-
-
-# What a job does: it gives the call that begins a task, is sent what came of the task or has its error raised, and returns how it ended.
-_Steps = t.Generator[Callable[[], t.Any], t.Any, t.Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +89,11 @@ class VsphereDriver(SnapshotDriver):
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._tasks = Tasks(session)
-        self._endings = Endings()
-        self._crew = Crew(_AT_ONCE)
-        # Tasks that have ended, by their ids, which are never used again. vCenter lists them with their VM for ten minutes more.
-        self._over: set[str] = set()
-        self._modern = True
+        self._lookup = Lookup(session)
+        self._actions = Actions(session, self._lookup)
+
+    def set_deadline(self, deadline: Deadline) -> None:
+        self._session.deadline = deadline
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc) + self._session.ahead
@@ -135,7 +116,9 @@ class VsphereDriver(SnapshotDriver):
     ) -> Mapping[str, VmState | SafepointError]:
         paths = [*STATE, *(WAYS if ways else ()), *(MEMORY_WAYS if memory else ()), *(QUIESCE_WAYS if quiesce else ())]
         seen = retrieve_each(self._session, "look at the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
-        running = self._running_tasks([task for one in seen.values() for task in one.get("recentTask") or ()])
+        tasks = [task for one in seen.values() for task in one.get("recentTask") or ()]
+        self._lookup.known.update(task._moId for task in tasks)
+        running = self._running_tasks(tasks)
         free = self._free_space([store for one in seen.values() for store in one.get("datastore") or ()])
         states: dict[str, VmState | SafepointError] = {}
         for vm in vms:
@@ -150,7 +133,9 @@ class VsphereDriver(SnapshotDriver):
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         paths = ["snapshot", *(["layoutEx"] if sizes else [])]
         seen = retrieve_each(self._session, "list the snapshots", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
-        return {vm.id: self._unreadable(vm, seen, "snapshot") or tuple(read_snapshots(seen[vm.id])) for vm in vms}
+        found = {vm.id: self._unreadable(vm, seen, "snapshot") or tuple(read_snapshots(seen[vm.id])) for vm in vms}
+        self._lookup.note_snapshots({vm_id: one for vm_id, one in found.items() if not isinstance(one, SafepointError)})
+        return found
 
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
@@ -174,13 +159,11 @@ class VsphereDriver(SnapshotDriver):
         }
 
     def start(self, action: Action) -> Job:
-        job = Job(action)
-
-        self._crew.do(lambda: self._advance(job, self._run(job, action)))
-        return job
+        self._actions.lock_timeout = self.lock_timeout
+        return self._actions.start(action)
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
-        return self._endings.wait(jobs, deadline)
+        return self._actions.endings.wait(jobs, deadline)
 
     def close(self) -> None:
         self._session.close()
@@ -247,7 +230,7 @@ class VsphereDriver(SnapshotDriver):
 
     def _running_tasks(self, tasks: Sequence[t.Any]) -> dict[str, str]:
         """Those of the tasks that have not ended, by their ids, in words."""
-        tasks = [task for task in tasks if task._moId not in self._over]
+        tasks = [task for task in tasks if task._moId not in self._lookup.over]
         seen = retrieve_each(
             self._session, "look at the tasks", tasks, {vim.Task: ["info.state", "info.descriptionId", "info.progress"]}
         )
@@ -256,7 +239,7 @@ class VsphereDriver(SnapshotDriver):
             for moid, one in seen.items()
             if str(one.get("info.state")) in ("queued", "running")
         }
-        self._over |= {task._moId for task in tasks} - running.keys()
+        self._lookup.over |= {task._moId for task in tasks} - running.keys()
         return running
 
     def _free_space(self, stores: Sequence[t.Any]) -> dict[str, tuple[str, int]]:
@@ -274,92 +257,3 @@ class VsphereDriver(SnapshotDriver):
 
     def _snapshot(self, moid: str) -> t.Any:
         return vim.vm.Snapshot(moid, self._session.stub)
-
-    # actions
-
-    def _advance(self, job: Job, steps: _Steps, made: t.Any = None, error: BaseException | None = None) -> None:
-        """Go on with a job until its next task has begun or it has ended, with what came of the task before. No thread waits meanwhile."""
-        while True:
-            try:
-                begin = steps.send(made) if error is None else steps.throw(error)
-            except StopIteration as stop:
-                self._endings.put(stop.value or Finished(job))
-                return
-            except BaseException as exc:
-                self._endings.put(Finished(job, error=self._typed(exc, job.action)))
-                return
-            try:
-                task = self._session.raw(begin)
-            except BaseException as exc:
-                error = exc
-                continue
-            # Another task of the same job may have gone before.
-            job.handle, job.percent = task._moId, None
-            self._tasks.watch(task, job, functools.partial(self._ended, job, steps))
-            return
-
-    def _ended(self, job: Job, steps: _Steps, made: t.Any, error: BaseException | None) -> None:
-        self._over.add(str(job.handle))
-        self._crew.do(lambda: self._advance(job, steps, made, error))
-
-    def _run(self, job: Job, action: Action) -> _Steps:
-        """The tasks of an action, each as the call that begins it."""
-        if isinstance(action, Create):
-            return (yield from self._create(job, action))
-        snapshot = self._snapshot(action.snapshot.id)
-        if isinstance(action, Revert):
-            yield from self._revert(action, snapshot)
-        elif isinstance(action, Delete):
-            yield lambda: snapshot.RemoveSnapshot_Task(removeChildren=False)
-        elif isinstance(action, Describe):
-            self._session.raw(lambda: snapshot.RenameSnapshot(description=action.description))
-        return Finished(job)
-
-    def _create(self, job: Job, action: Create) -> _Steps:
-        if action.quiesce == "never":
-            return (yield from self._take(job, action, action.description, quiesce=False))
-        try:
-            return (yield from self._take(job, action, action.description, quiesce=True))
-        except vim.fault.SnapshotFault as exc:
-            if action.quiesce == "require" or not isinstance(
-                exc, (vim.fault.ApplicationQuiesceFault, vim.fault.FilesystemQuiesceFault)
-            ):
-                raise
-            warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {self._typed(exc, action)}"
-        plain_text = action.unquiesced_description or action.description
-        end = yield from self._take(job, action, plain_text, quiesce=False)
-        return dataclasses.replace(end, warnings=(warning,))
-
-    def _take(self, job: Job, action: Create, description: str, *, quiesce: bool) -> _Steps:
-        vm = self._vm(action.vm.id)
-        what = {"name": action.name, "description": description, "memory": action.memory}
-        made = None
-        if self._modern:
-            spec = vim.vm.GuestQuiesceSpec(timeout=_QUIESCE_MINUTES) if quiesce else None
-            try:
-                made = yield lambda: vm.CreateSnapshotEx_Task(**what, quiesceSpec=spec)
-            except vmodl.fault.MethodNotFound:
-                self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
-        if not self._modern:
-            made = yield lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce)
-        if made is None:
-            raise _errors.BackendFailed(f"vCenter finished to {job.action} ({job.handle}), and does not say what came of it")
-        return Finished(job, snapshot_id=str(made._moId))
-
-    def _revert(self, action: Revert, snapshot: t.Any) -> _Steps:
-        yield lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off")
-        vm = self._vm(action.vm.id)
-        if action.power == "on" and not action.snapshot.memory:
-            yield vm.PowerOnVM_Task
-        if action.power == "off":
-            # One more request for each VM, since nothing else tells: it may be suspended, with its memory or as it was taken.
-            seen = retrieve_each(self._session, f"{action}", [vm], {vim.VirtualMachine: ["runtime.powerState"]})
-            if str(seen.get(action.vm.id, {}).get("runtime.powerState")) != "poweredOff":
-                yield vm.PowerOffVM_Task
-
-    def _typed(self, error: BaseException, action: Action) -> SafepointError:
-        if isinstance(error, vmodl.fault.ManagedObjectNotFound):
-            if not isinstance(action, Create) and error.obj is not None and error.obj._moId == action.snapshot.id:
-                return _errors.SnapshotNotFound(f"{action.vm} has no snapshot {action.snapshot} ({action.snapshot.id}) any more")
-            return self._gone(action.vm)
-        return typed(error, f"{action}", where=self._session.where)

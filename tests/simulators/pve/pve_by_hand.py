@@ -114,11 +114,13 @@ class ByHand(Cluster):
         """Change a guest, as a person at the node does, past all locks.
 
         name, lock, protection, template, tags, memory_mb; status, node (it was migrated), data, pool; agent (True, False, "silent"),
-        managed (by high availability), replicated (a replication job needs its snapshots); config, a dict. None takes away.
+        managed (by high availability), ha_state ("started" or "stopped"), replicated (a replication job needs its snapshots), paused;
+        config and pending (what waits for the next start), dicts. None takes away.
         """
         with self.lock:
             guest = self.guests[vmid]
             config = dict(changes.pop("config", {}))
+            guest.pending.update(changes.pop("pending", {}))
             for key, value in changes.items():
                 if key in ("lock", "tags", "protection", "template"):
                     config[key] = int(value) if isinstance(value, bool) and value else value or None
@@ -131,7 +133,7 @@ class ByHand(Cluster):
                 elif key == "agent":
                     config["agent"] = "1" if value else None
                     guest.agent = "silent" if value == "silent" else "ok"
-                elif key in ("node", "data", "pool", "managed", "replicated"):
+                elif key in ("node", "data", "pool", "managed", "ha_state", "replicated", "paused"):
                     setattr(guest, key, value)
                 else:
                     raise TypeError(f"A guest has no {key}")

@@ -21,6 +21,7 @@ import (
 //	GET /counters, DELETE         read and reset, reset
 //	DELETE /sessions              all logins expire
 //	POST /barrier                 {method, calls}: hold the next calls until that many have come
+//	POST /outage, GET /outage     outage: what strikes the request of a number; how many were counted so far
 //	POST /vms                     a list of newVM
 //	GET /vms?vm=, PATCH /vms?vm=  read, set knobs
 //	PATCH /datastores?name=       {capacity_bytes, free_bytes}
@@ -58,7 +59,9 @@ func newControl(g *gate) http.Handler {
 			g.barrier.set(wanted.Method, wanted.Calls)
 			return nil, err
 		},
-		"POST /vms": g.makeVMs,
+		"POST /outage": func(body []byte, _ *http.Request) (interface{}, error) { return nil, g.outage.set(body) },
+		"GET /outage":  func([]byte, *http.Request) (interface{}, error) { return g.outage.get(), nil },
+		"POST /vms":    g.makeVMs,
 		"GET /vms": func(_ []byte, r *http.Request) (interface{}, error) {
 			vm, err := findVM(r.URL.Query().Get("vm"))
 			if err != nil {

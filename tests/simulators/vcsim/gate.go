@@ -27,6 +27,8 @@ type gate struct {
 	counters *counters
 	barrier  barrier
 	sessions sessions
+	outage   outage
+	line     *line
 }
 
 func newGate(service *simulator.Service, stock bool) *gate {
@@ -70,8 +72,12 @@ func (g *gate) serveCall(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.counters.request(c.method)
-	g.settings.delayCall(c.method)
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
+	g.serveThroughOutage(w, r, c)
+}
+
+func (g *gate) doCall(w http.ResponseWriter, r *http.Request, c *call) {
+	g.settings.delayCall(c.method)
 	if g.stock {
 		g.service.ServeSDK(w, r)
 		return
@@ -105,7 +111,7 @@ func (g *gate) serveCall(w http.ResponseWriter, r *http.Request) {
 		g.answer(w, r, c, rule)
 		return
 	}
-	g.answer(discard{}, r, c, rule) // it is done, and the answer gets lost
+	g.answer(discard{http.Header{}}, r, c, rule) // it is done, and the answer gets lost
 	if rule.Fault == disconnect {
 		panic(http.ErrAbortHandler)
 	}
@@ -170,9 +176,9 @@ func (g *gate) login(w http.ResponseWriter, r *http.Request, c *call) {
 }
 
 // discard takes the place of a connection whose answer is to be lost.
-type discard struct{}
+type discard struct{ header http.Header }
 
-func (discard) Header() http.Header         { return http.Header{} }
+func (d discard) Header() http.Header       { return d.header }
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 func (discard) WriteHeader(int)             {}
 

@@ -118,12 +118,13 @@ func run(o options, ended <-chan os.Signal) error {
 	if err != nil {
 		return err
 	}
+	g.line = newLine(listener)
 	controlListener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	failed := make(chan error, 2)
-	go func() { failed <- serveTLS(listener, certificate, g) }()
+	go func() { failed <- serveTLS(g.line, certificate, g) }()
 	go func() { failed <- http.Serve(controlListener, newControl(g)) }()
 
 	_ = json.NewEncoder(os.Stdout).Encode(map[string]interface{}{

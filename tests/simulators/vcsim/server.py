@@ -152,6 +152,21 @@ class VCenter:
         """Hold the next calls of `method` (a glob) until `calls` of them have come, for 30 seconds at most. 0 holds none."""
         self._ask("POST", "/barrier", {"method": method, "calls": calls})
 
+    def outage(self, kind: str, *, nth: int = 1, method: str = "*", seconds: float = 2.0) -> None:
+        """Strike the `nth` SOAP request from now on of those whose `method` (a glob) fits; see outage.go for what can happen to it.
+
+        "gone": for some `seconds` from there on the connections are reset, and new ones refused. "lost" and "502": the answer is lost, or a proxy's,
+        when all is done; with "_before" nothing was done. "silent": nothing is answered any more, until `end_outage`.
+        """
+        self._ask("POST", "/outage", {"kind": kind, "nth": nth, "method": method, "seconds": seconds})
+
+    def end_outage(self) -> int:
+        """End the outage, and say how many requests it counted."""
+        seen: int = self._ask("GET", "/outage")["seen"]
+        self._ask("POST", "/outage", {"kind": ""})
+        self.set(mute=False)
+        return seen
+
     @contextlib.contextmanager
     def mute(self) -> Iterator[None]:
         """Let the server accept everything and answer nothing, until the end of the block."""

@@ -65,15 +65,28 @@ func (s *settings) update(text []byte) error {
 	if values.CallDelays == nil {
 		values.CallDelays = s.values.CallDelays
 	}
-	if values.Mute != s.values.Mute {
-		if values.Mute {
-			s.unmuted = make(chan struct{})
-		} else {
-			close(s.unmuted)
-		}
-	}
+	s.mute(values.Mute)
 	s.values = values
 	return nil
+}
+
+func (s *settings) setMute(mute bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mute(mute)
+	s.values.Mute = mute
+}
+
+// mute lets calls wait, or go on. The settings are locked.
+func (s *settings) mute(mute bool) {
+	if mute == s.values.Mute {
+		return
+	}
+	if mute {
+		s.unmuted = make(chan struct{})
+	} else {
+		close(s.unmuted)
+	}
 }
 
 func (s *settings) get() settingValues {

@@ -1,0 +1,131 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Disk images, read where they are: files of this host, or volumes that the daemon sends a part of.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from collections.abc import Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Kept, read_image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk
+
+# More images than QEMU can open (about 25): a chain that is longer is a circle.
+_LONGEST = 200
+
+
+class Unreadable(Exception):
+    """Why an image could not be read, as the end of a sentence that begins with it."""
+
+    def __init__(self, reason: str, *, gone: bool = False) -> None:
+        super().__init__(reason)
+        self.gone = gone
+        """Whether it does not exist."""
+
+
+class Images:
+    """The images of one daemon."""
+
+    def __init__(self, connection: t.Any, *, local: bool) -> None:
+        """``local`` is that the daemon runs on this host, so that its paths mean the same here."""
+        self._connection = connection
+        self._local = local
+        self._volumes: dict[tuple[str, str], str] = {}
+
+    def place(self, disk: Disk) -> str | None:
+        """The path of the image that the disk is written to, on the daemon's host; None for what is no file or block device.
+
+        :raises Unreadable: it is a volume that the daemon does not have.
+        """
+        if disk.volume is None:
+            return disk.image
+        pool, volume = disk.volume
+        try:
+            if disk.volume not in self._volumes:  # each costs two requests
+                found = self._connection.storagePoolLookupByName(pool).storageVolLookupByName(volume)
+                self._volumes[disk.volume] = str(found.path())
+            return self._volumes[disk.volume]
+        except libvirt.libvirtError as exc:
+            raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
+
+    def read(self, path: str) -> Image | None:
+        """The qcow2 image, or None for one of another format.
+
+        :raises Unreadable: it is not there, or cannot be read from here, or is damaged.
+        """
+        try:
+            return self._read_file(path) if self._local and os.access(path, os.R_OK) else self._read_volume(path)
+        except ValueError as exc:
+            raise Unreadable(f"it is damaged: {exc}") from exc
+
+    def at_hand(self, path: str) -> Sequence[Kept] | None:
+        """The snapshots in the image, where it is a file that can be read here; else None."""
+        if not self._local:
+            return None
+        try:
+            image = self._read_file(path) if os.access(path, os.R_OK) else None
+        except (Unreadable, ValueError):
+            return None
+        return image.snapshots if image else None
+
+    def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
+        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.
+
+        libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
+        """
+        if up:
+            return len(disk.chain)
+        try:
+            path = self.place(disk) if asking else disk.image
+            for number in range(1, _LONGEST):
+                if path and not asking and not (self._local and os.access(path, os.R_OK)):
+                    return None
+                image = self.read(path) if path else None
+                if image is None or image.backing is None:
+                    return number
+                path = os.path.join(os.path.dirname(path or ""), image.backing)
+        except Unreadable:
+            pass
+        return None
+
+    def _read_file(self, path: str) -> Image | None:
+        try:
+            with open(path, "rb") as file:
+
+                def read(offset: int, length: int) -> bytes:
+                    file.seek(offset)
+                    return file.read(length)
+
+                return read_image(read)
+        except OSError as exc:
+            raise Unreadable(f"it is not readable: {exc.strerror}", gone=isinstance(exc, FileNotFoundError)) from exc
+
+    def _read_volume(self, path: str) -> Image | None:
+        """Through the daemon, which can read what we cannot; only what is in a storage pool can be asked for by its path."""
+        if self._local and not os.path.exists(path) and os.access(os.path.dirname(path), os.X_OK):
+            raise Unreadable("it does not exist", gone=True)
+        try:
+            volume = self._connection.storageVolLookupByPath(path)
+        except libvirt.libvirtError as exc:
+            where = "it is not readable from here" if self._local else "it is on another host"
+            raise Unreadable(f"{where}, and in no storage pool of libvirt") from exc
+
+        def read(offset: int, length: int) -> bytes:
+            stream = self._connection.newStream(0)
+            volume.download(stream, offset, length, 0)
+            parts = []
+            while part := stream.recv(length):
+                parts.append(part)
+            stream.finish()
+            return b"".join(parts)
+
+        try:
+            return read_image(read)
+        except libvirt.libvirtError as exc:
+            raise Unreadable(f"libvirt cannot read it ({clean(exc)})") from exc

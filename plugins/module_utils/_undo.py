@@ -1,0 +1,97 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Remove what a failed call created, and only that.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
+
+
+class Undo:
+    """The undoing part of one call. What is still being created is waited for, and removed when it is there."""
+
+    def __init__(self, jobs: Jobs, deadline: Deadline) -> None:
+        self._jobs = jobs
+        self._deadline = deadline
+        self._ready: collections.deque[Outcome] = collections.deque()
+        self._late: dict[Job, Outcome] = {}
+        self._running: dict[Job, Outcome] = {}
+        self._removed = 0
+
+    def perform(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
+        """Remove what these have ``made``, until the deadline.
+
+        :raises Stopped: the call was told to stop; each VM says what is left on it.
+        """
+        with self._jobs.stop.held():
+            self._perform(outcomes, because)
+
+    def _perform(self, outcomes: Sequence[Outcome], because: Outcome) -> None:
+        self._ready.extend(one for one in outcomes if one.made)
+        self._late.update((one.in_flight, one) for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create))
+        total = len(self._ready) + len(self._late)
+        deadline, why = self._deadline, "the time for the undo was up"
+        while self._ready or self._late or self._running:
+            if self._jobs.stop.by is None:
+                self._begin()
+            elif deadline is self._deadline:
+                deadline, why = deadline.within(GRACE_SECONDS), f"the module was stopped by {self._jobs.stop.by}"
+            if self._jobs.stop.by is not None and not (self._late or self._running):
+                break
+            if self._jobs.progress is not None:
+                self._jobs.progress(Progress(self._removed, total, how_far([*self._late, *self._running]), undoing=True))
+            finished = self._wait(deadline)
+            for end in finished:
+                self._note(end, because)
+            if not finished and deadline.left() <= 0:
+                break
+        self._give_up(why)
+
+    def _begin(self) -> None:
+        while self._ready and len(self._running) < self._jobs.at_once:
+            one = self._ready.popleft()
+            if one.made and one.vm and one.decision and one.decision.snapshot:
+                gone = dataclasses.replace(one.decision.snapshot, id=one.made)
+                self._running[self._jobs.start(Delete(one.vm, gone), anyway=True)] = one
+
+    def _wait(self, deadline: Deadline) -> list[Finished]:
+        jobs = [*self._late, *self._running]
+        return self._jobs.wait(jobs, deadline) if jobs else []
+
+    def _note(self, end: Finished, because: Outcome) -> None:
+        if end.job in self._late:
+            one = self._late.pop(end.job)
+            one.in_flight = None
+            if end.error is None:
+                one.made = end.snapshot_id
+                self._ready.append(one)
+            else:
+                # It is known now, and tells more than that the time was up.
+                one.error = end.error
+            return
+        one = self._running.pop(end.job)
+        if end.error is None or isinstance(end.error, SnapshotNotFound):
+            one.mark_undone(because)
+            self._removed += 1
+        else:
+            one.left_behind(str(end.error))
+
+    def _give_up(self, why: str) -> None:
+        for one in [*self._ready, *self._running.values()]:
+            one.left_behind(why)
+        for one in self._late.values():
+            one.warnings.append(f"A snapshot of {one.vm} was still being taken when {why}, and may yet appear")

@@ -1,0 +1,88 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The lines of an audit file, and the writes in it whose outcome nobody recorded. Pure: no I/O, the clock is an argument.
+
+Note that this plugin util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing as t
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import item, moment
+
+Data = dict[str, t.Any]
+
+
+def read_audit(lines: Iterable[str]) -> Data:
+    """The results of the VMs and the writes without an outcome, the newest first, and how many lines cannot be read: a full disk leaves half of one.
+
+    A write without an outcome is settled once another call has written to the same VM without an error: it read the state of the VM before.
+    """
+    entries: list[Data] = []
+    waiting: dict[str, Data] = {}
+    unreadable = 0
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            unreadable += 1
+        elif entry.get("event") == "intent":
+            waiting[str(entry.get("id"))] = entry
+            entries.append(entry)
+        elif entry.get("event") == "outcome":
+            waiting.pop(str(entry.get("id")), None)
+            if not entry.get("error"):
+                waiting = {
+                    key: one for key, one in waiting.items() if one.get("call") == entry.get("call") or not _same_vm(one, entry)
+                }
+        else:
+            entries.append(entry)
+    shown = [one for one in entries if one.get("event") != "intent" or str(one.get("id")) in waiting]
+    return {"entries": shown[::-1], "unreadable": unreadable}
+
+
+def advise_audit(audit: Data, endpoints: Sequence[Data], now: datetime) -> list[Data]:
+    """The writes without an outcome: those whose call may still be running, and those whose call has ended without recording one."""
+    names = {one["where"]: one["name"] for one in endpoints if one["where"]}
+    said = []
+    for one in audit["entries"]:
+        if one.get("event") != "intent":
+            continue
+        where = without_login(str(one.get("endpoint") or ""))
+        vm = {
+            "endpoint": names.get(where, where),
+            "backend": one.get("backend"),
+            "name": str(one.get("vm")),
+            "id": one.get("vm_id"),
+        }
+        began, ends_by = moment(one.get("time")), moment(one.get("ends_by"))
+        what = (
+            f"A call of {one.get('module')} began to {one.get('action')} the snapshot {one.get('snapshot')} at {one.get('time')}"
+        )
+        if ends_by is not None and ends_by > now:
+            found = item(
+                vm, "note", "write_under_way", f"{what}, and may still be running", f"Leave it alone until {one['ends_by']}"
+            )
+        else:
+            what += ", and recorded no outcome: it was killed, or did not see the end"
+            remedy = "See with safepoint.vm.snapshot_info what is there, and run the play of that call again"
+            found = item(vm, "act", "write_without_outcome", what, remedy)
+        said.append({**found, "age_seconds": int((now - began).total_seconds()) if began else None})
+    return said
+
+
+def without_login(where: str) -> str:
+    """An address without the user, a password or options in it."""
+    return re.sub(r"//[^/@]*@", "//", where).split("?")[0]
+
+
+def _same_vm(one: Data, other: Data) -> bool:
+    return (one.get("endpoint"), one.get("vm_id")) == (other.get("endpoint"), other.get("vm_id"))

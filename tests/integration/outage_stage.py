@@ -1,0 +1,208 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Operations on five VMs of a simulator that goes away, loses answers, or stands behind a proxy that fails, at one request after the other."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import itertools
+import threading
+import typing as t
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+
+from kit import Backend, pruning
+from server import VCenter
+from vsphere_backend import VsphereBackend
+
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+VMS = 5
+TIMEOUT = 120.0
+_numbers = itertools.count(1)
+
+
+class Stage(abc.ABC):
+    """A simulator of its own, with the faults that can be had at its k-th request."""
+
+    backend: Backend
+
+    @abc.abstractmethod
+    def strike(self, fault: str, k: int) -> None:
+        """Have the fault at the k-th request from now on."""
+
+    @abc.abstractmethod
+    def calm(self) -> int:
+        """No more faults; how many requests were counted since."""
+
+    @abc.abstractmethod
+    def state(self, vm: str) -> tuple[str, list[str], str]:
+        """Power (running or off), the names of the snapshots, and the data of a VM as it really is."""
+
+    @abc.abstractmethod
+    def write(self, vm: str, text: str) -> None:
+        """Change the data of a VM."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End the simulator."""
+
+
+class VsphereStage(Stage):
+    def __init__(self) -> None:
+        self.vcenter = VCenter(vms=0).start()
+        self.vcenter.set(task_time=0.05, busy="task")
+        self.backend = VsphereBackend(self.vcenter)
+
+    def strike(self, fault: str, k: int) -> None:
+        self.vcenter.outage(fault, nth=k, seconds=2)
+
+    def calm(self) -> int:
+        return self.vcenter.end_outage()
+
+    def state(self, vm: str) -> tuple[str, list[str], str]:
+        seen = self.vcenter.vm(vm)
+        powers = {"poweredOn": "running", "poweredOff": "off"}
+        return powers[seen["power"]], sorted(one["name"] for one in seen["snapshots"]), seen["data"]
+
+    def write(self, vm: str, text: str) -> None:
+        self.vcenter.set_vm(vm, data=text)
+
+    def close(self) -> None:
+        self.vcenter.stop()
+        assert self.vcenter.errors == ""
+
+
+STAGES: dict[str, Callable[[], Stage]] = {"vsphere": VsphereStage}
+FAULTS = ("gone", "lost", "lost_before", "502", "502_before")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """What is done to five running VMs, and how each of them is afterwards."""
+
+    name: str
+    plan: Callable[[], Plan]
+    word: str
+    before: tuple[str, ...]
+    """Snapshots that are there already."""
+    after: list[str]
+    data: str = "new"
+    on_error: str = "continue"
+
+
+OPERATIONS = (
+    Operation("create", lambda: Present(Request(name="x")), "created", (), ["x"], on_error="undo"),
+    Operation("revert", lambda: Reverted(Request(name="x", power="on")), "reverted", ("x",), ["x"], data="old"),
+    Operation("remove", lambda: Absent(Request(name="x")), "removed", ("w", "x"), ["w"]),
+    Operation("prune", lambda: pruning(everything=True, confirm=VMS), "pruned", ("w", "x"), []),
+)
+
+
+@dataclasses.dataclass
+class Row:
+    """The line of the table about one operation and one fault."""
+
+    operation: str
+    fault: str
+    tried: int = 0
+    right: int = 0
+    unverified: int = 0
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"| {self.operation} | {self.fault} | {self.tried} | {self.right} | {self.unverified} |"
+
+
+def prepare(stage: Stage, operation: Operation) -> list[str]:
+    """Five new VMs, with the snapshots that the operation wants to find."""
+    vms = [f"out{next(_numbers):05d}" for _each in range(VMS)]
+    for vm in vms:
+        stage.backend.add(vm, power="running")
+        stage.write(vm, "old")
+    for name in operation.before:
+        done = stage.backend.run(Present(Request(name=name)), *vms)
+        assert [one.error for one in done] == [None] * VMS
+    for vm in vms:
+        stage.write(vm, "new")
+    return vms
+
+
+def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool, list[Outcome], list[str]]:
+    """One call, hit at its k-th request after the login; whether it had so many, the rows, and what is not as it should be."""
+    vms = prepare(stage, operation)
+    driver = stage.backend.open()
+    bounds = Bounds(timeout=TIMEOUT, on_error=operation.on_error)
+    stage.strike(fault, k)
+    rows: list[Outcome] = []
+    wrong = []
+    try:
+        fleet = Fleet(driver, bounds, now=lambda: datetime.now(timezone.utc))
+        rows = fleet.apply([Target(vm) for vm in vms], operation.plan(), dry_run=False)
+    except SafepointError as exc:
+        wrong.append(f"{fault} at {k}: the call failed: {exc}")
+    finally:
+        seen = stage.calm()
+        driver.close()
+    for vm, row in zip(vms, rows):
+        told = (row.word, row.changed, row.error.code if row.error else None)
+        if told != (operation.word, True, None):
+            wrong.append(f"{fault} at {k}: {vm} is told as {told}: {row.error}")
+        state = stage.state(vm)
+        if state != ("running", operation.after, operation.data):
+            wrong.append(f"{fault} at {k}: {vm} is {state}")
+    return seen >= k, rows, wrong
+
+
+def sweep(make: Callable[[], Stage], operation: Operation, fault: str, numbers: Iterator[int]) -> Row:
+    """Hit the operation at these requests, until it has no more of them."""
+    row = Row(operation.name, fault)
+    stage = make()
+    try:
+        for k in numbers:
+            hit, rows, wrong = strike(stage, operation, fault, k)
+            if not hit:
+                assert not wrong, wrong
+                return row
+            row.tried += 1
+            row.right += not wrong
+            row.unverified += any(one.word == "unverified" for one in rows)
+            row.wrong += wrong
+        return row
+    finally:
+        stage.close()
+
+
+def sweep_all(make: Callable[[], Stage], fault: str, *, first: int = 1, step: int = 1) -> list[Row]:
+    """All operations at the same time, each on a simulator of its own, as most of it is waiting."""
+    rows: dict[str, Row | BaseException] = {}
+
+    def work(operation: Operation) -> None:
+        try:
+            rows[operation.name] = sweep(make, operation, fault, itertools.count(first, step))
+        except BaseException as exc:
+            rows[operation.name] = exc
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in OPERATIONS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for found in rows.values():
+        if isinstance(found, BaseException):
+            raise found
+    return [t.cast("Row", rows[one.name]) for one in OPERATIONS]
+
+
+def table(rows: list[Row]) -> str:
+    """The rows in Markdown."""
+    head = ["| operation | fault | requests tried | ended as without the fault | told as unverified |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *map(str, rows)])

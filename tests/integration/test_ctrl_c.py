@@ -1,0 +1,126 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Signals to a real ansible-playbook and to a module that Ansible packed, on a vCenter whose tasks take time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import ANSIBLE, ROOT, environment
+from server import VCenter
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+
+pytestmark = [pytest.mark.vcenter, pytest.mark.core_versions]
+
+VMS = [f"DC0_C0_RP0_VM{number}" for number in range(6)]
+TASK_SECONDS = 8
+
+
+@pytest.fixture
+def slow() -> Iterator[VCenter]:
+    with VCenter(vms=len(VMS)) as vcenter:
+        vcenter.set(task_time=TASK_SECONDS)
+        yield vcenter
+
+
+class Run:
+    """An `ansible` that takes snapshots of all VMs, two at a time, in a process group of its own as on a terminal."""
+
+    def __init__(self, vcenter: VCenter, folder: Path, *, python: str) -> None:
+        self.mark = f"SAFEPOINT_TEST={folder}"
+        self.audit = folder / "audit.jsonl"
+        reach = {"backend": "vsphere", "hostname": vcenter.hostname, "port": vcenter.port, "ca_path": vcenter.ca_path}
+        login = {"username": vcenter.username, "password": vcenter.password}
+        options = {**reach, **login, "vms": VMS, "name": "x", "max_parallel": 2, "audit_file": str(self.audit)}
+        play = [
+            {
+                "hosts": "localhost",
+                "gather_facts": False,
+                "vars": {"ansible_python_interpreter": python},
+                "tasks": [{"safepoint.vm.snapshot": options}, {"ansible.builtin.debug": {"msg": "went on"}}],
+            }
+        ]
+        (folder / "play.yml").write_text(json.dumps(play))
+        self.output = folder / "output"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ANSIBLE.with_name("ansible-playbook")), str(folder / "play.yml")],
+                cwd=ROOT,
+                env={**environment(), "SAFEPOINT_TEST": str(folder)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def workers(self, word: str) -> list[int]:
+        """The processes of this run that have the word in their command."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                try:
+                    if self.mark in (folder / "environ").read_text(errors="replace") and word in (folder / "cmdline").read_text():
+                        found.append(int(folder.name))
+                except OSError:
+                    pass  # it has ended
+        return found
+
+    def lines(self, event: str) -> list[dict[str, t.Any]]:
+        lines = self.audit.read_text().splitlines() if self.audit.exists() else []
+        return [one for one in map(json.loads, lines) if one["event"] == event]
+
+
+def writes(vcenter: VCenter) -> int:
+    methods: dict[str, int] = vcenter.counters()["methods"]
+    return methods.get("CreateSnapshotEx_Task", 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
+    slow: VCenter, tmp_path: Path, number: signal.Signals
+) -> None:
+    run = Run(slow, tmp_path, python=sys.executable)
+    Deadline(60).poll("the first writes", lambda: writes(slow) >= 2 or None, first=0.05, longest=0.1)
+    assert run.workers("_child.py")
+    os.killpg(run.process.pid, number)
+    told = time.monotonic()
+    Deadline(30).poll("the end of the child", lambda: not run.workers("_child.py") or None, first=0.05, longest=0.1)
+    took = time.monotonic() - told
+    assert run.process.wait(30) != 0
+    output = run.output.read_text()
+    assert "Traceback" not in output and "went on" not in output
+    assert took < 6  # five, and what finding out takes on a busy machine
+    begun = {one["vm"] for one in run.lines("intent")}
+    assert len(begun) == writes(slow) == 2 and run.lines("outcome") == []
+    results = {one["vm"]: one["error"] for one in run.lines("result")}
+    assert results == {vm: "interrupted" if vm in begun else "not_started" for vm in VMS}
+    assert all(number.name in one["msg"] for one in run.lines("result"))
+
+
+def test_a_packed_module_that_is_told_to_stop_returns_its_rows(slow: VCenter, tmp_path: Path) -> None:
+    # Not the Python of Ansible itself, so that it packs the module.
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    run = Run(slow, tmp_path, python=str(python))
+    Deadline(60).poll("the first writes", lambda: writes(slow) >= 2 or None, first=0.05, longest=0.1)
+    for pid in run.workers("AnsiballZ_snapshot.py"):
+        if Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve():
+            os.kill(pid, signal.SIGTERM)
+    told = time.monotonic()
+    assert run.process.wait(60) == 2
+    assert time.monotonic() - told < 10
+    output = run.output.read_text()
+    assert "Traceback" not in output and "went on" not in output
+    assert '"error": "interrupted"' in output and '"error": "not_started"' in output
+    assert writes(slow) == 2

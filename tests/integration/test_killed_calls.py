@@ -1,0 +1,149 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A call whose process is killed or told to stop, on a vCenter whose tasks take time."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import time
+import typing as t
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import child
+from server import VCenter
+
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+
+pytestmark = pytest.mark.vcenter
+
+VMS = [f"DC0_C0_RP0_VM{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[VCenter]:
+    with VCenter(vms=len(VMS)) as vcenter:
+        vcenter.set(task_time=0.3)
+        yield vcenter
+
+
+def options(vcenter: VCenter, path: Path, **more: t.Any) -> dict[str, t.Any]:
+    reach = {"backend": "vsphere", "hostname": vcenter.hostname, "port": vcenter.port, "ca_path": vcenter.ca_path}
+    login = {"username": vcenter.username, "password": vcenter.password}
+    return {**reach, **login, "vms": VMS, "max_parallel": 3, "audit_file": str(path), **more}
+
+
+def lines(path: Path) -> list[dict[str, t.Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def writes(vcenter: VCenter) -> int:
+    """How many tasks on snapshots were begun since the counters were reset."""
+    methods: dict[str, int] = vcenter.counters()["methods"]
+    return methods.get("CreateSnapshotEx_Task", 0) + methods.get("RemoveSnapshot_Task", 0)
+
+
+@contextlib.contextmanager
+def taking(vcenter: VCenter, seconds: float) -> Iterator[None]:
+    """Let tasks take so long, until the end of the block."""
+    vcenter.set(task_time=seconds)
+    yield
+    vcenter.set(task_time=0.3)
+
+
+def run(vcenter: VCenter, path: Path, **more: t.Any) -> None:
+    process = child("snapshot", options(vcenter, path, **more))
+    answer, errors = process.communicate(timeout=120)
+    assert json.loads(answer)["failure"] is None, errors
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VCenter, tmp_path: Path, kills: int) -> None:
+    path, prepared = tmp_path / "audit.jsonl", tmp_path / "prepared.jsonl"
+    chance = random.Random(14)
+    removing = [f"{tmp_path.name}-{number}" for number in range(1, kills, 3)]
+    for name in removing:
+        run(slow, prepared, name=name, max_parallel=len(VMS))
+    for number in range(kills):
+        name = f"{tmp_path.name}-{number}"
+        slow.reset_counters()
+        process = child("snapshot", options(slow, path, name=name, state="absent" if name in removing else "present"))
+        Deadline(60).poll("the first write", lambda: writes(slow) or None, first=0.02, longest=0.02)
+        time.sleep(chance.uniform(0, 1.2))  # the moment is what is random here
+        process.kill()
+        process.communicate()
+    run(slow, prepared, name="end")  # waits for the tasks that are under way
+    intents = {(one["action"], one["vm"], one["snapshot"]) for one in lines(path) if one["event"] == "intent"}
+    there = {(vm, one["name"]) for vm in VMS for one in slow.vm(vm)["snapshots"]}
+    made = {("take", vm, name) for vm, name in there if name.startswith(tmp_path.name) and name not in removing}
+    gone = {("remove", vm, name) for vm in VMS for name in removing if (vm, name) not in there}
+    assert made | gone <= intents
+    assert made  # so that it was about something
+    # A killed call tells no results; an intent without an outcome is what is left of what it had begun last.
+    ended = [one["id"] for one in lines(path) if one["event"] == "outcome"]
+    assert len(set(ended)) == len(ended) and len(intents) > len(ended)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
+    slow: VCenter, tmp_path: Path, number: signal.Signals
+) -> None:
+    path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
+    slow.reset_counters()
+    with taking(slow, 8):
+        process = child("snapshot", options(slow, path, name=name, on_error="undo"))
+        Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
+        process.send_signal(number)
+        told = time.monotonic()
+        process.send_signal(number)  # of people who are in a hurry
+        answer, errors = process.communicate(timeout=60)
+        took = time.monotonic() - told
+        begun = writes(slow)
+    said = json.loads(answer)
+    assert took < 5 and errors == b"" and process.returncode == 0
+    assert begun == 3  # nothing more was begun, and nothing taken back
+    assert said["failure"]["error"] == "interrupted" and number.name in said["failure"]["msg"]
+    rows = {code: [row for row in said["result"]["vms"] if row["error"] == code] for code in ("interrupted", "not_started")}
+    assert (len(rows["interrupted"]), len(rows["not_started"])) == (3, len(VMS) - 3)
+    assert all("task task-" in row["msg"] and row["changed"] for row in rows["interrupted"])
+    assert not any(row["changed"] for row in rows["not_started"])
+    running = {row["vm"]["name"] for row in rows["interrupted"]}
+    assert {one["vm"] for one in lines(path) if one["event"] == "intent"} == running
+    assert {one["vm"] for one in lines(path) if one["event"] == "result"} == set(VMS)
+    run(slow, tmp_path / "prepared.jsonl", name=f"{name}-after")
+    assert {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name} == running
+
+
+def test_what_ends_before_the_signal_is_looked_at_and_what_is_about_to_end_is_waited_for(slow: VCenter, tmp_path: Path) -> None:
+    path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-partly"
+    slow.reset_counters()
+    process = child("snapshot", options(slow, path, name=name))
+    Deadline(60).poll("the second wave", lambda: writes(slow) > 3 or None, first=0.02, longest=0.02)
+    process.send_signal(signal.SIGTERM)
+    said = json.loads(process.communicate(timeout=60)[0])
+    done = {row["vm"]["name"] for row in said["result"]["vms"] if row["action"] == "created"}
+    assert len(done) >= 3
+    assert all("error" not in row and row["changed"] for row in said["result"]["vms"] if row["action"] == "created")
+    assert said["failure"]["error"] == "interrupted" and said["result"]["changed"]
+    assert done == {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name}
+
+
+@pytest.mark.parametrize("module", ["snapshot", "snapshot_info"])
+def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, tmp_path: Path, module: str) -> None:
+    asked = options(slow, tmp_path / "audit.jsonl", name="never")
+    if module == "snapshot_info":
+        asked = {key: value for key, value in asked.items() if key not in ("audit_file", "max_parallel", "name")}
+    connections = slow.counters()["connections"]
+    with slow.mute():
+        process = child(module, asked)
+        Deadline(60).poll("the connection", lambda: slow.counters()["connections"] > connections or None)
+        process.terminate()
+        told = time.monotonic()
+        answer, errors = process.communicate(timeout=60)
+    assert time.monotonic() - told < 5 and errors == b""
+    assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}

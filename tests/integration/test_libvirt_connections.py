@@ -1,0 +1,119 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Many long calls at the same time: the daemon's limits are kept, so that it does not close the connection on us."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import typing as t
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
+
+import pytest
+from lab import Lab
+from libvirt_kit import is_busy, stopped, tiny_vms, until
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+pytestmark = pytest.mark.qemu
+
+# A daemon that gives a silent client up after 3 seconds, where the default is 30, so that a test takes seconds.
+HASTY = {"keepalive_interval": 1, "keepalive_count": 2}
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Lab]:
+    with Lab(settings=HASTY) as lab:
+        yield lab
+
+
+def apply_all(uri: str, plan: Plan, vms: list[str], **bounds: t.Any) -> list[Outcome]:
+    with contextlib.closing(LibvirtDriver(uri)) as driver:
+        fleet = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc))
+        return fleet.apply([Target(vm) for vm in vms], plan, dry_run=False)
+
+
+def words(outcomes: list[Outcome]) -> list[str]:
+    return [f"{one.word}: {one.error}" if one.error else one.word for one in outcomes]
+
+
+@contextlib.contextmanager
+def slowed(lab: t.Any, vms: list[str], seconds: float) -> Iterator[None]:
+    """A snapshot of each of the VMs takes so long, from the moment on in which libvirt begins with it."""
+    over = threading.Event()
+
+    def hold(vm: str) -> None:
+        with stopped(lab, vm):
+            until(lambda: over.is_set() or is_busy(lab, vm), 600)
+            over.wait(seconds)
+
+    with ThreadPoolExecutor(len(vms)) as pool:
+        holding = [pool.submit(hold, vm) for vm in vms]
+        try:
+            yield
+        finally:
+            over.set()
+    for one in holding:
+        one.result()
+
+
+def test_calls_that_take_longer_than_the_keepalive_lose_no_connection(hasty: Lab) -> None:
+    with tiny_vms(hasty) as make:
+        vms = [make(f"slow{number}", paused=True) for number in range(7)]
+        with slowed(hasty, vms, 6):
+            done = apply_all(hasty.uri, Present(Request(name="x")), vms)
+        assert words(done) == ["created"] * 7
+
+
+def test_a_daemon_that_has_no_place_for_a_further_connection_gets_fewer_calls_at_a_time() -> None:
+    # It lets a second client wait until the first has left.
+    with Lab(settings={"max_clients": 1, "max_anonymous_clients": 1}) as lab, tiny_vms(lab) as make:
+        vms = [make(f"few{number}") for number in range(9)]
+        assert words(apply_all(lab.uri, Present(Request(name="x")), vms, timeout=60)) == ["created"] * 9
+
+
+def test_a_further_connection_that_is_refused_is_done_without(hasty: Lab) -> None:
+    with tiny_vms(hasty) as make, contextlib.closing(LibvirtDriver(hasty.uri)) as driver:
+        vms = [make(f"refused{number}") for number in range(9)]
+        hasty.socket.rename(hasty.socket.with_suffix(".away"))
+        try:
+            fleet = Fleet(driver, Bounds(timeout=60), now=lambda: datetime.now(timezone.utc))
+            done = fleet.apply([Target(vm) for vm in vms], Present(Request(name="x")), dry_run=False)
+        finally:
+            hasty.socket.with_suffix(".away").rename(hasty.socket)
+        assert words(done) == ["created"] * 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["lab", "new_lab"])
+def test_twenty_vms_whose_snapshots_take_forty_seconds_are_all_taken(version: str, request: pytest.FixtureRequest) -> None:
+    lab = request.getfixturevalue(version)
+    with tiny_vms(lab) as make:
+        vms = [make(f"many{number:02}", paused=True) for number in range(20)]
+        served: list[float] = []
+
+        def someone_else() -> None:
+            # A call that is no 'high priority' one, for which the daemon keeps extra workers.
+            until(lambda: sum(is_busy(lab, vm) for vm in vms) >= 16, 120)
+            began = time.monotonic()
+            lab.connect().getCapabilities()
+            served.append(time.monotonic() - began)
+
+        with slowed(lab, vms, 40), ThreadPoolExecutor(1) as pool:
+            other = pool.submit(someone_else)
+            done = apply_all(lab.uri, Present(Request(name="x")), vms, max_parallel=64)
+            other.result()
+        assert words(done) == ["created"] * 20
+        assert served[0] < 20
+        for vm in vms:
+            assert lab.connect().lookupByName(vm).snapshotListNames() == ["x"]

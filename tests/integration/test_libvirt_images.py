@@ -1,0 +1,132 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""External snapshots whose images were merged, changed or piled up by somebody else."""
+
+from __future__ import annotations
+
+import subprocess
+import typing as t
+
+import libvirt
+import pytest
+from kit import pruning
+from libvirt_kit import Make, apply, domain, image, listed, look, reads, remove, revert, take, until, write
+
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+
+pytestmark = pytest.mark.qemu
+
+
+def virsh(lab: t.Any, *command: str) -> None:
+    done = subprocess.run(["virsh", "-q", "-c", lab.uri, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def by_hand(lab: t.Any, vm: str, name: str, flags: int) -> None:
+    domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>", flags)
+
+
+def codes(lab: t.Any, vm: str, *, images: bool = False) -> list[str]:
+    seen = look(lab.uri, vm, images=images)
+    assert seen.after is not None
+    lost = [one.lost.code for one in seen.after.snapshots if one.lost]
+    return [*[one.code for one in seen.after.state.findings], *lost, *[one.code for one in seen.findings]]
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("merged", disks=2)
+    write(new_lab, vm, "a")
+    take(new_lab.uri, vm, "below", kind="external")
+    write(new_lab, vm, "b")
+    take(new_lab.uri, vm, "above", kind="external")
+    write(new_lab, vm, "c")
+    domain(new_lab, vm).create()
+    assert codes(new_lab, vm) == []
+    virsh(new_lab, "blockcommit", vm, "vda", "--active", "--shallow", "--pivot", "--wait")
+    # what below stands on was not written to
+    assert codes(new_lab, vm) == ["snapshot_lost"] and listed(new_lab.uri, vm)["above"].lost
+    virsh(new_lab, "blockcommit", vm, "vda", "--active", "--pivot", "--wait")
+    for on in (True, False):
+        if not on:
+            domain(new_lab, vm).destroy()
+        assert codes(new_lab, vm) == ["snapshot_lost", "snapshot_lost"]
+        for name in ("below", "above"):
+            for plan in (Present(Request(name=name)), Reverted(Request(name=name))):
+                done = apply(new_lab.uri, plan, vm)
+                assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+                assert "lost its data" in str(done.error) and "state=absent" in str(done.error)
+    left = image(new_lab, vm, "vdb").name
+    done = remove(new_lab.uri, vm, "above")
+    assert done.word == "removed" and any(left in warning for warning in done.warnings)
+    assert remove(new_lab.uri, vm, "below").word == "removed"
+    assert listed(new_lab.uri, vm) == {} and codes(new_lab, vm) == []
+    assert reads(new_lab, vm, "c")
+    # and the VM is none the worse for it
+    take(new_lab.uri, vm, "next", kind="external")
+    revert(new_lab.uri, vm, "next")
+    assert reads(new_lab, vm, "c")
+
+
+@pytest.mark.slow
+def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("halfway")
+    write(new_lab, vm, "a")
+    take(new_lab.uri, vm, "x", kind="external")
+    write(new_lab, vm, "b")
+    domain(new_lab, vm).create()
+    # What libvirt's own removal does first, and a daemon that dies then leaves: the job is ready, and the image has the newer data.
+    domain(new_lab, vm).blockCommit("vda", None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    until(lambda: "ready='yes'" in domain(new_lab, vm).XMLDesc())
+    new_lab.kill_daemon()
+    new_lab.start_daemon()
+    assert codes(new_lab, vm) == ["snapshot_lost"]
+    domain(new_lab, vm).blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    assert codes(new_lab, vm) == ["snapshot_lost"]
+    assert remove(new_lab.uri, vm, "x").word == "removed"
+    domain(new_lab, vm).destroy()
+    assert reads(new_lab, vm, "b")
+
+
+@pytest.mark.slow
+def test_so_many_external_ones_are_taken_that_the_vm_still_starts(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("deep", running=True)
+    # A template of five images below it.
+    base, folder = image(new_lab, vm), new_lab.disk_folder(vm)
+    domain(new_lab, vm).destroy()
+    xml = domain(new_lab, vm).XMLDesc()
+    for number in range(5):
+        top = folder / f"layer{number}.qcow2"
+        new_lab.run_as_user("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(top))
+        base = top
+    new_lab.connect().defineXML(xml.replace("deep-0.qcow2", base.name))
+    taken = 0
+    refused = None
+    for number in range(30):
+        done = apply(new_lab.uri, Present(Request(name=f"s{number}", kind="external")), vm)
+        if done.error:
+            refused = done
+            break
+        taken += 1
+        # off at first, later up
+        if taken == 7:
+            domain(new_lab, vm).create()
+    assert taken == 14 and refused and refused.error and (refused.error.code, refused.changed) == ("unsupported", False)
+    assert "consists of 20 images" in str(refused.error) and "virsh blockpull" in str(refused.error)
+    for state in ("running", "off"):
+        assert codes(new_lab, vm) == ["chain_near_limit"]
+        again = apply(new_lab.uri, Present(Request(name="more", kind="external")), vm)
+        assert str(again.error) == str(refused.error)
+        assert any("20 images" in warning for warning in apply(new_lab.uri, pruning(max_count=20), vm).warnings)
+        if state == "running":
+            domain(new_lab, vm).destroy()
+    for number in range(5):
+        by_hand(new_lab, vm, f"hand{number}", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    domain(new_lab, vm).create()
+    domain(new_lab, vm).destroy()
+    # and it is no idle fear
+    by_hand(new_lab, vm, "hand5", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    with pytest.raises(libvirt.libvirtError, match="nesting too deep"):
+        domain(new_lab, vm).create()

@@ -1,0 +1,284 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Internal snapshots of which the image and libvirt's records say different things, with libvirt 9.0, and the main ones with 11.3."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import typing as t
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+import pytest
+from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, write
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+pytestmark = pytest.mark.qemu
+
+METADATA_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY
+
+
+def by_hand(lab: t.Any, vm: str, name: str) -> libvirt.virDomainSnapshot:
+    return domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
+
+
+def in_image(lab: t.Any, vm: str) -> list[str]:
+    """The names of the snapshots in the image of the VM, which is off."""
+    shown = subprocess.run(["qemu-img", "snapshot", "-l", str(image(lab, vm))], capture_output=True, text=True, check=True)
+    return [line.split()[1] for line in shown.stdout.splitlines()[2:]]
+
+
+def images(lab: t.Any, vm: str) -> list[Finding]:
+    """What check_images finds."""
+    return look(lab.uri, vm, images=True).findings
+
+
+def do(command: str) -> None:
+    subprocess.run(["sh", "-ec", command], capture_output=True, check=True)
+
+
+@pytest.fixture
+def distant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon as one on another host: its paths mean nothing here."""
+    monkeypatch.setattr("ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.is_local", lambda _uri: False)
+
+
+@pytest.fixture
+def pool(lab: t.Any) -> Iterator[t.Callable[[str], None]]:
+    """Makes the folder of a VM a storage pool, for the time of the test."""
+    made = []
+
+    def make(vm: str) -> None:
+        path = lab.disk_folder(vm)
+        made.append(
+            lab.connect().storagePoolCreateXML(f"<pool type='dir'><name>{vm}</name><target><path>{path}</path></target></pool>")
+        )
+
+    yield make
+    for one in made:
+        one.destroy()
+
+
+def test_a_name_that_an_unknown_snapshot_has_is_refused_while_the_vm_is_off(either: t.Any, make: Make) -> None:
+    vm = make("taken")
+    write(either, vm, "a")
+    by_hand(either, vm, "x").delete(METADATA_ONLY)
+    write(either, vm, "b")
+    for dry_run in (True, False):
+        done = apply(either.uri, Present(Request(name="x")), vm, dry_run=dry_run)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert in_image(either, vm) == ["x"]
+    said = str(done.error)
+    do(said[said.index("qemu-img snapshot -d") : said.index("), or choose")])
+    take(either.uri, vm, "x")
+    write(either, vm, "c")
+    revert(either.uri, vm, "x")
+    assert reads(either, vm, "b")
+
+
+def test_the_same_is_seen_in_a_storage_pool_of_another_host(
+    lab: t.Any, tiny: Make, distant: None, pool: t.Callable[[str], None]
+) -> None:
+    vm = tiny("afar")
+    by_hand(lab, vm, "x").delete(METADATA_ONLY)
+    by_hand(lab, vm, "y")
+    pool(vm)
+    done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.error and done.error.code == "unsupported" and in_image(lab, vm) == ["x", "y"]
+    assert [one.code for one in images(lab, vm)] == ["orphan"]
+    assert take(lab.uri, vm, "z").name == "z"
+
+
+def test_of_two_of_one_name_the_unknown_one_is_told_and_the_other_can_be_gone_back_to(either: t.Any, make: Make) -> None:
+    vm = make("twice")
+    write(either, vm, "a")
+    by_hand(either, vm, "x").delete(METADATA_ONLY)
+    write(either, vm, "b")
+    by_hand(either, vm, "x")
+    assert in_image(either, vm) == ["x", "x"]
+    done = apply(either.uri, Reverted(Request()), Target(vm, "x"))
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert reads(either, vm, "b")
+    (finding,) = images(either, vm)
+    assert finding.code == "orphan"
+    do(finding.remedy.partition(": ")[2])
+    assert in_image(either, vm) == ["x"] and images(either, vm) == []
+    write(either, vm, "c")
+    assert apply(either.uri, Reverted(Request()), Target(vm, "x")).error is None
+    assert reads(either, vm, "b")
+
+
+@pytest.mark.parametrize("state", ["off", "paused"])
+def test_a_record_without_data_is_told_not_vouched_for_and_removed(either: t.Any, make: Make, state: str) -> None:
+    vm = make(f"ghost{state}", paused=state == "paused")
+    take(either.uri, vm, "x")
+    take(either.uri, vm, "y")
+    kept = domain(either, vm).snapshotLookupByName("x").getXMLDesc()
+    domain(either, vm).snapshotLookupByName("x").delete()
+    domain(either, vm).snapshotCreateXML(kept, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    lost = {name: one.lost.code for name, one in listed(either.uri, vm).items() if one.lost}
+    assert lost == {"x": "snapshot_lost"}
+    for plan in (Present(Request(name="x")), Reverted(Request(name="x"))):
+        done = apply(either.uri, plan, vm)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert power(either, vm) == state
+    assert remove(either.uri, vm, "x").word == "removed"
+    assert list(listed(either.uri, vm)) == ["y"]
+    revert(either.uri, vm, "y")
+
+
+def test_a_record_without_data_on_another_host_is_found_by_a_look_into_the_images(lab: t.Any, tiny: Make, distant: None) -> None:
+    vm = tiny("farghost", paused=True)
+    take(lab.uri, vm, "x")
+    kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
+    domain(lab, vm).snapshotLookupByName("x").delete()
+    assert images(lab, vm) == []
+    domain(lab, vm).snapshotCreateXML(kept, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    assert listed(lab.uri, vm)["x"].lost is None
+    assert [one.code for one in images(lab, vm)] == ["snapshot_lost"]
+
+
+@pytest.mark.parametrize("state", ["off", "paused"])
+def test_a_number_is_no_name_since_qemu_goes_back_to_the_snapshot_of_that_number(either: t.Any, make: Make, state: str) -> None:
+    vm = make(f"number{state}")
+    refused = None
+    try:
+        apply(either.uri, Present(Request(name="2")), vm)
+    except SafepointError as exc:
+        refused = exc
+    assert refused and refused.code == "invalid_option"
+    for text, name in (("a", "2"), ("b", "x")):
+        write(either, vm, text)
+        by_hand(either, vm, name)
+    if state == "paused":
+        domain(either, vm).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    done = apply(either.uri, Reverted(Request()), Target(vm, "2"))
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert apply(either.uri, Reverted(Request()), Target(vm, "x")).error is None
+    # and it is no idle fear
+    domain(either, vm).revertToSnapshot(domain(either, vm).snapshotLookupByName("2"))
+    assert reads(either, vm, "b")
+    assert take(either.uri, vm, "1000000").name == "1000000"
+
+
+@pytest.mark.parametrize("state", ["off", "paused"])
+def test_a_disk_of_a_storage_pool_is_searched(lab: t.Any, tiny: Make, pool: t.Callable[[str], None], state: str) -> None:
+    vm = tiny(f"volume{state}")
+    pool(vm)
+    path = image(lab, vm)
+    xml = domain(lab, vm).XMLDesc().replace("<disk type='file'", "<disk type='volume'")
+    lab.connect().defineXML(xml.replace(f"file='{path}'", f"pool='{vm}' volume='{path.name}'"))
+    if state == "paused":
+        domain(lab, vm).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    by_hand(lab, vm, "lost").delete(METADATA_ONLY)
+    by_hand(lab, vm, "kept")
+    (finding,) = images(lab, vm)
+    assert finding.code == "orphan" and str(path) in finding.message and "'lost'" in finding.message
+    do(finding.remedy.partition(": ")[2])
+    assert images(lab, vm) == []
+    assert revert(lab.uri, vm, "kept", foreign_allowed=True).word == "reverted"
+
+
+def test_a_disk_whose_name_in_qemu_is_json_text_is_searched(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("odd")
+    lab.run_as_user("truncate", "-s", "8M", str(image(lab, vm)))
+    part = "<slices><slice type='storage' offset='0' size='8388608'/></slices>"
+    xml = domain(lab, vm).XMLDesc()
+    lab.connect().defineXML(xml.replace("-0.qcow2'/>", f"-0.qcow2'>{part}</source>"))
+    domain(lab, vm).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    by_hand(lab, vm, "lost").delete(METADATA_ONLY)
+    shown = libvirt_qemu.qemuMonitorCommand(domain(lab, vm), '{"execute": "query-block"}', 0)
+    assert '"filename":"json:' in shown
+    assert [one.code for one in images(lab, vm)] == ["orphan"]
+
+
+def test_a_snapshot_of_another_vm_on_the_same_image_is_not_called_an_orphan(lab: t.Any, tiny: Make) -> None:
+    first, second = tiny("shared"), tiny("sharer")
+    path = image(lab, second)
+    lab.connect().defineXML(domain(lab, second).XMLDesc().replace(str(path), str(image(lab, first))))
+    take(lab.uri, first, "x")
+    (finding,) = images(lab, second)
+    assert finding.code == "shared_image" and first in finding.message and "qemu-img" not in finding.remedy
+    assert images(lab, first) == []
+
+
+def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any, tiny: Make) -> None:
+    hangs, lives = tiny("hangs", running=True), tiny("lives", paused=True)
+    by_hand(lab, lives, "lost").delete(METADATA_ONLY)
+    pid = next(pid for pid in lab.qemu_pids() if b"guest=hangs" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+            seen = Fleet(driver, Bounds(timeout=60), now=lambda: datetime.now(timezone.utc)).look(None, images=True)
+            found = {one.vm.name: [finding.code for finding in one.findings] for one in seen if one.vm and not one.error}
+            os.kill(pid, signal.SIGCONT)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert found == {hangs: ["images_not_checked"], lives: ["orphan"]}
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_removal_whose_image_cannot_be_written_is_not_called_a_removal(
+    either: t.Any, make: Make, pool: t.Callable[[str], None], monkeypatch: pytest.MonkeyPatch, far: bool
+) -> None:
+    vm = make("frozen")
+    if far and either.root is None:  # the newer one has no storage driver
+        monkeypatch.setattr(
+            "ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions.is_local", lambda _uri: False
+        )
+        pool(vm)
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    os.chmod(path, 0o444)
+    done = remove(either.uri, vm, "x")
+    os.chmod(path, 0o644)
+    assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
+    assert in_image(either, vm) == ["x"] and str(path) in str(done.error)
+    do(str(done.error).rpartition(": ")[2])
+    assert in_image(either, vm) == [] and images(either, vm) == []
+
+
+def test_a_snapshot_whose_image_is_not_there_is_not_forgotten(either: t.Any, make: Make) -> None:
+    vm = make("unmounted")
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    path.rename(path.with_suffix(".away"))
+    done = remove(either.uri, vm, "x")
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert str(path) in str(done.error) and "--metadata" in str(done.error)
+    path.with_suffix(".away").rename(path)
+    assert remove(either.uri, vm, "x").word == "removed" and in_image(either, vm) == []
+
+
+def test_a_full_disk_is_told_as_such(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("tight", memory_mib=64)
+    folder, path = lab.disk_folder(vm), image(lab, vm)
+    data = path.read_bytes()
+    root = [] if os.geteuid() == 0 else ["sudo"]
+    subprocess.run([*root, "mount", "-t", "tmpfs", "-o", "size=600k,mode=777", "tmpfs", str(folder)], check=True)
+    try:
+        path.write_bytes(data)
+        os.chmod(path, 0o666)
+        domain(lab, vm).create()
+        done = apply(lab.uri, Present(Request(name="x")), vm)
+        assert done.error and (done.error.code, done.changed) == ("backend_failed", False)
+        assert "free space" in str(done.error) and "check_images" not in str(done.error)
+        assert listed(lab.uri, vm) == {}
+    finally:
+        if domain(lab, vm).isActive():
+            domain(lab, vm).destroy()
+        subprocess.run([*root, "umount", str(folder)], check=True)

@@ -1,0 +1,195 @@
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// What becomes of the one request that an outage strikes, and of the server from there on.
+const (
+	outageGone          = "gone"        // all connections are reset, and new ones refused, for some seconds
+	outageLost          = "lost"        // the work is done, and the connection closed without an answer
+	outageLostBefore    = "lost_before" // the connection is closed, and nothing was done
+	outageGateway       = "502"         // the work is done, and a proxy answers 502
+	outageGatewayBefore = "502_before"  // a proxy answers 502, and nothing was done
+	outageSilent        = "silent"      // this request and all after it get no answer, until the outage is replaced
+)
+
+// outage strikes the request of a number, counted over all SOAP requests whose method fits from when it was set.
+type outage struct {
+	sync.Mutex
+	Kind    string  `json:"kind"`
+	Nth     int     `json:"nth"`
+	Method  string  `json:"method"`
+	Seconds float64 `json:"seconds"`
+	Seen    int     `json:"seen"`
+}
+
+// set replaces the outage; without a kind there is none.
+func (o *outage) set(text []byte) error {
+	wanted := struct {
+		Kind    string  `json:"kind"`
+		Nth     int     `json:"nth"`
+		Method  string  `json:"method"`
+		Seconds float64 `json:"seconds"`
+	}{Nth: 1, Method: "*", Seconds: 2}
+	if err := strictUnmarshal(text, &wanted); err != nil {
+		return err
+	}
+	switch wanted.Kind {
+	case "", outageGone, outageLost, outageLostBefore, outageGateway, outageGatewayBefore, outageSilent:
+	default:
+		return fmt.Errorf("%q is no kind of outage", wanted.Kind)
+	}
+	o.Lock()
+	defer o.Unlock()
+	o.Kind, o.Nth, o.Method, o.Seconds, o.Seen = wanted.Kind, wanted.Nth, wanted.Method, wanted.Seconds, 0
+	return nil
+}
+
+func (o *outage) get() interface{} {
+	o.Lock()
+	defer o.Unlock()
+	return map[string]interface{}{"kind": o.Kind, "nth": o.Nth, "method": o.Method, "seconds": o.Seconds, "seen": o.Seen}
+}
+
+// strike counts a request, and is the kind of the outage where this is the one.
+func (o *outage) strike(method string) string {
+	o.Lock()
+	defer o.Unlock()
+	if o.Kind == "" || !globMatch(o.Method, method) {
+		return ""
+	}
+	if o.Seen++; o.Seen != o.Nth {
+		return ""
+	}
+	return o.Kind
+}
+
+// serveThroughOutage does a call as the outage of the moment lets it.
+func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *call) {
+	kind := g.outage.strike(c.method)
+	switch kind {
+	case outageGone:
+		g.line.cut(seconds(g.outage.Seconds))
+		panic(http.ErrAbortHandler)
+	case outageSilent:
+		g.settings.setMute(true)
+	case outageLost, outageGateway:
+		g.doCall(discard{http.Header{}}, r, c)
+	}
+	switch kind {
+	case outageLost, outageLostBefore:
+		panic(http.ErrAbortHandler) // closes the connection without an answer
+	case outageGateway, outageGatewayBefore:
+		http.Error(w, "<html><body>Bad Gateway</body></html>", http.StatusBadGateway)
+	default:
+		g.doCall(w, r, c)
+	}
+}
+
+// line is the server's listener and its open connections, which can be away for a while.
+type line struct {
+	mu       sync.Mutex
+	address  string
+	listener net.Listener
+	back     chan struct{} // closed while the server listens
+	open     map[*net.TCPConn]bool
+}
+
+func newLine(listener net.Listener) *line {
+	l := &line{address: listener.Addr().String(), listener: listener, back: make(chan struct{}), open: map[*net.TCPConn]bool{}}
+	close(l.back)
+	return l
+}
+
+// cut resets all connections and refuses new ones for that long.
+func (l *line) cut(length time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-l.back:
+	default:
+		return // it is away already
+	}
+	l.back = make(chan struct{})
+	l.listener.Close()
+	for conn := range l.open {
+		_ = conn.SetLinger(0) // a reset, and no end of stream
+		conn.Close()
+	}
+	l.open = map[*net.TCPConn]bool{}
+	time.AfterFunc(length, l.listenAgain)
+}
+
+func (l *line) listenAgain() {
+	for {
+		listener, err := net.Listen("tcp", l.address)
+		if err == nil {
+			l.mu.Lock()
+			l.listener = listener
+			close(l.back)
+			l.mu.Unlock()
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Accept waits while the server is away.
+func (l *line) Accept() (net.Conn, error) {
+	for {
+		l.mu.Lock()
+		listener, back := l.listener, l.back
+		l.mu.Unlock()
+		<-back
+		conn, err := listener.Accept()
+		l.mu.Lock()
+		away := l.listener != listener
+		select {
+		case <-l.back:
+		default:
+			away = true
+		}
+		if err == nil && !away {
+			tcp := conn.(*net.TCPConn)
+			l.open[tcp] = true
+			l.mu.Unlock()
+			return &lineConn{tcp, l}, nil
+		}
+		l.mu.Unlock()
+		if err == nil {
+			conn.Close()
+		} else if !away {
+			return nil, err
+		}
+	}
+}
+
+// Close ends the listening for good.
+func (l *line) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.listener.Close()
+}
+
+// Addr is where it listens.
+func (l *line) Addr() net.Addr { return l.listener.Addr() }
+
+type lineConn struct {
+	*net.TCPConn
+	line *line
+}
+
+func (c *lineConn) Close() error {
+	c.line.mu.Lock()
+	delete(c.line.open, c.TCPConn)
+	c.line.mu.Unlock()
+	return c.TCPConn.Close()
+}

@@ -1,0 +1,161 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a signal ends, at each moment of a call."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import typing as t
+from collections.abc import Iterator, Mapping, Sequence
+
+import pytest
+from fake import FakeDriver, Hypervisor
+
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop, Stopped
+from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+
+VMS = ["web01", "web02", "web03"]
+
+
+class Told(FakeDriver):
+    """Sends this process a SIGTERM in the middle of a call."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        super().__init__(hypervisor)
+        self.at_start: type[t.Any] | None = None
+        """The kind of the action that it is sent at."""
+        self.at_look = 0
+        """The number of the look that it is sent at; that look, and with ``mute`` the later ones, never end."""
+        self.mute = False
+        self._looks = 0
+        self._never = threading.Event()
+
+    def start(self, action: Action) -> Job:
+        if self.at_start is not None and isinstance(action, self.at_start):
+            self.at_start = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().start(action)
+
+    def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
+        self._looks += 1
+        if self._looks == self.at_look:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self._looks == self.at_look or (self.mute and self.at_look and self._looks > self.at_look):
+            self._never.wait(60)
+        return super().snapshots(vms, sizes=sizes)
+
+
+@pytest.fixture
+def hypervisor() -> Hypervisor:
+    made = Hypervisor()
+    for name in VMS:
+        made.add(name)
+    return made
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop = Stop()
+    stop.install()
+    yield stop
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def run(driver: FakeDriver, stop: Stop, **bounds: t.Any) -> list[Outcome]:
+    fleet = Fleet(driver, Bounds(**{"timeout": 60.0, "max_parallel": 1, **bounds}), stop=stop)
+    with stop.breakable():
+        return fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+
+
+def codes(outcomes: list[Outcome]) -> list[str | None]:
+    return [one.error.code if one.error else None for one in outcomes]
+
+
+def names(hypervisor: Hypervisor) -> list[list[str]]:
+    return [[one.name for one in machine.snapshots.values()] for machine in hypervisor.machines.values()]
+
+
+def test_while_it_only_looks_the_call_is_left_at_once(hypervisor: Hypervisor, stop: Stop) -> None:
+    driver = Told(hypervisor)
+    driver.at_look = 1
+    with pytest.raises(Stopped):
+        run(driver, stop)
+    assert stop.by == "SIGTERM" and hypervisor.actions == []
+
+
+def test_what_was_begun_is_seen_to_its_end_where_that_is_near(hypervisor: Hypervisor, stop: Stop) -> None:
+    driver = Told(hypervisor)
+    driver.at_start = object
+    done = run(driver, stop)
+    assert codes(done) == [None, "not_started", "not_started"]
+    assert [(one.word, one.changed) for one in done] == [("created", True), ("none", False), ("none", False)]
+    assert names(hypervisor) == [["x"], [], []]
+
+
+def test_what_does_not_end_soon_is_unverified_and_not_taken_back(hypervisor: Hypervisor, stop: Stop) -> None:
+    driver = Told(hypervisor)
+    driver.at_start = object
+    hypervisor.hangs.add(1)
+    done = run(driver, stop, on_error="undo")
+    assert codes(done) == ["interrupted", "not_started", "not_started"]
+    assert (done[0].word, done[0].changed) == ("unverified", True)
+    assert len(hypervisor.actions) == 1
+
+
+@pytest.mark.parametrize("mute", [False, True])
+def test_in_the_second_look_another_short_one_says_what_is_there(hypervisor: Hypervisor, stop: Stop, mute: bool) -> None:
+    driver = Told(hypervisor)
+    driver.at_look, driver.mute = 2, mute
+    done = run(driver, stop)
+    assert codes(done) == (["interrupted"] * 3 if mute else [None] * 3)
+    assert all(one.changed for one in done)
+
+
+def test_an_undo_begins_no_more_removals_and_says_what_is_left(hypervisor: Hypervisor, stop: Stop) -> None:
+    driver = Told(hypervisor)
+    driver.at_start = Delete
+    hypervisor.failures[3] = BackendFailed("no space left on device")
+    done = run(driver, stop, on_error="undo")
+    assert codes(done) == ["undone", "backend_failed", "backend_failed"]
+    assert "left behind: the module was stopped by SIGTERM" in done[1].warnings[-1]
+    assert [one.changed for one in done] == [False, True, False]
+    assert names(hypervisor) == [[], ["x"], []]
+
+
+def test_a_wait_for_the_lock_of_another_operation_ends(hypervisor: Hypervisor, stop: Stop) -> None:
+    driver = Told(hypervisor)
+    driver.at_start = object
+    hypervisor.failures[1] = Locked("a backup has it")
+    done = run(driver, stop, max_parallel=3)
+    assert codes(done) == ["locked", "not_started", "not_started"]
+    assert [one.changed for one in done] == [False] * 3
+    assert len(hypervisor.actions) == 1
+
+
+def test_a_second_signal_changes_nothing(stop: Stop) -> None:
+    reached = []
+
+    def work() -> None:
+        with stop.breakable():
+            with stop.held():
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGTERM)
+                reached.append(stop.by)
+            reached.append("the end of held()")
+
+    with pytest.raises(Stopped):
+        work()
+    signal.raise_signal(signal.SIGTERM)
+    assert reached == ["SIGINT"]
