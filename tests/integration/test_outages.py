@@ -35,7 +35,7 @@ def judge(rows: list[Row]) -> None:
     assert [line for row in rows for line in row.wrong] == []
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", ["gone", "lost", "502"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fault_at_every_fifth_request_changes_nothing(backend: str, fault: str) -> None:
     # Each fault begins at another request, so that together they meet most of them.
