@@ -123,7 +123,7 @@ def _claims(said: Sequence[Said], before: set[str], after: set[str], *, unique: 
 def _errors(said: Sequence[Said], *, unique: bool) -> list[str]:
     """No run fails, but for what is true: that there is nothing to go back to, or that another run undid at once what this one did."""
     removals = any(one.removed for one in said)
-    creations = any(one.made for one in said)
+    creations = any(one.made or (one.code == "unverified" and one.run in ("create", "describe")) for one in said)
     wrong = []
     for one in said:
         if one.code is None:
