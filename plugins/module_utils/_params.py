@@ -1,8 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of a call as Ansible hands them over -> options that can be read: without nulls where there is a default, and without text that
-cannot be used or shown.
+"""Texts of the options that no backend and no file system takes, and texts that could not be shown. Refused before anything else is looked at.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -13,7 +12,6 @@ import typing as t
 from collections.abc import Collection, Iterator, Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 Params = Mapping[str, t.Any]
 
@@ -35,27 +33,21 @@ _SHOWN = (
 )
 
 
-def usable_params(module: str, params: Params, secrets: Collection[str]) -> Params:
-    """The options of a call of ``module``; an explicit null is the default, as an option that was left out.
+def check_params(params: Params, secrets: Collection[str]) -> None:
+    """Refuse options with a text that cannot be stored or passed on, or out of which Ansible would cut a secret.
 
-    :raises InvalidOption: a text cannot be stored or passed on, or is one out of which Ansible would cut a secret.
+    :raises InvalidOption: names the option, and does not show the secret.
     """
-    spec = OPTIONS[module]["argument_spec"]
-    # Ansible sets a default only where the option is not there at all (ansible-core 2.16 to 2.21).
-    filled = {
-        option: spec[option].get("default") if value is None and option in spec else value for option, value in params.items()
-    }
-    for option, value in filled.items():
+    for option, value in params.items():
         for text in _texts(value):
             _check_text(option, text)
     for option in _SHOWN:
-        for text in _texts(filled.get(option)):
+        for text in _texts(params.get(option)):
             if any(secret in text for secret in secrets):
                 raise InvalidOption(
                     f"{option} contains the value of a secret option (password, token_secret or label_key). Ansible cuts it out of every result, so that "
                     f"no id or name would be right; use another {option}, or change the secret"
                 )
-    return filled
 
 
 def _texts(value: t.Any) -> Iterator[str]:

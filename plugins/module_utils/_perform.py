@@ -28,7 +28,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Interr
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, usable_params
+from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, check_params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
@@ -95,12 +95,13 @@ def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_dri
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
+    params = call.params
     plan = _PLANS[call.module]
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
     audit: AuditFile | None = None
     try:
-        params = usable_params(call.module, call.params, call.secrets)
+        check_params(params, call.secrets)
         progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
         audit = _open_audit(call)
         outcomes, now, sweeps = _work(

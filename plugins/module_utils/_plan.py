@@ -56,6 +56,8 @@ class Request:
     owner: str = "safepoint"
     foreign_allowed: bool = False
     label_key: str | None = dataclasses.field(default=None, repr=False)
+    longest: timedelta = timedelta(minutes=15, seconds=20)
+    """After what time the call has ended, whatever happens."""
     # state=present
     kind: str | None = None
     memory: bool = False

@@ -9,6 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration, parse_expiry, parse_moment
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
@@ -131,6 +132,8 @@ def read_request(params: Params) -> Request:
         owner=params["owner"],
         foreign_allowed=params.get("foreign") == "allow",
         label_key=params["label_key"],
+        # _driver.py: a call ends within its timeout and 20 seconds.
+        longest=timedelta(seconds=read_seconds(params, "timeout") + 20),
         kind=None if kind == "auto" else kind,
         memory=bool(params.get("memory")),
         quiesce=params.get("quiesce") or "never",

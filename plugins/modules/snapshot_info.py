@@ -132,8 +132,8 @@ vms:
       contains:
         code:
           description:
-            - A code word, for example V(left_paused), V(left_off), V(deep_chain), V(chain_near_limit), V(snapshot_lost), V(orphan), V(shared_image) or
-              V(images_not_checked).
+            - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
+              V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:

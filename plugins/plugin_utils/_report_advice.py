@@ -28,6 +28,7 @@ _FINDINGS = {
     "left_off": "act",
     "left_paused": "act",
     "locked": "act",
+    "migrated_away": "look",
     "question_pending": "act",
     "shared_image": "act",
     "snapshot_lost": "act",

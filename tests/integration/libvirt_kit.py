@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
 import typing as t
 from collections.abc import Callable, Iterator
@@ -135,6 +136,28 @@ def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def crawling(pid: int) -> Iterator[None]:
+    """For the time of the block the process gets a twentieth of the time, so that a snapshot takes longer than the start of a daemon."""
+    over = threading.Event()
+
+    def crawl() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            while not over.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                over.wait(0.1)
+                os.kill(pid, signal.SIGCONT)
+                over.wait(0.005)
+
+    thread = threading.Thread(target=crawl)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def is_busy(lab: t.Any, vm: str) -> bool:

@@ -6,19 +6,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
 import typing as t
-from collections.abc import Iterator
 from pathlib import Path
 
 import libvirt
 import pytest
-from libvirt_kit import Make, apply, domain, look, power, qemu_pid, take, until
+from libvirt_kit import Make, apply, crawling, domain, look, power, qemu_pid, take, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
@@ -54,28 +51,6 @@ def at_work(pid: int) -> bool:
     before = cpu_ticks(pid)
     time.sleep(0.3)
     return cpu_ticks(pid) > before
-
-
-@contextlib.contextmanager
-def crawling(pid: int) -> Iterator[None]:
-    """For the time of the block the process gets a twentieth of the time, so that a snapshot takes longer than the start of a daemon."""
-    over = threading.Event()
-
-    def crawl() -> None:
-        with contextlib.suppress(ProcessLookupError):
-            while not over.is_set():
-                os.kill(pid, signal.SIGSTOP)
-                over.wait(0.1)
-                os.kill(pid, signal.SIGCONT)
-                over.wait(0.005)
-
-    thread = threading.Thread(target=crawl)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def settled(lab: t.Any, vm: str) -> list[int]:

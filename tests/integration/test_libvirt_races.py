@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 
 import libvirt
 import pytest
-from libvirt_kit import Make, apply, domain, take
+from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 pytestmark = pytest.mark.qemu
 
@@ -24,10 +25,10 @@ def before_the_next(monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Cal
     real = getattr(libvirt.virDomain, method)
     left = [happens]
 
-    def call(*args: t.Any) -> t.Any:
+    def call(*arguments: t.Any) -> t.Any:
         if left:
             left.pop()()
-        return real(*args)
+        return real(*arguments)
 
     monkeypatch.setattr(libvirt.virDomain, method, call)
 
@@ -68,3 +69,145 @@ def test_a_label_that_meets_a_removal_leaves_no_record_without_data(lab: t.Any, 
 @pytest.mark.slow
 def test_a_label_that_meets_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_label_against_delete(new_lab, newer("labels", paused=True), 60)
+
+
+# a managed save of somebody else
+
+
+def while_it_is_saved(lab: t.Any, vm: str, plan: t.Any, monkeypatch: pytest.MonkeyPatch) -> t.Any:
+    """One call that finds the VM held by a managed save, which ends only when the call has looked at it twice."""
+    real = libvirt.virDomain.controlInfo
+    looks: list[None] = []
+
+    def control(domain: t.Any) -> t.Any:
+        looks.append(None)
+        return real(domain)
+
+    with ThreadPoolExecutor(2) as pool:
+        with stopped(lab, vm):
+            saving = pool.submit(domain(lab, vm).managedSave)
+            until(lambda: is_busy(lab, vm))
+            monkeypatch.setattr(libvirt.virDomain, "controlInfo", control)
+            call = pool.submit(apply, lab.uri, plan, vm)
+            until(lambda: len(looks) >= 2)
+            monkeypatch.undo()
+        saving.result()
+        return call.result()
+
+
+def test_a_managed_save_that_was_waited_for_keeps_a_snapshot_from_being_taken(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("saving", running=True)
+    done = while_it_is_saved(lab, vm, Present(Request(name="x")), monkeypatch)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.word
+    assert "managedsave-remove" in str(done.error)
+    assert domain(lab, vm).snapshotListNames() == []
+    assert domain(lab, vm).hasManagedSaveImage()
+
+
+def test_a_managed_save_that_was_waited_for_is_dropped_by_a_revert(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("saving", running=True)
+    take(lab.uri, vm, "x")
+    done = while_it_is_saved(lab, vm, Reverted(Request(name="x", power="off")), monkeypatch)
+    assert (done.word, done.error) == ("reverted", None)
+    assert not domain(lab, vm).hasManagedSaveImage()
+    assert any("managed save" in warning for warning in done.warnings)
+
+
+def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("saving", running=True)
+    person = domain(lab, vm)
+    before_the_next(monkeypatch, "snapshotCreateXML", person.managedSave)
+    done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.word
+    assert person.snapshotListNames() == [] and person.hasManagedSaveImage()
+    person.create()
+    assert power(lab, vm) == "running"
+
+
+# other jobs
+
+
+def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_wanted(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("twice", running=True)
+    take(lab.uri, vm, "x")
+    person = domain(lab, vm)
+    before_the_next(monkeypatch, "destroy", person.destroy)
+    done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert (done.word, done.error, power(lab, vm)) == ("reverted", None, "off")
+
+
+def test_a_revert_whose_last_step_fails_does_not_pass_for_one_that_was_never_begun(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("stuck", running=True)
+    take(lab.uri, vm, "x")
+    real = libvirt.virDomain.destroy
+    # An error of libvirt with a code that elsewhere means that nothing was done (no such domain).
+    monkeypatch.setattr(libvirt.virDomain, "destroy", lambda domain: real(domain.connect().lookupByName("nobody")))
+    done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
+    assert "was reverted to x" in str(done.error)
+
+
+def check_backup(lab: t.Any, vm: str) -> None:
+    take(lab.uri, vm, "x")
+    person = domain(lab, vm)
+    person.backupBegin(
+        f"<domainbackup mode='pull'><server transport='unix' socket='{lab.disk_folder(vm)}/nbd.sock'/></domainbackup>", None
+    )
+    plans = (
+        Present(Request(name="y")),
+        Present(Request(name="x", labels={"step": "two"})),
+        Reverted(Request(name="x")),
+        Absent(Request(name="x")),
+    )
+    for plan in plans:
+        began = time.monotonic()
+        done = apply(lab.uri, plan, vm, lock_timeout=2)
+        assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
+        assert time.monotonic() - began < 20  # libvirt itself waits for 30
+    assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # what needs no write waits for nobody
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
+        person.abortJob()
+        assert call.result().word == "created"
+
+
+def test_a_backup_that_holds_a_vm_is_waited_for_no_longer_than_lock_timeout(lab: t.Any, tiny: Make) -> None:
+    check_backup(lab, tiny("backup", running=True))
+
+
+@pytest.mark.slow
+def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_lab: t.Any, newer: Make) -> None:
+    check_backup(new_lab, newer("backup", running=True))
+
+
+def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("passing", running=True, memory_mib=1000)
+    mine = domain(lab, vm)
+    with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
+        other = pool.submit(take, lab.uri, vm, "x")
+        until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+        view = look(lab.uri, vm).after
+        assert mine.state() == [3, 3]  # it still is
+        assert view is not None
+        assert (view.state.power, view.state.findings) == ("running", ())
+        assert view.state.busy
+    other.result()
+
+
+@pytest.mark.slow
+def test_an_external_snapshot_is_taken_again_within_the_second(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("again", paused=True)
+    for _time in range(3):
+        snapshot = take(new_lab.uri, vm, "x", kind="external")
+        # As after a daemon that died: the record is gone, the file is not.
+        domain(new_lab, vm).snapshotLookupByName(snapshot.id).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)

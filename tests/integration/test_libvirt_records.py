@@ -229,3 +229,56 @@ def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any
     finally:
         os.kill(pid, signal.SIGCONT)
     assert found == {hangs: ["images_not_checked"], lives: ["orphan"]}
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_removal_whose_image_cannot_be_written_is_not_called_a_removal(
+    either: t.Any, make: Make, pool: t.Callable[[str], None], monkeypatch: pytest.MonkeyPatch, far: bool
+) -> None:
+    vm = make("frozen")
+    if far and either.root is None:  # the newer one has no storage driver
+        monkeypatch.setattr(
+            "ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions.is_local", lambda _uri: False
+        )
+        pool(vm)
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    os.chmod(path, 0o444)
+    done = remove(either.uri, vm, "x")
+    os.chmod(path, 0o644)
+    assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
+    assert in_image(either, vm) == ["x"] and str(path) in str(done.error)
+    do(str(done.error).rpartition(": ")[2])
+    assert in_image(either, vm) == [] and images(either, vm) == []
+
+
+def test_a_snapshot_whose_image_is_not_there_is_not_forgotten(either: t.Any, make: Make) -> None:
+    vm = make("unmounted")
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    path.rename(path.with_suffix(".away"))
+    done = remove(either.uri, vm, "x")
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert str(path) in str(done.error) and "--metadata" in str(done.error)
+    path.with_suffix(".away").rename(path)
+    assert remove(either.uri, vm, "x").word == "removed" and in_image(either, vm) == []
+
+
+def test_a_full_disk_is_told_as_such(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("tight", memory_mib=64)
+    folder, path = lab.disk_folder(vm), image(lab, vm)
+    data = path.read_bytes()
+    root = [] if os.geteuid() == 0 else ["sudo"]
+    subprocess.run([*root, "mount", "-t", "tmpfs", "-o", "size=600k,mode=777", "tmpfs", str(folder)], check=True)
+    try:
+        path.write_bytes(data)
+        os.chmod(path, 0o666)
+        domain(lab, vm).create()
+        done = apply(lab.uri, Present(Request(name="x")), vm)
+        assert done.error and (done.error.code, done.changed) == ("backend_failed", False)
+        assert "free space" in str(done.error) and "check_images" not in str(done.error)
+        assert listed(lab.uri, vm) == {}
+    finally:
+        if domain(lab, vm).isActive():
+            domain(lab, vm).destroy()
+        subprocess.run([*root, "umount", str(folder)], check=True)

@@ -48,10 +48,10 @@ def test_a_listing_of_a_hundred_snapshots_costs_no_more_than_120_requests(counti
     assert asked[OPEN] == 1 and asked[SNAPSHOT_XML] == 100  # the log is read rightly
     print("requests for a listing of 100 snapshots:", asked.total())
     assert asked.total() <= 120
-    assert asked[DOMAIN_XML] == 0
+    assert asked[DOMAIN_XML] == 1  # whether its disks let the snapshots be removed
     with counting.counted() as asked:
         look(counting, "many", drift=True)
-    assert asked[DOMAIN_XML] > 0
+    assert asked[DOMAIN_XML] > 1
     counting.remove("many")
 
 

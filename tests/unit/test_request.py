@@ -73,17 +73,3 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked_for(
         assert word in answer.failure["msg"]
     assert SECRET not in answer.failure["msg"]
     assert hypervisor.actions == []
-
-
-@pytest.mark.parametrize("module", sorted(OPTIONS))
-def test_an_explicit_null_is_the_default(module: str) -> None:
-    """A survey's empty field, or a variable that is null. Ansible does not set a default for it."""
-    needed: dict[str, dict[str, t.Any]] = {
-        "snapshot": {"vms": ["web01"], "name": "x"},
-        "snapshot_info": {"vm": "web01"},
-        "snapshot_revert": {"vm": "web01", "name": "x"},
-        "snapshot_prune": {"vm": "web01", "keep_last": 1},
-    }
-    for option in set(OPTIONS[module]["argument_spec"]) - {"backend", "uri", *needed[module]}:
-        without = call(module, **needed[module])[0]
-        assert call(module, **needed[module], **{option: None})[0].failure == without.failure

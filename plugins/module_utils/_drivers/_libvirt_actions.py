@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import time
 import typing as t
+from collections.abc import Callable
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
@@ -18,12 +19,15 @@ from ansible_collections.safepoint.vm.plugins.module_utils._credentials import p
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import checkpoints
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
+    is_local,
     libvirt,
     typed,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import present, why_not_removed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
@@ -37,21 +41,22 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 _NEXT_SECOND = 1.1
 
 
-def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool, saved: bool) -> Finished:
-    """Do what the job is about. ``saved`` says that the VM's memory was on disk (managed save) when it was last looked at.
+def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -> Finished:
+    """Do what the job is about.
 
     :raises SafepointError: it was refused, or failed.
     :raises libvirtError: as well.
     """
     action: Action = job.action
     try:
+        _refuse_busy(domain, action)
         if isinstance(action, Create):
-            return _create(job, action, domain, uri)
+            return _unsaved(action, domain, lambda: _create(job, action, domain, uri))
         snapshot = domain.snapshotLookupByName(action.snapshot.id)
         if isinstance(action, Revert):
-            return _revert(job, action, domain, snapshot, transient=transient, saved=saved)
+            return _revert(job, action, domain, snapshot, transient=transient)
         if isinstance(action, Delete):
-            return _delete(job, action, snapshot, daemon)
+            return _delete(job, action, domain, snapshot, uri=uri, daemon=daemon)
         return _describe(job, action, domain, snapshot)
     except libvirt.libvirtError as exc:
         # libvirt has no code of its own for this where it is about a revert (55) or an external deletion (84).
@@ -68,6 +73,47 @@ def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool, s
         raise
 
 
+def _refuse_busy(domain: t.Any, action: Action) -> None:
+    """Say at once that another operation holds the VM: libvirt itself would wait for 30 seconds, whatever lock_timeout is.
+
+    Two requests for each write. The second is made only when nothing works on the VM, since it waits for the end of a snapshot; a backup is
+    told by it alone (9.0, 11.3).
+
+    :raises Locked: nothing was sent.
+    """
+    try:
+        held = domain.controlInfo()[0] in (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
+        held = held or domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+    except libvirt.libvirtError:
+        return  # libvirt's test driver has no such thing, and a VM that is off no such job
+    if held:
+        raise _errors.Locked(
+            f"Another operation of libvirt (a snapshot, a backup, a migration or the like) holds {action.vm}, so that libvirt was not asked to {action}; "
+            "virsh domjobinfo shows it, try again when it has ended"
+        )
+
+
+def _unsaved(action: Create, domain: t.Any, create: Callable[[], Finished]) -> Finished:
+    """Take no snapshot beside the saved memory of a VM (managed save), which the snapshot would not hold.
+
+    The look before has refused that already; but the save may have ended since, also while libvirt itself waited with the snapshot for it. Hence
+    two requests.
+    """
+    refusal = _errors.Unsupported(
+        f"No snapshot of {action.vm} can be taken, because its memory was saved to disk (managed save) in this moment, and a snapshot would not "
+        "hold that; start it first, or drop it with virsh managedsave-remove"
+    )
+    if domain.hasManagedSaveImage():
+        raise refusal
+    done = create()
+    if domain.hasManagedSaveImage() and done.snapshot_id is not None:
+        made = domain.snapshotLookupByName(done.snapshot_id)
+        if ElementTree.fromstring(made.getXMLDesc()).findtext("state") == "shutoff":
+            made.delete()
+            raise refusal
+    return done
+
+
 def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
     try:
         if action.kind == EXTERNAL:
@@ -79,12 +125,18 @@ def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
             raise
         if action.name in domain.snapshotListNames():
             raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
-        # 9.0 replaces what lies in the image under that name without a word, 11.3 fails.
-        raise _errors.BackendFailed(
-            f"libvirt failed to {action}: {clean(exc)}; snapshot_info with check_images=true tells whether a disk holds an unknown snapshot of "
-            "that name, and how to remove it"
-        ) from exc
+        raise _errors.BackendFailed(f"libvirt failed to {action}: {clean(exc)}{_advice(str(exc))}") from exc
     return Finished(job, snapshot_id=made.getName())
+
+
+def _advice(said: str) -> str:
+    """What to do about what QEMU said, which is in no other language."""
+    if "already exists" in said:
+        # 9.0 replaces what lies in the image under that name without a word, 11.3 fails.
+        return "; a disk holds a snapshot of that name that libvirt does not know: snapshot_info with check_images=true tells how to remove it"
+    if "writing VM state" in said or "No space left" in said:
+        return "; check the free space of the storage that holds the images: a snapshot with memory needs as much as the VM has memory"
+    return ""
 
 
 def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
@@ -131,7 +183,8 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.writable and disk.path]
     # A file's name has 255 bytes at most, of which the snapshot's may be 80.
     vm = action.vm.name.encode()[:100].decode(errors="ignore")
-    end = f"{action.name}.{int(time.time())}"
+    # To the millisecond: a second try within the second, after a daemon that died, would find its files there.
+    end = f"{action.name}.{time.time_ns() // 1_000_000}"
     files = {disk.target: os.path.join(os.path.dirname(disk.path or ""), f"{vm}-{disk.target}.{end}") for disk in disks}
     memory_file = None
     if action.memory and files:
@@ -139,7 +192,7 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     return files, memory_file
 
 
-def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool, saved: bool) -> Finished:
+def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool) -> Finished:
     flags = 0
     if action.power == "on":
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
@@ -152,17 +205,30 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             f"{action.vm} would be off after a revert to {action.snapshot}, which holds no memory, and is transient, so that it would cease to "
             "exist; set power=on, or make it persistent first (virsh define)"
         )
+    _go_back(action, domain, snapshot, flags)
     try:
-        domain.revertToSnapshot(snapshot, flags)
+        return Finished(job, warnings=tuple(_after_revert(action, domain)))
     except libvirt.libvirtError as exc:
-        if action.snapshot.kind != EXTERNAL or exc.get_error_code() != libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
+        if not domain.connect().isAlive():
             raise
-        time.sleep(_NEXT_SECOND)
-        domain.revertToSnapshot(snapshot, flags)
-    if action.power == "off" and domain.isActive():
-        domain.destroy()
+        # Not with a code that says that nothing was done, such as Locked.
+        raise _errors.BackendFailed(
+            f"{action.vm} was reverted to {action.snapshot}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
+            "(managed save) is gone, or revert again"
+        ) from exc
+
+
+def _after_revert(action: Revert, domain: t.Any) -> list[str]:
+    """The rest of a revert, and the warnings that come of it."""
+    if action.power == "off":
+        try:
+            if domain.isActive():
+                domain.destroy()
+        except libvirt.libvirtError:
+            if domain.isActive():
+                raise  # else somebody else was faster
     warnings = []
-    if saved and domain.hasManagedSaveImage():
+    if domain.hasManagedSaveImage():
         # libvirt keeps it, and the next start would run memory of later on the disks of now.
         domain.managedSaveRemove()
         warnings.append(f"The saved memory of {action.vm} (managed save) was dropped, since it was later than the snapshot")
@@ -179,10 +245,30 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             warnings.append(
                 f"The clock of {action.vm} still shows the time of the snapshot ({problem}); let its time service step it"
             )
-    return Finished(job, warnings=tuple(warnings))
+    return warnings
 
 
-def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finished:
+def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None:
+    try:
+        domain.revertToSnapshot(snapshot, flags)
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_SNAPSHOT_REVERT_RISKY and domain.hasManagedSaveImage():
+            # 'snapshot without memory state, removal of existing managed saved state strongly recommended': it is dropped after the revert, not
+            # before it, which may fail.
+            flags |= libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_FORCE
+        elif action.snapshot.kind == EXTERNAL and exc.get_error_code() == libvirt.VIR_ERR_CONFIG_UNSUPPORTED:
+            time.sleep(_NEXT_SECOND)
+        else:
+            raise
+        domain.revertToSnapshot(snapshot, flags)
+
+
+def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
+    # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
+    saved = action.snapshot.kind == EXTERNAL and bool(domain.hasManagedSaveImage())
+    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), present(action.vm.name, domain.XMLDesc(), saved=saved))
+    if why:
+        raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None
     if action.snapshot.kind == EXTERNAL and action.snapshot.memory and daemon.version < 9_001_000:
         memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
@@ -196,7 +282,8 @@ def _delete(job: Job, action: Delete, snapshot: t.Any, daemon: Daemon) -> Finish
             f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
         )
         return Finished(job, warnings=(said,))
-    snapshot.delete()
+    with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
+        snapshot.delete()
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
         (f"{daemon} leaves the memory file of the snapshot {action.snapshot} of {action.vm} behind: remove {left}",)

@@ -88,7 +88,7 @@ class Search:
         records = [read_record(self._images, text) for text in _texts(domain)]
         for disk in disks:
             place = key(self._images, disk)
-            for orphan in unknown(held.get(place, ()), place, records):
+            for orphan in unknown(held.get(place, ()), records):
                 first = next(one for one in held[place] if one.name == orphan.name) == orphan
                 found.append(self._orphan(vm, disk, place, orphan, up=up, first=first))
         for record in records:

@@ -19,11 +19,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_dis
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
-    LOWEST_NUMBER,
     NUMBER,
     Record,
     fitting,
     ghost,
+    is_number,
     picked,
     read_record,
 )
@@ -54,6 +54,7 @@ class Judge:
     def __init__(self, connection: t.Any, *, local: bool, version: Callable[[], int]) -> None:
         """``version`` is the daemon's, which is asked only where it matters."""
         self._images = Images(connection, local=local)
+        self._local = local
         self._version = version
         self._near: dict[str, tuple[Finding, ...]] = {}
 
@@ -108,6 +109,11 @@ class Judge:
         read: dict[str, Sequence[Kept] | None] = {}
         found = []
         for one in snapshots:
+            if not self._local:
+                found.append(
+                    dataclasses.replace(one, obstacles={**one.obstacles, "revert": NUMBER}) if is_number(one.name) else one
+                )
+                continue
             record = read_record(self._images, texts[one.id])
             read.update({place: self._images.at_hand(place) for place in record.places.values() if place not in read})
             lost, why = _why_no_way_back(vm, record, read)
@@ -145,7 +151,7 @@ def _why_no_way_back(vm: str, record: Record, read: Mapping[str, Sequence[Kept] 
     for target, place in record.places.items():
         kept = read[place]
         if kept is None:
-            if record.name.isdigit() and int(record.name) < LOWEST_NUMBER:
+            if is_number(record.name):
                 return None, NUMBER
             continue
         meant = fitting(kept, record)

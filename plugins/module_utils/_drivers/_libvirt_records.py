@@ -42,7 +42,7 @@ class Record:
 
 
 def ghost(vm: str, name: str, target: str, place: str, problem: str) -> Finding:
-    """What says that a record has no data: there is no snapshot of its name and time in one of its images."""
+    """The finding that a record has no data: one of its images holds no snapshot of its name and time."""
     return Finding(
         "snapshot_lost",
         f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}; a revert would fail "
@@ -61,25 +61,31 @@ def read_record(images: Images, snapshot_xml: str) -> Record:
     return Record(root.findtext("name") or "", created, {target: place for target, place in places.items() if place != target})
 
 
+def is_number(name: str) -> bool:
+    """Whether QEMU may take the name of a snapshot for the number of another one."""
+    return name.isdigit() and int(name) < LOWEST_NUMBER
+
+
 def picked(kept: Sequence[Kept], name: str) -> Kept:
     """The one that QEMU goes back to (bdrv_snapshot_goto of QEMU 7.2 and 10.0): its number in the image counts before its name."""
     return next((one for one in kept if one.id == name), None) or next(one for one in kept if one.name == name)
 
 
-def unknown(kept: Iterable[Kept], place: str, records: Iterable[Record]) -> list[Kept]:
-    """Those in an image that belong to no record. Names may repeat in an image, so the time decides which one a record means."""
+def unknown(kept: Iterable[Kept], records: Iterable[Record]) -> list[Kept]:
+    """The snapshots in an image that belong to no record. Names may repeat in an image, so the time decides which one a record means."""
     kept = list(kept)
     named = {record.name: record for record in records}
     return [one for one in kept if one.name not in named or fitting(kept, named[one.name]) != one]
 
 
 def fitting(kept: Iterable[Kept], record: Record) -> Kept | None:
-    """The one that a record means: of its name, and taken when libvirt says. libvirt adds none while it has a record, so it is the last."""
+    """The snapshot that a record means: the last of its name that was taken when libvirt says, since libvirt adds none beside a record."""
     near = [one for one in kept if one.name == record.name and -_EARLIER_SECONDS <= one.taken - record.created <= _LATER_SECONDS]
     return near[-1] if near else None
 
 
 def key(images: Images, disk: Disk) -> str:
+    """The path of the image, or the name of the disk where it has none."""
     try:
         return images.place(disk) or disk.target
     except Unreadable:

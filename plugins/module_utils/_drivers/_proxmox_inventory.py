@@ -176,7 +176,7 @@ class Inventory:
 
 
 def _read_guests(data: object) -> list[Guest]:
-    return [read_guest(row) for row in rows(data) if row.get("type") in ("qemu", "lxc")]
+    return [read_guest(row) for row in rows(data) if row["type"] in ("qemu", "lxc")]
 
 
 def _read_names(data: object) -> dict[str, str | None]:

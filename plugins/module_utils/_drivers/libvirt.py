@@ -33,6 +33,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     typed,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import hindrances, present
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
     CRASHED,
     MIGRATED_AWAY,
@@ -98,6 +99,7 @@ class LibvirtDriver(SnapshotDriver):
         self._domains: dict[str, t.Any] = {}
         self._saved: set[str] = set()
         self._transient: set[str] = set()
+        self._hindrances: dict[str, dict[str, str]] = {}
         self._endings = Endings()
         try:
             self._connection = connect(uri)
@@ -134,9 +136,8 @@ class LibvirtDriver(SnapshotDriver):
         return {ref: self._pick(ref, vms) for ref in refs}
 
     def vms(self) -> Sequence[Vm]:
-        # Two more for all VMs together, instead of two for each.
+        # One more for all VMs together, instead of one for each.
         self._domains = {one.UUIDString(): one for one in self._listed(0)}
-        self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
         return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
 
@@ -152,6 +153,9 @@ class LibvirtDriver(SnapshotDriver):
             lambda: self._connection.domainListGetStats(handles, libvirt.VIR_DOMAIN_STATS_STATE) if handles else [],
         )
         states = {domain.UUIDString(): (row["state.state"], row["state.reason"]) for domain, row in stats}
+        if ways:
+            # Each time anew: a managed save of somebody else may have been the lock that was waited for.
+            self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         return {
             vm.id: self._each(vm, "look at", lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways))  # type: ignore[misc]
             for vm in vms
@@ -182,7 +186,7 @@ class LibvirtDriver(SnapshotDriver):
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
         if all(one.kind != EXTERNAL for one in snapshots):
             return snapshots
-        bare = [dataclasses.replace(one, obstacles={}) for one in snapshots]
+        bare = self._hindered(vm.id, [dataclasses.replace(one, obstacles={}) for one in snapshots])
         # Whether a branch is lost hinders a revert only, and is for the next look to say.
         return with_obstacles(vm.name, bare, self._daemon)
 
@@ -215,7 +219,6 @@ class LibvirtDriver(SnapshotDriver):
             uri=self._uri,
             daemon=self._daemon,
             transient=vm.id in self._transient,
-            saved=vm.id in self._saved,
         )
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
@@ -329,11 +332,22 @@ class LibvirtDriver(SnapshotDriver):
                 if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                     raise
         judged = self._judge.judged(domain, parents_first(found), texts)
+        if self._is_qemu:
+            self._hindrances[domain.UUIDString()] = _hindrances(domain, judged, texts)
+            judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in found):
             return tuple(judged)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
         branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
         return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
+
+    def _hindered(self, vm_id: str, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+        """The snapshots with what keeps them from being removed from the VM as it was seen last."""
+        why = self._hindrances.get(vm_id, {})
+        return [
+            dataclasses.replace(one, obstacles={**one.obstacles, "remove": why[one.id]}) if one.id in why else one
+            for one in snapshots
+        ]
 
     # errors
 
@@ -360,6 +374,13 @@ def _holder(domain: t.Any) -> str | None:
         return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
     held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
+
+
+def _hindrances(domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> dict[str, str]:
+    """One request more for a VM with snapshots, since a removal may end libvirtd (9.0), and one for external ones, since the VM may not start after it."""
+    external = any(one.kind == EXTERNAL for one in snapshots)
+    now = present(domain.name(), domain.XMLDesc(), saved=external and bool(domain.hasManagedSaveImage()))
+    return hindrances(snapshots, texts, now)
 
 
 def _current(domain: t.Any) -> t.Any:

@@ -1,0 +1,132 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Snapshots that cannot be removed from the VM as it is now: refused with the way out, before libvirt dies of it."""
+
+from __future__ import annotations
+
+import typing as t
+
+import libvirt
+import pytest
+from libvirt_kit import Make, apply, domain, files, listed, power, qemu_pid, revert, take
+
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Reverted
+
+pytestmark = pytest.mark.qemu
+
+LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+
+
+def add_disk(lab: t.Any, vm: str, flags: int = LIVE | CONFIG) -> str:
+    """Plug a second disk in, and return its definition."""
+    path = lab.disk_folder(vm) / "added.qcow2"
+    lab.run_as_user("qemu-img", "create", "-q", "-f", "qcow2", str(path), "4M")
+    xml = f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{path}'/><target dev='vdb' bus='virtio'/></disk>"
+    domain(lab, vm).attachDeviceFlags(xml, flags)
+    return xml
+
+
+def check_missing_disk(lab: t.Any, vm: str) -> None:
+    take(lab.uri, vm, "x")
+    disk = add_disk(lab, vm)
+    take(lab.uri, vm, "y")
+    revert(lab.uri, vm, "x")
+    daemon, qemu = lab.pid, qemu_pid(lab, vm)
+    for dry_run in (True, False):
+        done = apply(lab.uri, Absent(Request(name="y")), vm, dry_run=dry_run)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
+        assert "vdb" in str(done.error) and "power the VM off" in str(done.error) and "attach-device" in str(done.error)
+    assert lab.connect().isAlive() and (lab.pid, qemu_pid(lab, vm)) == (daemon, qemu)
+    # Either way out works: with the disk again
+    domain(lab, vm).attachDeviceFlags(disk, LIVE)
+    assert apply(lab.uri, Absent(Request(name="y")), vm).word == "removed"
+    take(lab.uri, vm, "z")
+    revert(lab.uri, vm, "x")
+    assert "remove" in listed(lab.uri, vm)["z"].obstacles
+    # and off.
+    domain(lab, vm).destroy()
+    assert apply(lab.uri, Absent(Request(name="z")), vm).word == "removed"
+    assert domain(lab, vm).snapshotListNames() == ["x"]
+
+
+def test_a_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed_while_it_is_up(lab: t.Any, tiny: Make) -> None:
+    check_missing_disk(lab, tiny("lacking", paused=True))
+
+
+@pytest.mark.slow
+def test_a_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
+    check_missing_disk(new_lab, newer("lacking", paused=True))
+
+
+def test_a_revert_that_discards_newer_ones_stops_at_one_with_a_disk_that_is_gone_by_then(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("discarding", paused=True)
+    take(lab.uri, vm, "x")
+    add_disk(lab, vm)
+    take(lab.uri, vm, "y")
+    done = apply(lab.uri, Reverted(Request(name="x", discard_newer=True)), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", True)
+    assert "power the VM off" in str(done.error)
+    assert listed(lab.uri, vm)["x"].current and power(lab, vm) == "paused"
+
+
+@pytest.mark.slow
+def test_an_external_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("apart", disks=2)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    definition = person.XMLDesc()
+    start = definition.rindex("<disk ", 0, definition.index("'vdb'"))
+    person.detachDeviceFlags(definition[start : definition.index("</disk>", start) + 7], CONFIG)
+    done = apply(new_lab.uri, Absent(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert "vdb" in str(done.error) and "attach it again" in str(done.error)
+    new_lab.connect().defineXML(definition)
+    assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
+    assert files(new_lab, vm) == ["apart-0.qcow2", "apart-1.qcow2"]
+
+
+@pytest.mark.slow
+def test_an_external_snapshot_is_not_removed_beside_saved_memory(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("saved", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    person.managedSave()
+    for dry_run in (True, False):
+        done = apply(new_lab.uri, Absent(Request(name="x")), vm, dry_run=dry_run)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+        assert "managedsave-remove" in str(done.error) and "start the VM" in str(done.error)
+    person.create()
+    assert power(new_lab, vm) == "running"
+    assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
+    assert files(new_lab, vm) == ["saved-0.qcow2"]
+
+
+# saved memory
+
+
+def check_saved(lab: t.Any, vm: str, kind: str) -> None:
+    """The VM is off when the snapshot is taken, and has saved its memory when it goes back."""
+    take(lab.uri, vm, "x", kind=kind)
+    person = domain(lab, vm)
+    person.create()
+    person.managedSave()
+    done = apply(lab.uri, Reverted(Request(name="x")), vm)
+    assert done.error is None, done.error
+    assert (done.word, power(lab, vm)) == ("reverted", "off")
+    assert any("managed save" in warning for warning in done.warnings)
+    assert not person.hasManagedSaveImage()
+    person.create()
+    assert power(lab, vm) == "running"
+
+
+def test_a_vm_with_saved_memory_goes_back_to_a_snapshot_without_memory(lab: t.Any, tiny: Make) -> None:
+    check_saved(lab, tiny("dormant"), "internal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["internal", "external"])
+def test_a_vm_with_saved_memory_goes_back_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str) -> None:
+    check_saved(new_lab, newer(f"dormant{kind}"), kind)
