@@ -145,7 +145,8 @@ vms:
           type: str
           returned: always
     configuration:
-      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start) where that differs.
+      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start), which holds what
+        will be another one after the next start, for example C(memory_bytes) or C(disk scsi1), null for what will be gone.
       type: dict
       returned: when O(drift=true)
       sample: {cpus: 2, memory_bytes: 2147483648, disks: {vda: /var/lib/libvirt/images/web01.qcow2}, networks: {}, next_start: {}}
