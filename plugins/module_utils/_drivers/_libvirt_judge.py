@@ -17,6 +17,15 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+    CPUS_COME_BACK,
+    CPUS_LOST,
+    Seen,
+    bitmap_hinders,
+    bitmaps_hinder,
+    chain_near_limit,
+    plugged_cpus,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_merges import losses
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
@@ -28,15 +37,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rec
     is_number,
     picked,
     read_record,
-)
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
-    CPUS_COME_BACK,
-    CPUS_LOST,
-    Seen,
-    bitmap_hinders,
-    bitmaps_hinder,
-    chain_near_limit,
-    plugged_cpus,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,

@@ -32,16 +32,18 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+    CRASHED,
+    MIGRATED_AWAY,
+    findings_of_state,
+    why_not_written,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import hindrances, present
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
-    CRASHED,
-    MIGRATED_AWAY,
     Daemon,
-    findings_of_state,
     test_driver_ways,
     ways,
-    why_not_written,
     with_obstacles,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
