@@ -29,8 +29,8 @@ options:
       - A file that cannot be written is refused before anything is done (RV(ignore:error) is V(invalid_option)), in check mode too. When it cannot be
         written any more later, for example since its file system is full, no further write is begun, except for taking back what the call has
         created.
-      - A line is handed to the kernel at once, so that a process that is killed loses none. It is not synced to disk, which
-        takes 2 ms a line instead of 0.15 ms. A machine that loses its power loses the last lines.
+      - A line is handed to the kernel at once, so that a process that is killed loses none. It is not synced to disk (that takes 2 ms a line instead
+        of 0.15 ms), so a machine that loses its power loses the last lines.
       - Modules that only look do not have it, so that it cannot stand in C(module_defaults) for the whole group. The environment variable serves them
         all.
       - When it is not set, the environment variable E(SAFEPOINT_AUDIT_FILE) of the machine that runs the module is used.

@@ -72,7 +72,7 @@ options:
     default: 15s
   timeout:
     description:
-      - How long the module may take once it is connected, over all VMs and requests.
+      - How long the module may take, the login included, over all VMs and requests.
       - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
       - Reading again, and undoing with O(ignore:on_error=undo), may go on for 20 seconds after that.
       - On a SIGINT or SIGTERM the module begins nothing more and undoes nothing, and ends within five seconds with RV(ignore:error=interrupted). Its rows say
@@ -82,6 +82,6 @@ options:
     type: str
     default: 15m
 requirements:
-  - libvirt-python for libvirt, proxmoxer and requests for Proxmox VE, pyVmomi for vSphere.
+  - libvirt-python for libvirt, requests for Proxmox VE, pyVmomi for vSphere.
   - They are needed on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
 """

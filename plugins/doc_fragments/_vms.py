@@ -31,7 +31,11 @@ options:
     description:
       - A secret of at least 16 characters with which labels are signed. A snapshot whose label is not signed with it is foreign then.
       - It keeps people who may edit descriptions, but not revert, from making a snapshot look like one of ours.
-      - The signature covers the VM, the name of the snapshot and all fields of the label. With O(ignore:state=present) and an id, an unsigned label is signed.
+      - The signature covers the VM, the name of the snapshot, all fields of the label, and when the snapshot was taken (the field C(at)), by the clock of the
+        hypervisor. C(at) is the time in which the call that took it had to end, and the exact time once a label is changed. So a signed text that is moved to
+        another snapshot, or to a new VM with the id of a destroyed one, is foreign there.
+      - It does not keep an older text of the same snapshot from being put back, for example one from before its O(ignore:hold).
+      - With O(ignore:state=present) and an id, an unsigned label is signed.
       - When it is not set, the environment variable E(SAFEPOINT_LABEL_KEY) is used.
     type: str
 """
@@ -62,7 +66,7 @@ options:
     description:
       - The name of the snapshot.
       - A new one may have up to 80 of the letters a-z and A-Z, digits, and C(. _ -), and begins with a letter or a digit.
-        On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
+        On libvirt it must not be a number below 1000000. On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
       - A name that matches several snapshots of a VM is an error that lists their ids.
     type: str
   id:

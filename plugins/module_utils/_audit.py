@@ -203,7 +203,7 @@ def _intent(action: Action, options: Options) -> dict[str, t.Any]:
 
 def _shown(label: Mapping[str, t.Any]) -> dict[str, t.Any]:
     """A label without what only a program reads."""
-    return {key: value for key, value in label.items() if key not in ("sig", "signed")}
+    return {key: value for key, value in label.items() if key not in ("sig", "at")}
 
 
 def _acts(row: Row) -> list[Row]:

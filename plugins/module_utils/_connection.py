@@ -24,6 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._credentials import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, InvalidOption, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._server import read_server
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
 # A backend's library is imported only where the backend is used: pyVmomi alone takes a third of a second.
@@ -31,20 +32,33 @@ if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
 
 
+Opener = Callable[[float], "SnapshotDriver"]
+
+
 def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
     """Connect to the endpoint that ``options`` name, within ``seconds``.
 
-    :raises InvalidOption: an option that the backend needs is given nowhere, or belongs to another backend.
+    :raises InvalidOption: as read_connection().
     :raises LibraryMissing: the backend's Python library is not there.
     :raises ConnectionFailed: no connection in time, or none at all.
     """
+    return read_connection(options, environ)(seconds)
+
+
+def read_connection(options: Options, environ: Mapping[str, str]) -> Opener:
+    """Check the connection options, without a connection; return the function that connects within a number of seconds.
+
+    :raises InvalidOption: an option that the backend needs is given nowhere, belongs to another backend, or cannot be used.
+    """
     backend = options["backend"]
+    if backend not in VARIABLES:
+        raise InvalidOption(f"backend is not set; use {', '.join(VARIABLES)}")
     for other in {name for names in VARIABLES.values() for name in names} - set(VARIABLES[backend]):
         if options.get(other) is not None:
             owners = " or ".join(one for one, names in VARIABLES.items() if other in names)
             raise InvalidOption(f"{other} goes with backend={owners}, and backend={backend} is set; leave it out")
-    opener = {"libvirt": _open_libvirt, "proxmox": _open_proxmox, "vsphere": _open_vsphere}[backend]
-    return opener(resolved_options(options, environ), seconds)
+    reader = {"libvirt": _read_libvirt, "proxmox": _read_proxmox, "vsphere": _read_vsphere}[backend]
+    return reader(resolved_options(options, environ))
 
 
 def _need(options: Options, backend: str, *names: str, example: str) -> None:
@@ -54,15 +68,19 @@ def _need(options: Options, backend: str, *names: str, example: str) -> None:
             raise InvalidOption(f"{name} is not set; write for example {example}, or set {variable}")
 
 
-def _open_libvirt(options: Options, seconds: float) -> SnapshotDriver:
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver
-
+def _read_libvirt(options: Options) -> Opener:
     _need(options, "libvirt", "uri", example="uri: qemu+ssh://root@kvm01/system")
     uri = options["uri"]
     if uri_password(uri):
         raise InvalidOption(
             "uri has a password in it, which libvirt does not use; remove it and let ssh keys or auth.conf answer"
         )
+    return lambda seconds: _open_libvirt(uri, seconds)
+
+
+def _open_libvirt(uri: str, seconds: float) -> SnapshotDriver:
+    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import CHECK, LibvirtDriver
+
     try:
         return in_time("the connection", lambda: LibvirtDriver(uri), Deadline(seconds))
     except TimedOut:
@@ -72,50 +90,56 @@ def _open_libvirt(options: Options, seconds: float) -> SnapshotDriver:
         ) from None
 
 
-def _open_vsphere(options: Options, seconds: float) -> SnapshotDriver:
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import VsphereDriver
-
+def _read_vsphere(options: Options) -> Opener:
     _need(options, "vsphere", "hostname", example="hostname: vcenter.example.com")
     _need(options, "vsphere", "username", example="username: automation@vsphere.local")
     _need(options, "vsphere", "password", example="password from a vault")
-    port, validate_certs = _address(options, "vsphere", 443)
+    server = read_server(options, VARIABLES["vsphere"], default_port=443)
 
-    def log_in() -> SnapshotDriver:
-        session = Session(
-            hostname=options["hostname"],
-            port=port,
-            username=options["username"],
-            password=options["password"],
-            validate_certs=validate_certs,
-            ca_path=options["ca_path"],
-        )
-        return VsphereDriver(session)
+    def connect(seconds: float) -> SnapshotDriver:
+        from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session
+        from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import VsphereDriver
 
-    return _log_in(log_in, f"{options['hostname']}:{port}", seconds)
+        def log_in() -> SnapshotDriver:
+            session = Session(
+                hostname=server.hostname,
+                port=server.port,
+                username=options["username"],
+                password=options["password"],
+                validate_certs=server.validate_certs,
+                ca_path=server.ca_path,
+            )
+            return VsphereDriver(session)
+
+        return _log_in(log_in, server.where, seconds)
+
+    return connect
 
 
-def _open_proxmox(options: Options, seconds: float) -> SnapshotDriver:
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
-    from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
-
+def _read_proxmox(options: Options) -> Opener:
     _need(options, "proxmox", "hostname", example="hostname: pve1.example.com")
     user, token = _proxmox_login(options)
-    port, validate_certs = _address(options, "proxmox", 8006)
+    server = read_server(options, VARIABLES["proxmox"], default_port=8006)
 
-    def log_in() -> SnapshotDriver:
-        session = Session(
-            hostname=options["hostname"],
-            port=port,
-            user=user,
-            password=None if token else options["password"],
-            token=token,
-            validate_certs=validate_certs,
-            ca_path=options["ca_path"],
-        )
-        return ProxmoxDriver(session)
+    def connect(seconds: float) -> SnapshotDriver:
+        from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
+        from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
 
-    return _log_in(log_in, f"{options['hostname']}:{port}", seconds)
+        def log_in() -> SnapshotDriver:
+            session = Session(
+                hostname=server.hostname,
+                port=server.port,
+                user=user,
+                password=None if token else options["password"],
+                token=token,
+                validate_certs=server.validate_certs,
+                ca_path=server.ca_path,
+            )
+            return ProxmoxDriver(session)
+
+        return _log_in(log_in, server.where, seconds)
+
+    return connect
 
 
 def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
@@ -145,33 +169,6 @@ def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
             f"{given} does not say which user of which realm is meant; write for example username: root@pam, or token_id: automation@pve!safepoint"
         )
     return user, (token_id, options["token_secret"]) if token_id else None
-
-
-def _address(options: Options, backend: str, default: int) -> tuple[int, bool]:
-    """The port, and whether the certificate is verified."""
-    validate = options["validate_certs"]
-    variables = VARIABLES[backend]
-    try:
-        validate_certs = True if validate is None else _boolean(validate)
-        port = int(options["port"] or default)
-    except (TypeError, ValueError) as exc:
-        raise InvalidOption(
-            f"{variables['validate_certs']}={validate!r} and {variables['port']}={options['port']!r}: the one is no boolean, or the other no number; "
-            f"write for example true and {default}"
-        ) from exc
-    if options["ca_path"] and not validate_certs:
-        raise InvalidOption(
-            f"ca_path={options['ca_path']!r} says whom to trust, and validate_certs=false trusts anybody; leave one of them out"
-        )
-    return port, validate_certs
-
-
-def _boolean(value: t.Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    from ansible.module_utils.parsing.convert_bool import boolean
-
-    return t.cast("bool", boolean(value))
 
 
 def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) -> SnapshotDriver:

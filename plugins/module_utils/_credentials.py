@@ -48,6 +48,8 @@ def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
         resolved.get("password"),
         resolved.get("token_secret"),
         uri_password(options.get("uri") or resolved.get("uri") or ""),
+        # A URL is refused as a hostname. Its password is not shown for that.
+        uri_password(options.get("hostname") or resolved.get("hostname") or ""),
     }
     return {one for one in found if one}
 
@@ -62,7 +64,7 @@ def resolved_options(options: Options, environ: Mapping[str, str]) -> Options:
     """The backend's own options, those that are not set from the environment."""
     found = {}
     overruled = _overruled(options)
-    for name, variable in VARIABLES[options["backend"]].items():
+    for name, variable in VARIABLES.get(options["backend"], {}).items():
         value = options.get(name)
         if value is None and variable and name not in overruled:
             # In AWX a field that was left empty is an empty variable.
@@ -83,7 +85,7 @@ _USERINFO = re.compile(r"\A([^:/?#]+://[^@?#]*?):([^@?#]*)@")
 
 
 def public_uri(uri: str) -> str:
-    """``uri`` as it may be shown: without a password that somebody put into it."""
+    """``uri`` as it may be shown: without a password in it."""
     return _USERINFO.sub(r"\1:***@", uri)
 
 

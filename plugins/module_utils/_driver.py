@@ -170,8 +170,8 @@ class SnapshotDriver(abc.ABC):
         """What is wrong inside the VMs' disk images, by the id of the VM, where the backend lets one look. May be slow."""
         return {vm.id: () for vm in vms}
 
-    def foresee(self, vms: Sequence[Vm]) -> Mapping[str, SafepointError]:
-        """Which of the VMs would be refused a snapshot, where the backend has to be asked for each of them.
+    def foresee(self, actions: Sequence[Action]) -> Mapping[str, SafepointError]:
+        """By the id of the VM, which of the actions would be refused, where the backend has to be asked for each of them.
 
         Asked in a dry run only. A real one is refused by the backend itself, before anything is written, and is spared these requests.
         """

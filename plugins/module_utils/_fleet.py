@@ -8,11 +8,12 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     ConnectionFailed,
@@ -23,6 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     NotStarted,
     SafepointError,
     SnapshotAmbiguous,
+    Unsupported,
     Unverified,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs, Observer
@@ -40,6 +42,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, 
 # How long a run that lost a race may take to remove what it made, and how often one that found both looks again.
 _RACE_SECONDS = 5.0
 _RACE_PAUSE_SECONDS = 0.25
+# How often a description is written at most that other runs keep changing.
+_MOST_WRITES = 8
+# A snapshot that is as young as this may be one that another run is about to take back.
+_YOUNG = timedelta(seconds=60)
 # For how long a revert that is not seen as it should be is looked at again, where no operation is seen to work on the VM.
 _PASSING_SECONDS = 3.0
 
@@ -138,9 +144,9 @@ class Fleet:
         plan.survey(seen, vms=len(outcomes), now=self._now(), driver=self._driver)
         for outcome in outcomes:
             self._decide(outcome, plan)
-        moment = self._deadline.within(_RACE_SECONDS if plan.creates else 0.0)
+        moment = self._deadline.within(_RACE_SECONDS)
         while moment.left() > 0:
-            unclear = [one for one in outcomes if isinstance(one.error, SnapshotAmbiguous)]
+            unclear = [one for one in outcomes if isinstance(one.error, SnapshotAmbiguous) and self._is_in_passing(one, plan)]
             if not unclear:
                 return
             self._deadline.within(_RACE_PAUSE_SECONDS).sleep()
@@ -150,14 +156,19 @@ class Fleet:
             for one in unclear:
                 self._decide(one, plan)
 
+    def _is_in_passing(self, outcome: Outcome, plan: Plan) -> bool:
+        """Whether one of the snapshots that share a name is young, so that a run that lost a race may be about to remove it."""
+        alike = outcome.after.named(plan.request.name or "") if outcome.after else []
+        return any(one.created is None or self._now() - one.created < _YOUNG for one in alike)
+
     def _wait_for_busy(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Where a plan has something to do on VMs that another operation holds: wait for those, and decide again about all from what is there then."""
         busy = [one for one in outcomes if one.todo and one.after and one.after.state.busy]
-        if not plan.sweeps or not busy:
+        if not busy:
             return
         for one in outcomes:
             one.forget()
-        self._look.see(busy, self._deadline, plan=plan)
+        self._look.see(busy, self._deadline, again=True, plan=plan)
         self._settle(outcomes, plan)
 
     def _decide(self, outcome: Outcome, plan: Plan) -> None:
@@ -168,6 +179,8 @@ class Fleet:
             decision = plan.decide(
                 outcome.after, outcome.target.snapshot_id, now=self._now(), newest_only=self._driver.revert_needs_newest
             )
+            if decision.actions and "write" in outcome.after.state.refusals:
+                raise Unsupported(outcome.after.state.refusals["write"])
         except SafepointError as exc:
             outcome.refuse(exc)
             return
@@ -177,12 +190,12 @@ class Fleet:
 
     def _foresee(self, outcomes: Sequence[Outcome]) -> None:
         """Refuse what a real run would be refused by the backend."""
-        creating = {one.vm.id: one for one in outcomes if one.vm and any(isinstance(action, Create) for action in one.todo)}
-        if not creating:
+        acting = {one.vm.id: one for one in outcomes if one.vm and one.todo}
+        actions = [action for one in acting.values() for action in one.todo]
+        if not actions:
             return
-        vms = [one.vm for one in creating.values() if one.vm]
-        for vm_id, error in in_time("the check", lambda: self._driver.foresee(vms), self._deadline).items():
-            creating[vm_id].refuse(error)
+        for vm_id, error in in_time("the check", lambda: self._driver.foresee(actions), self._deadline).items():
+            acting[vm_id].refuse(error)
 
     # act
 
@@ -215,7 +228,7 @@ class Fleet:
     def _carry_out(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
         self._work.perform(outcomes)
-        raced = [one for one in outcomes if one.raced]
+        raced = [one for one in outcomes if one.again]
         failed = next((one for one in outcomes if one.error), None)
         if failed is not None and self._bounds.on_error != "continue":
             refuse_all(raced, not_started(failed))
@@ -266,15 +279,17 @@ class Fleet:
                 one.made = new[0].id if len(new) == 1 else None
 
     def _again(self, raced: Sequence[Outcome], plan: Plan) -> None:
-        """Look, decide and act once more where another run was faster."""
-        if not raced:
-            return
-        try:
-            self._look.see(raced, self._deadline, plan=plan)
-            self._settle(raced, plan)
-        except SafepointError as exc:
-            refuse_all(raced, exc)
-        self._work.perform(raced)
+        """Look, decide and act again where another run was faster."""
+        while raced:
+            for one in raced:
+                one.again = False
+            try:
+                self._look.see(raced, self._deadline, plan=plan)
+                self._settle(raced, plan)
+            except SafepointError as exc:
+                refuse_all(raced, exc)
+            self._work.perform(raced)
+            raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
         """Take back what was created although another run was first, and go by what that run has made."""
@@ -289,13 +304,15 @@ class Fleet:
         self._confirm([one for one in lost if one.error is None], plan)
 
     def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
-        """Read again what was written; write once more where it differs from what was wanted, and then it must be right.
+        """Read again what was written, and write once more where it differs from what was wanted.
 
+        More often only where each look shows something else: other runs write to the same snapshots.
         Returns those that another run was faster on.
         """
         losers: list[Outcome] = []
         written = [one for one in outcomes if one.done]
-        for last in (False, True):
+        shown: dict[int, tuple[Action, ...]] = {}
+        for tries in range(_MOST_WRITES):
             deadline = self._phases.confirm()
             try:
                 self._look.see(written, deadline, wait=False)
@@ -308,11 +325,15 @@ class Fleet:
             for one in unsure:
                 _confirm_or_refuse(one, plan)
             written = [one for one in written if one.todo]
+            stuck = [one for one in written if shown.get(id(one)) == tuple(one.todo) or tries == _MOST_WRITES - 1]
+            refuse_all(stuck, Unverified("The hypervisor accepted the description twice, and does not show it"))
+            written = [one for one in written if one.todo]
             if not written:
                 break
-            if last:
-                refuse_all(written, Unverified("The hypervisor accepted the description twice, and does not show it"))
-                break
+            shown = {id(one): tuple(one.todo) for one in written}
+            if tries:
+                # Runs that write at the same moment would do so again.
+                deadline.within(random.uniform(0, _RACE_PAUSE_SECONDS)).sleep()
             self._work.perform(written)
         return losers
 

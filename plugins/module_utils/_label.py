@@ -29,7 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 STATES = ("guarding", "committed", "rolled_back")
 
 _VERSION = "1"
-_OWN_KEYS = frozenset({"v", "owner", "consistency", "expires", "hold", "hold_by", "hold_reason", "sig"})
+_OWN_KEYS = frozenset({"v", "owner", "consistency", "expires", "hold", "hold_by", "hold_reason", "at", "sig"})
 _CANDIDATE = re.compile(r"\s*\[safepoint(?![^\s\]])")
 _LINE = re.compile(r"\s*\[safepoint((?:\s+[^\s\]]+)*)\s*\]\s*")
 _KEY = re.compile(r"[a-z][a-z0-9_]{0,39}")

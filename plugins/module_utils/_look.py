@@ -8,6 +8,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Iterable, Sequence
 
@@ -55,7 +56,8 @@ class Look:
     def all(self, deadline: Deadline) -> list[Outcome]:
         """All VMs of the endpoint."""
         vms = in_time("the list of VMs", self._driver.vms, deadline)
-        return [Outcome(Target(vm.name), vm) for vm in vms]
+        named = collections.Counter(vm.name for vm in vms)
+        return [Outcome(Target(vm.name if named[vm.name] == 1 else vm.id), vm) for vm in vms]
 
     def see(
         self,
@@ -63,10 +65,13 @@ class Look:
         deadline: Deadline,
         *,
         wait: bool = True,
+        again: bool = False,
         plan: Plan | None = None,
         sizes: bool = False,
     ) -> None:
         """Read state and snapshots of the VMs in bulk, and ``wait`` for those that another operation holds.
+
+        One that leaves the snapshots alone, such as a backup, is waited for only ``again``, when it is known that something is to be written.
 
         The ways to take a snapshot are read where ``plan`` may have to take one, and the ``sizes`` of those there are when asked for.
 
@@ -88,7 +93,7 @@ class Look:
                     continue
                 outcome.note_view(view)
                 # One that was busy is looked at once more when it is not: what was listed before may have been taken back.
-                if wait and view.state.busy:
+                if wait and view.state.busy and (again or not view.state.settled):
                     held.add(view.vm.id)
                     busy.append(outcome)
                 elif view.vm.id in held:

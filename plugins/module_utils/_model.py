@@ -51,6 +51,8 @@ class Snapshot:
     obstacles: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What cannot be done with it, each with the reason and the remedy, as the end of a sentence that begins with its name:
     ``revert``, ``remove``, ``remove_alone`` (while its children, or others on the same parent, stay)."""
+    not_included: tuple[str, ...] = ()
+    """Parts of the VM that are not in it, and that a revert leaves as they are."""
     lost: Finding | None = None
     """Set where its data are gone although the backend lists it; nothing but its record can be removed."""
 
@@ -86,6 +88,8 @@ class Way:
     """How many snapshots deep a chain can be, where that is limited."""
     warnings: tuple[str, ...] = ()
     """What a snapshot taken in this way would miss."""
+    warnings_without_memory: tuple[str, ...] = ()
+    """What it would miss besides if it does not hold the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +112,8 @@ class Configuration:
     networks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By the name or address of the interface: what it is connected to."""
 
-    next_start: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """What ``cpus`` and ``memory_bytes`` will be when the VM is started the next time, where that differs."""
+    next_start: Mapping[str, int | str | None] = dataclasses.field(default_factory=dict)
+    """What will be another one when the VM is started the next time: ``cpus``, ``memory_bytes``, ``disk NAME``, ``network NAME``; None is gone."""
 
     def drift(self, now: Configuration) -> list[tuple[str, str | int | None, str | int | None]]:
         """What a revert from ``now`` to here would change: what it is, how it was then, how it is now. None is: not there."""
@@ -120,7 +124,12 @@ class Configuration:
             if later != (was, today):
                 rows.append((f"{what} from the next start on", *later))
         for word, then, at_present in (("disk", self.disks, now.disks), ("network", self.networks, now.networks)):
-            rows.extend((f"{word} {name}", then.get(name), at_present.get(name)) for name in sorted({*then, *at_present}))
+            for name in sorted({*then, *at_present, *_named(self.next_start, word), *_named(now.next_start, word)}):
+                what = f"{word} {name}"
+                rows.append((what, then.get(name), at_present.get(name)))
+                if what in self.next_start or what in now.next_start:
+                    after = self.next_start.get(what, then.get(name)), now.next_start.get(what, at_present.get(name))
+                    rows.append((f"{what} from the next start on", *after))
         return [row for row in rows if row[1] != row[2]]
 
 
@@ -133,9 +142,13 @@ class VmState:
     ways: tuple[Way, ...] = ()
     """The ways to take a snapshot, the preferred one first; read only when asked for."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What else this VM cannot do now (``power_off``: a revert that ends off), each with the reason and the remedy."""
+    """What else this VM cannot do now (``power_off``: a revert that ends off; ``write``: anything), each with the reason and the remedy."""
     busy: str | None = None
     """What holds the VM at the moment, or None."""
+    settled: bool = False
+    """What holds it does nothing to its snapshots, so that it is waited for only where something is to be written."""
+    started_by: str | None = None
+    """Who starts the VM again by itself when it is off, or None."""
     findings: tuple[Finding, ...] = ()
 
 
@@ -183,6 +196,11 @@ class Target:
     snapshot_id: str | None = None
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the snapshot's label must say for anything to be done; an empty value is a field that it must not have."""
+
+
+def _named(next_start: Mapping[str, object], word: str) -> set[str]:
+    """The names of the disks or networks that will be other ones."""
+    return {what[len(word) + 1 :] for what in next_start if what.startswith(f"{word} ")}
 
 
 def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
@@ -66,6 +67,9 @@ def did_you_mean(name: str, there: Iterable[str]) -> str | None:
     Names that differ only by a domain, as web01 and web01.example.com do, come first: they are nearly always one machine, and their letters differ a lot.
     """
     names = sorted(set(there))
+    parts = [part for part in re.split(r"[\s,]+", name) if part]
+    if len(parts) > 1 and name not in names and set(parts) <= set(names):
+        return f"did you mean several VMs? Write vms: [{', '.join(parts)}]"
     like = [one for one in names if _differ_by_domain(name.lower(), one.lower())][:3]
     if not like:
         near = difflib.get_close_matches(name.lower(), [one.lower() for one in names], n=3)

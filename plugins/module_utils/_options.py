@@ -153,7 +153,7 @@ OPTIONS: Mapping[str, Spec] = {
             **_WORK,
             "policy": {"type": "str"},
             "change": {"type": "str"},
-            **{option: {"type": "int", "default": 0} for option in KEEP_COUNTS},
+            **{option: {"type": "int"} for option in KEEP_COUNTS},
             "keep_within": {"type": "str"},
             "keep_labels": {"type": "dict"},
             "max_age": {"type": "str"},

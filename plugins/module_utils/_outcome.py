@@ -70,7 +70,10 @@ class Outcome:
     lock: Deadline | None = None
     """How long somebody else's lock is still waited for."""
     made: str | None = None
-    raced: bool = False
+    raced: int = 0
+    """How often another run was faster, so that it was decided again."""
+    again: bool = False
+    """Whether it is to be looked at and decided again for that reason."""
     undone: bool = False
     seen_again: bool = False
     """Whether it was seen once more after something had failed."""
@@ -123,7 +126,7 @@ class Outcome:
 
     def lose(self) -> None:
         """Another run was first, and what this one created is gone again."""
-        self.raced = True
+        self.raced += 1
         self.decision = None
         self.done.clear()
         self.made = None
@@ -182,6 +185,8 @@ class Outcome:
         if isinstance(self.started, Create):
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
+        if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):
+            return False  # another run removed it
         if isinstance(self.started, Delete):
             # One that breaks off half-way may have left less of it than there was, or the VM locked.
             less = left is None or (was is not None and left.obstacles != was.obstacles)

@@ -18,21 +18,17 @@ import typing as t
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _audit
+from ansible_collections.safepoint.vm.plugins.module_utils import _audit, _failure
 from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFile
 from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import address
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
-    Interrupted,
-    LibraryMissing,
-    NotStarted,
-    SafepointError,
-    Undone,
-)
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import Interrupted, LibraryMissing, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, check_params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
@@ -46,7 +42,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._report import (
     outcome_table,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._request import (
-    Params,
     at_least_one,
     read_filter,
     read_owner,
@@ -60,6 +55,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 # With the grace of _phases.py less than the 20 seconds after ``timeout`` in which a call ends.
 _LOG_OUT_SECONDS = 1.5
+
+# As open_driver(), which it is unless a test has a hypervisor of its own.
+Connect = Callable[..., SnapshotDriver]
 
 # By the short name of a module. Without a plan it only looks.
 _PLANS: Mapping[str, Callable[[Request, Params], Plan] | None] = {
@@ -91,22 +89,23 @@ class Answer:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def perform(call: Call, stop: Stop | None = None) -> Answer:
-    """Do what the options say, or what is possible of it until ``stop`` is told."""
+def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_driver) -> Answer:
+    """Do what the options say on the endpoint that ``connect`` connects to, or what is possible of it until ``stop`` is told."""
     stop = stop or Stop()
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
     gc.set_threshold(100_000)
     params = call.params
     plan = _PLANS[call.module]
-    progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
     result: dict[str, t.Any] = {}
     failure: dict[str, t.Any] | None
     audit: AuditFile | None = None
     try:
+        check_params(params, call.secrets)
+        progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
         audit = _open_audit(call)
         outcomes, now, sweeps = _work(
-            params, plan, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
+            params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
         )
     except Stopped:
         failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was begun"}
@@ -157,6 +156,7 @@ def _open_audit(call: Call) -> AuditFile | None:
 def _work(
     params: Params,
     plan: Callable[[Request, Params], Plan] | None,
+    connect: Connect,
     *,
     dry_run: bool,
     diff: bool,
@@ -182,7 +182,7 @@ def _work(
         read_filter(params)
     deadline = Deadline(bounds.timeout)
     with stop.breakable():
-        driver = open_driver(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
+        driver = connect(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
         with stop.breakable():
             fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer, stop=stop)
@@ -214,12 +214,4 @@ def _results(
     if diff and not info:
         shown = outcome_table if sweeps else outcome_diff
         result["diff"] = [shown(outcome) for outcome in outcomes if outcome.changed]
-    failed = [row for row in rows if "error" in row]
-    if not failed:
-        return result, None
-    # What was left alone or taken back because of others is told by its own row.
-    causes = [row for row in failed if row["error"] not in (NotStarted.code, Undone.code)] or failed
-    msg = causes[0]["msg"]
-    if len(rows) > 1:
-        msg = f"{len(causes)} of {len(rows)} VMs failed. " + "; ".join(f"{row['ref']}: {row['msg']}" for row in causes)
-    return result, {"error": causes[0]["error"], "msg": msg}
+    return result, _failure.failure(rows)

@@ -56,6 +56,8 @@ class Request:
     owner: str = "safepoint"
     foreign_allowed: bool = False
     label_key: str | None = dataclasses.field(default=None, repr=False)
+    longest: timedelta = timedelta(minutes=15, seconds=20)
+    """After what time the call has ended, whatever happens."""
     # state=present
     kind: str | None = None
     memory: bool = False
@@ -186,6 +188,15 @@ def refuse_held(view: View, snapshot: Snapshot) -> None:
 def names(snapshots: list[Snapshot]) -> str:
     """The snapshots by their names, for a sentence."""
     return ", ".join(one.name for one in snapshots)
+
+
+def still_there(view: View, removed: Sequence[Snapshot]) -> list[Snapshot]:
+    """Which of the snapshots that were removed the VM still has.
+
+    One of the same id that was created at another time is another run's: Proxmox VE tells the snapshots of a guest apart by their names.
+    """
+    seen = {one.id: one.created for one in view.snapshots}
+    return [one for one in removed if one.id in seen and seen[one.id] == one.created]
 
 
 def without(snapshots: tuple[Snapshot, ...], gone: Snapshot) -> tuple[Snapshot, ...]:

@@ -27,12 +27,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Way, parents_first
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import check_name
+from ansible_collections.safepoint.vm.plugins.module_utils._owner import exactly, within
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
     Decision,
     Plan,
     names,
     refuse_held,
     refuse_obstacle,
+    still_there,
     without,
 )
 
@@ -97,16 +99,16 @@ class Present(Plan):
         way = self._way(view, up)
         memory = up and (request.memory or way.memory_implied)
         quiesce = request.quiesce if up else "never"
-        warnings = [*way.warnings]
+        warnings = [*way.warnings, *(() if memory else way.warnings_without_memory)]
         if quiesce == "prefer" and ("quiesce" in way.refusals or (memory and "memory_and_quiesce" in way.refusals)):
             warnings.append(way.refusals.get("quiesce") or way.refusals["memory_and_quiesce"])
             quiesce = "never"
         expires = now + request.expires if isinstance(request.expires, timedelta) else request.expires
         consistency = "offline" if not up else "memory" if memory else "crash" if quiesce == "never" else "filesystem"
-        plain = self._new_description(view, expires, {})
+        plain = self._new_description(view, expires, now, {})
         description = plain
         if consistency in way.unrecorded:
-            description = self._new_description(view, expires, {"consistency": consistency})
+            description = self._new_description(view, expires, now, {"consistency": consistency})
         parent = view.current()
         made = Snapshot(
             id="",
@@ -153,14 +155,15 @@ class Present(Plan):
             refusals.append(refusal)
         raise Unsupported("; and ".join(refusals))
 
-    def _new_description(self, view: View, expires: datetime | None, more: Mapping[str, str]) -> str:
+    def _new_description(self, view: View, expires: datetime | None, now: datetime, more: Mapping[str, str]) -> str:
         request = self.request
         label = _label.Label(request.owner, {**self._fields({}, expires), **more})
-        return _label.render(request.ours.sign(view.vm, request.name or "", label), text=request.description or "")
+        signed = request.ours.sign(view.vm, request.name or "", label, at=within(now, request.longest))
+        return _label.render(signed, text=request.description or "")
 
     def _give_way(self, view: View, made: Snapshot) -> None:
         """Of several runs that created the same at the same time, where names may repeat, the one with the smallest id has it."""
-        rivals = [one for one in view.named(made.name) if self.request.ours.owns(view.vm, one)]
+        rivals = [one for one in view.named(made.name) if self.request.ours.wrote(view.vm, one)]
         # Backends count their ids up, so that the shorter one is the smaller.
         first = min(rivals, key=lambda one: (len(one.id), one.id), default=made)
         if first.id != made.id:
@@ -223,16 +226,24 @@ class Present(Plan):
         """The label as it is to be: signed with our key where it is ours, and left alone where nothing in it changes."""
         before = found.label
         ours = self.request.ours
-        if label.owner == ours.name and ours.key is not None and (before is not None or label.fields):
-            return ours.sign(view.vm, found.name, label)
-        if before is not None and "sig" in before.fields and label.as_dict() != before.as_dict():
-            if ours.key is None or not ours.signed(view.vm, found.name, before):
+        mine = label.owner == ours.name and ours.key is not None
+        if before is not None and label.as_dict() == before.as_dict() and (not mine or ours.signed(view.vm, found)):
+            return label
+        if not mine:
+            if before is None or "sig" not in before.fields:
+                return label
+            if not ours.signed(view.vm, found):
                 raise Foreign(
                     f"The label of the snapshot {found} of {view.vm} is signed, and a change would break that; set label_key to the key it was "
                     "signed with"
                 )
-            return ours.sign(view.vm, found.name, label)
-        return label
+        elif before is None and not label.fields:
+            return label
+        if found.created is None:
+            raise Unsupported(
+                f"The hypervisor does not say when the snapshot {found} of {view.vm} was taken, which a signature has to cover"
+            )
+        return ours.sign(view.vm, found.name, label, at=exactly(found.created))
 
     def _fields(self, before: Mapping[str, str], expires: datetime | None) -> dict[str, str]:
         """The label's fields: those there were, with what the options say laid over them."""
@@ -289,7 +300,7 @@ class Absent(Plan):
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         gone = [action.snapshot for action in done.actions if isinstance(action, Delete)]
-        left = [one for one in gone if view.by_id(one.id) is not None]
+        left = still_there(view, gone)
         if left:
             raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {names(left)}")
         return ()
@@ -335,7 +346,17 @@ class Reverted(Plan):
         revert = Revert(view.vm, found, self.request.power)
         # Where it is not needed first, nothing is deleted before the revert has worked.
         actions = [*deletes, revert] if newest_only else [revert, *deletes]
-        return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions))
+        warnings = [self._starts_again(view)] if self._comes_back_off(found) and view.state.started_by else []
+        return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions), tuple(warnings))
+
+    def _comes_back_off(self, found: Snapshot) -> bool:
+        return self.request.power == "as_snapshot" and not found.memory
+
+    def _starts_again(self, view: View) -> str:
+        return (
+            f"{view.vm} is off after the revert, and {view.state.started_by} starts it again by itself, perhaps while this call still looks; set power=on to "
+            "have it running, or power=off to have it kept off"
+        )
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         if done.snapshot is None:
@@ -352,6 +373,8 @@ class Reverted(Plan):
             # A VM that was suspended (vSphere) comes back suspended, without memory in the snapshot.
             "as_snapshot": ("running", "paused") if done.snapshot.memory else ("off", "paused"),
         }
+        if self._comes_back_off(done.snapshot) and view.state.started_by:
+            return ()
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(
                 f"{view.vm} was reverted to {done.snapshot}, and is {view.state.power} although power={self.request.power} was asked for"

@@ -15,7 +15,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, SafepointError, Unsupported, Unverified
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan, Request, names, without
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan, Request, names, still_there, without
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
 
 # Clocks that differ by no more are as good as one.
@@ -104,7 +104,8 @@ class Pruned(Plan):
             None,
             predicted,
             tuple(actions),
-            tuple(
+            tuple(f"{one.message}; {one.remedy}" for one in view.state.findings if one.code == "chain_near_limit")
+            + tuple(
                 f"The snapshot {one} of {view.vm} is dated {one.created - now} after now by the hypervisor's clock, and is kept; look at the clocks"
                 for one in (verdict.snapshot for verdict in self._verdicts[view.vm.id] if verdict.reasons[0].rule == "future")
                 if one.created is not None and one.created - now > _SKEW
@@ -114,7 +115,7 @@ class Pruned(Plan):
         )
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
-        left = [one.snapshot for one in done.actions if isinstance(one, Delete) and view.by_id(one.snapshot.id) is not None]
+        left = still_there(view, [one.snapshot for one in done.actions if isinstance(one, Delete)])
         if left:
             raise Unverified(f"The hypervisor reported success, but {view.vm} still lists the snapshot {names(left)}")
         return ()

@@ -27,19 +27,20 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
 
     :raises InvalidOption: one of them cannot be used.
     """
-    for option in KEEP_COUNTS:
-        if params[option] < 0:
-            raise InvalidOption(f"{option}={params[option]} is less than nothing; use 1 or more, or leave it out")
+    counts = {option: params[option] for option in KEEP_COUNTS if params[option] is not None}
+    for option, number in counts.items():
+        if number < 0:
+            raise InvalidOption(f"{option}={number} must not be negative; use 1 or more, or leave it out")
     for option, instead in (
         ("max_count", "to remove all there are, set all=true"),
         ("max_delete_per_run", "use check mode for a look"),
     ):
         if params[option] is not None and params[option] < 1:
-            raise InvalidOption(f"{option}={params[option]} leaves nothing; use 1 or more, or {instead}")
+            raise InvalidOption(f"{option}={params[option]} must be greater than zero; use 1 or more, or {instead}")
     if params["confirm"] is not None and not params["all"]:
         raise InvalidOption("confirm goes with all=true, which removes every snapshot of ours; leave it out")
     policy = Policy(
-        **{option: params[option] for option in KEEP_COUNTS},
+        **counts,
         keep_within=_span(params, "keep_within"),
         keep_labels=_texts(params, "keep_labels"),
         max_age=_span(params, "max_age"),
@@ -49,6 +50,9 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
         max_delete=params["max_delete_per_run"] or 0,
         everything=params["all"],
     )
+    zero = next((option for option, number in counts.items() if not number), None)
+    if zero is not None and not policy.has_rules:
+        raise InvalidOption(f"{zero}=0 keeps nothing; use 1 or more, or all=true to remove every snapshot of ours")
     return Pruned(request, policy, scope=_scope(params), tz=time_zone(params["timezone"]), confirm=params["confirm"])
 
 

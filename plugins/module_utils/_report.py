@@ -167,6 +167,7 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
         shown["lease"] = one.label.lease(now) if one.label else None
         shown["why_not_ours"] = ours.why_not(view.vm, one)
         shown["obstacles"] = dict(one.obstacles)
+        shown["not_included"] = list(one.not_included)
         then = outcome.then.get(one.id)
         if then is not None:
             shown["configuration"] = configuration_result(then)

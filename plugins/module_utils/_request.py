@@ -1,15 +1,15 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of a call -> values of the core. What cannot be meant is refused here, with a sentence.
+"""The options of a call -> values of the core. Options that contradict each other or cannot be used are refused here, with a sentence.
 
 Note that this module util is **PRIVATE** to the collection.
 """
 
 from __future__ import annotations
 
-import typing as t
-from collections.abc import Mapping
+import re
+from datetime import timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_duration, parse_expiry, parse_moment
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
@@ -17,12 +17,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._label import check_description, check_labels
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._params import Params
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-
-Params = Mapping[str, t.Any]
 
 # Shorter ones can be guessed, given one signed label.
 _SHORTEST_KEY = 16
+_LIST = re.compile(r"\[\s*(?:(['\"]).*\1\s*)?\]", re.DOTALL)
 
 
 def read_targets(params: Params) -> list[Target] | None:
@@ -32,35 +32,72 @@ def read_targets(params: Params) -> list[Target] | None:
         if named:
             raise InvalidOption(f"scope=endpoint means all VMs, and {named} names some; leave one of them out")
         return None
-    snapshot_id = params.get("id")
-    ids = [one["id"] for one in params.get("targets") or []]
-    for option, value in (("name", params.get("name")), ("id", snapshot_id), *(("targets: id", one) for one in ids)):
-        if value is not None and not value.strip():
-            raise InvalidOption(f"{option} is empty; name the snapshot")
-    if params.get("if_exists") == "fail" and not params.get("name"):
-        raise InvalidOption("if_exists=fail goes with name; a snapshot named by its id is there to be updated")
     for option in ("vms", "targets"):
         if params.get(option) is not None and not params[option]:
             raise InvalidOption(f"{option} is empty; name at least one VM")
-    if params.get("targets"):
-        targets = [Target(one["vm"], one["id"], _expected(one["labels"])) for one in params["targets"]]
-    else:
-        targets = [Target(ref, snapshot_id) for ref in params["vms"] or [params["vm"]]]
-    if snapshot_id is not None and len(targets) > 1:
+    targets = _named_targets(params)
+    if params.get("id") is not None and len(targets) > 1:
         raise InvalidOption(
-            f"id={snapshot_id!r} names the snapshot of one VM, and vms names {len(targets)}; use targets, a list of vm and id"
+            f"id={params['id']!r} names the snapshot of one VM, and vms names {len(targets)}; use targets, a list of vm and id"
         )
     seen = [target.ref for target in targets]
     for ref in seen:
-        if not ref.strip():
-            raise InvalidOption("the name of a VM is empty; name each VM by its name, UUID or id")
         if seen.count(ref) > 1:
             raise InvalidOption(f"VM {ref!r} is named {seen.count(ref)} times; name it once")
     return targets
 
 
+def _named_targets(params: Params) -> list[Target]:
+    if params.get("targets"):
+        for one in params["targets"]:
+            _check_ref("targets: vm", one["vm"])
+            if one["id"] is None or not one["id"].strip():
+                raise InvalidOption("targets: id is empty; name the snapshot")
+        return [Target(one["vm"], one["id"], _expected(one["labels"])) for one in params["targets"]]
+    if params.get("vms") is not None:
+        option, refs = "vms", params["vms"]
+    elif params.get("vm") is not None:
+        option, refs = "vm", [params["vm"]]
+    else:
+        also = ", or targets" if "targets" in params else ", or set scope to endpoint" if "scope" in params else ""
+        raise InvalidOption(f"no VM is named; set vm or vms{also}")
+    for ref in refs:
+        _check_ref(option, ref)
+    return [Target(ref, params.get("id")) for ref in refs]
+
+
+def _check_ref(option: str, ref: str | None) -> None:
+    """Refuse what cannot be the name of a VM."""
+    if ref is None or not ref.strip():
+        raise InvalidOption(f"{option}: the name of a VM is empty; name each VM by its name, UUID or id")
+    # Ansible turns a list into a text where an option takes one text.
+    if _LIST.fullmatch(ref):
+        raise InvalidOption(f"{option}={ref} is a list, and one VM is expected; write vms: {ref}")
+    if ref != ref.strip():
+        raise InvalidOption(
+            f"{option}: {ref!r} begins or ends with a blank; write {ref.strip()!r}, in vms as vms: [web01, web02]"
+        )
+
+
+def _check_snapshot(params: Params) -> None:
+    """Refuse options that name no snapshot, or none that can be."""
+    for option in ("name", "id"):
+        value = params.get(option)
+        if value is not None and not value.strip():
+            raise InvalidOption(f"{option} is empty; name the snapshot")
+    # Not for prune, where a name is only a filter.
+    if "targets" in params and all(params.get(option) is None for option in ("name", "id", "targets", "select")):
+        select = ", or select" if "select" in params else ""
+        raise InvalidOption(f"no snapshot is named; set name or id, or targets with an id for each VM{select}")
+    if params.get("if_exists") == "fail" and not params.get("name"):
+        raise InvalidOption("if_exists=fail goes with name; a snapshot named by its id is there to be updated")
+    if params.get("select") == "before" and params["time"] is None:
+        raise InvalidOption("select=before needs time; write for example time: 24h")
+
+
 def read_request(params: Params) -> Request:
     """The options of the changing modules; those a module does not have keep their defaults."""
+    _check_snapshot(params)
     expires = params.get("expires")
     description = params.get("description")
     labels = check_labels(params.get("labels") or {})
@@ -95,6 +132,8 @@ def read_request(params: Params) -> Request:
         owner=params["owner"],
         foreign_allowed=params.get("foreign") == "allow",
         label_key=params["label_key"],
+        # _driver.py: a call ends within its timeout and 20 seconds.
+        longest=timedelta(seconds=read_seconds(params, "timeout") + 20),
         kind=None if kind == "auto" else kind,
         memory=bool(params.get("memory")),
         quiesce=params.get("quiesce") or "never",
@@ -134,7 +173,7 @@ def read_filter(params: Params) -> Filter:
     )
 
 
-def _expected(labels: Mapping[str, t.Any] | None) -> dict[str, str]:
+def _expected(labels: Params | None) -> dict[str, str]:
     """What a label is to say, as texts; empty is a field that it must not have."""
     return {key: "" if value is None else str(value) for key, value in (labels or {}).items()}
 
@@ -142,12 +181,12 @@ def _expected(labels: Mapping[str, t.Any] | None) -> dict[str, str]:
 def read_seconds(params: Params, option: str) -> float:
     seconds = parse_duration(params[option], option=option)
     if seconds <= 0 and option != "lock_timeout":
-        raise InvalidOption(f"{option}={params[option]!r} leaves no time at all; write for example 15s")
+        raise InvalidOption(f"{option}={params[option]!r} must be greater than zero; write for example 15s")
     return seconds
 
 
 def at_least_one(params: Params, option: str) -> int:
     number: int = params[option]
     if number < 1:
-        raise InvalidOption(f"{option}={number} would never do anything; use 1 or more")
+        raise InvalidOption(f"{option}={number} must be greater than zero; use 1 or more")
     return number

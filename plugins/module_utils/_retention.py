@@ -81,6 +81,11 @@ class Policy:
         """Whether it has keep_* rules, so that what none of them keeps goes."""
         return bool(self.keep_last or self.keep_within or self.keep_labels or any(getattr(self, name) for name in _PERIODS))
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether there is a rule by which anything could go."""
+        return bool(self.everything or self.expired or self.max_age or self.max_count or self.keeps)
+
     def check(self) -> None:
         """Refuse what is no policy.
 
@@ -91,7 +96,7 @@ class Policy:
             raise InvalidOption(
                 "all=true removes whatever is ours, and the other rules would keep some of it; leave one of them out"
             )
-        if not (self.everything or removes or self.keeps):
+        if not self.has_rules:
             raise InvalidOption(
                 "there is no rule that removes anything; set for example keep_last, keep_daily, max_age, max_count or expired=true"
             )

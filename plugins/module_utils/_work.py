@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Describe, Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Interrupted,
     Locked,
@@ -31,6 +31,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_
 
 # Between two tries to write to a VM that somebody else's operation holds.
 _LOCK_PAUSE_SECONDS = 1.0
+# How often other runs may be faster on one VM before that is an error.
+_MOST_RACES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,14 +214,17 @@ def _note(outcome: Outcome, end: Finished) -> None:
             outcome.made = end.snapshot_id
             made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
             outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
-    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and (outcome.done or _may_be_gone(outcome)):
-        pass  # one of several that were to go: another run was faster
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and _may_be_gone(outcome):
+        pass  # another run was faster, and it is gone as was wanted
+    elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Describe) and outcome.done:
+        outcome.todo.clear()  # another run has removed it since; the next look shows it
     elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
         # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
         outcome.todo.append(action)
-    elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
-        # Another run was faster between our look and our write: look again, decide again, once.
-        outcome.raced = True
+    elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and outcome.raced < _MOST_RACES and not outcome.done:
+        # Another run was faster between our look and our write: look again, decide again.
+        outcome.raced += 1
+        outcome.again = True
         outcome.decision = None
         outcome.started = None
         outcome.todo.clear()
@@ -235,4 +240,5 @@ def _named(job: Job) -> str:
 
 
 def _may_be_gone(outcome: Outcome) -> bool:
-    return outcome.decision is not None and outcome.decision.gone_is_done
+    """Whether a snapshot that is not there any more needs no second look: it is one of several, or was looked at a second time already."""
+    return bool(outcome.done) or outcome.raced > 0 or (outcome.decision is not None and outcome.decision.gone_is_done)

@@ -131,8 +131,9 @@ vms:
       returned: always
       contains:
         code:
-          description: >-
-            A code word, for example V(left_paused), V(left_off), V(deep_chain), V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
+          description:
+            - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
+              V(snapshot_lost), V(snapshot_differs), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
@@ -144,7 +145,8 @@ vms:
           type: str
           returned: always
     configuration:
-      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start) where that differs.
+      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start), which holds what
+        will be another one after the next start, for example C(memory_bytes) or C(disk scsi1), null for what will be gone.
       type: dict
       returned: when O(drift=true)
       sample: {cpus: 2, memory_bytes: 2147483648, disks: {vda: /var/lib/libvirt/images/web01.qcow2}, networks: {}, next_start: {}}
@@ -152,8 +154,9 @@ vms:
       description:
         - Those of its snapshots that were asked for, each as RV(safepoint.vm.snapshot#module:vms[].snapshot).
         - In addition C(age_seconds), C(why_not_ours) (null for one that is ours), C(lease) (whether the C(lease) of its label is V(running), V(over) or
-          V(unreadable) by the clock of the endpoint, null where there is none) and C(obstacles) (what cannot be done with it, C(revert) or C(remove),
-          and why). With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
+          V(unreadable) by the clock of the endpoint, null where there is none), C(obstacles) (what cannot be done with it, C(revert) or C(remove),
+          and why) and C(not_included) (parts of the VM that a revert to it leaves as they are).
+        - With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
         - The parent of one may be among those that were not asked for.
       type: list
       elements: dict
@@ -176,6 +179,7 @@ vms:
           lease: null
           why_not_ours: null
           obstacles: {}
+          not_included: []
     changed:
       description: Always V(false).
       type: bool

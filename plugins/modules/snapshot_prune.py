@@ -69,38 +69,32 @@ options:
   keep_last:
     description:
       - Keep so many of the newest snapshots.
+      - V(0) is no rule, here and in the other options that count snapshots to keep. It is refused when there is no other rule.
     type: int
-    default: 0
   keep_hourly:
     description:
       - Keep the newest snapshot of each of so many hours.
     type: int
-    default: 0
   keep_daily:
     description:
       - Keep the newest snapshot of each of so many days.
     type: int
-    default: 0
   keep_weekly:
     description:
       - Keep the newest snapshot of each of so many weeks, as ISO 8601 counts them, from Monday on.
     type: int
-    default: 0
   keep_monthly:
     description:
       - Keep the newest snapshot of each of so many months.
     type: int
-    default: 0
   keep_quarterly:
     description:
       - Keep the newest snapshot of each of so many quarters of a year.
     type: int
-    default: 0
   keep_yearly:
     description:
       - Keep the newest snapshot of each of so many years.
     type: int
-    default: 0
   keep_within:
     description:
       - Keep all snapshots that are not older than the newest one by more than this duration, for example V(7d). The unit is required.
@@ -124,7 +118,6 @@ options:
     description:
       - Keep so many of the newest snapshots, even when they are expired or too old.
     type: int
-    default: 0
   min_age:
     description:
       - Remove nothing that is younger than this duration, for example V(12h). The unit is required.

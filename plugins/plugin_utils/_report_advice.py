@@ -24,9 +24,11 @@ SEVERITIES = ("act", "look", "note")
 # What the drivers find. Those that are not listed here are looked at.
 _FINDINGS = {
     "consolidation_needed": "act",
+    "guest_crashed": "act",
     "left_off": "act",
     "left_paused": "act",
     "locked": "act",
+    "migrated_away": "look",
     "question_pending": "act",
     "shared_image": "act",
     "snapshot_lost": "act",

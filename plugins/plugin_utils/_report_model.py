@@ -138,7 +138,7 @@ def _vm(row: Mapping[str, t.Any], endpoint: Data, known: Sequence[t.Any]) -> Dat
 
 def _snapshot(one: Mapping[str, t.Any], known: Sequence[t.Any]) -> Data:
     group, product = owner_class(one, known)
-    label = {key: value for key, value in (one.get("label") or {}).items() if key != "sig"} or None
+    label = {key: value for key, value in (one.get("label") or {}).items() if key not in ("sig", "at")} or None
     return {key: one.get(key) for key in _TAKEN_OVER} | {"label": label, "class": group, "product": product}
 
 

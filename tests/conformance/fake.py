@@ -41,7 +41,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._label import parse
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState, Way, parents_first
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
 
 _numbers = itertools.count(1)
@@ -150,7 +150,8 @@ class FakeDriver(SnapshotDriver):
 
     def _pick(self, ref: str) -> Vm | SafepointError:
         kind, colon, rest = ref.partition(":")
-        kind, rest = (kind, rest) if colon else ("any", ref)
+        if not colon or kind not in ("name", "uuid", "id"):
+            kind, rest = "any", ref
         vms = [machine.vm for machine in self.hypervisor.machines.values()]
         keys = {"name": ("name",), "uuid": ("uuid",), "id": ("id",), "any": ("name", "uuid", "id")}[kind]
         found = [vm for vm in vms if rest in [getattr(vm, key) for key in keys]]
@@ -158,7 +159,8 @@ class FakeDriver(SnapshotDriver):
             return found[0]
         if found:
             return VmAmbiguous(f"{len(found)} VMs match {ref!r}: {', '.join(f'{vm.name} (id:{vm.id})' for vm in found)}")
-        return VmNotFound(f"There is no VM {ref!r}; there are {', '.join(vm.name for vm in vms)}")
+        hint = did_you_mean(rest, (vm.name for vm in vms)) or f"there are {', '.join(vm.name for vm in vms)}"
+        return VmNotFound(f"There is no VM {ref!r}; {hint}")
 
     def vms(self) -> Sequence[Vm]:
         self._ask("vms")

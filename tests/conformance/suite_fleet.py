@@ -26,6 +26,13 @@ class FleetOfVms:
         assert code(done) == "vm_not_found"
         assert vm in str(done.error)
 
+    def test_a_name_with_a_domain_is_answered_with_the_short_one_and_the_other_way_round(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        backend.add(f"{vm}y.example.com", power="off")
+        for asked, near in ((f"{vm}.example.com", vm), (f"{vm}y", f"{vm}y.example.com"), (f"name:{vm}.lan", vm)):
+            done = only(backend.run(Present(Request(name="sx")), asked))
+            assert code(done) == "vm_not_found" and f"did you mean {near}?" in str(done.error)
+
     def test_a_vm_is_found_by_its_name_and_by_what_no_other_is_called(self, backend: Backend) -> None:
         vm = backend.vm()
         kind, text = backend.identity(vm)

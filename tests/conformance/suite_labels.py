@@ -9,10 +9,13 @@ import dataclasses
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from kit import Backend, bare, code, only
+from kit import Backend, bare, code, only, pruning
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._label import Label
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner, exactly, within
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._report import tree
@@ -172,6 +175,60 @@ class Labels:
             assert (code(done), done.changed) == ("foreign", False)
         shown = [one for one in backend.info(vm, key=KEY)["snapshots"] if one["name"] == name]
         assert shown[0]["ours"] is False and "signed" in shown[0]["why_not_ours"]
+
+    @pytest.mark.parametrize("ago", [timedelta(hours=1), timedelta(hours=-1)])
+    def test_a_signed_text_that_was_moved_to_a_snapshot_of_another_time_is_foreign(
+        self, backend: Backend, ago: timedelta
+    ) -> None:
+        """With the right to rename a snapshot, or on a new VM with the number of a destroyed one: VM, name and fields are all right."""
+        vm = backend.vm(power="off")
+        moment = datetime.now(timezone.utc) - ago
+        driver = backend.open()
+        found = driver.find([vm])[vm]
+        driver.close()
+        assert isinstance(found, Vm)
+        for number, at in enumerate((within(moment, timedelta(minutes=15)), exactly(moment), "always", "")):
+            name = f"moved{number}"
+            label = Owner(key=KEY).sign(found, name, Label("safepoint", {"change": "7"}), at=at)
+            backend.by_hand(vm, name, f"[safepoint v=1 owner=safepoint change=7 at={at} sig={label.fields['sig']}]")
+            before = backend.list(vm)
+            for plan in (Absent, Reverted, Present):
+                done = only(backend.run(plan(Request(name=name, label_key=KEY)), vm))
+                assert (code(done), done.changed) == ("foreign", False)
+                assert "label_key" in str(done.error)
+            swept = only(backend.run(pruning(everything=True, confirm=1, key=KEY), vm))
+            assert (swept.word, swept.changed) == ("kept", False)
+            assert backend.list(vm) == before
+            shown = [one for one in backend.info(vm, key=KEY)["snapshots"] if one["name"] == name]
+            assert shown[0]["ours"] is False and "taken at another time" in shown[0]["why_not_ours"]
+            backend.remove(vm, name, foreign_allowed=True)
+
+    def test_a_changed_label_is_signed_for_the_moment_of_the_creation(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        made = backend.take(vm, "signed", label_key=KEY)
+        assert made.label and made.created
+        begin, _slash, length = made.label.fields["at"].partition("/")
+        assert timedelta(0) <= made.created - parse_time(begin, option="at") <= timedelta(minutes=1) and length == "930s"
+        changed = only(backend.run(Present(Request(name="signed", label_key=KEY, labels={"change": "8"})), vm))
+        assert (changed.word, changed.error) == ("updated", None)
+        label = backend.list(vm)[0].label
+        assert label and parse_time(label.fields["at"], option="at") == made.created
+        assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
+        # A person takes it away, and puts its text on another one of that name.
+        text = backend.list(vm)[0].description
+        assert backend.remove(vm, "signed", label_key=KEY).changed
+        Deadline(10).poll("the next second", lambda: datetime.now(timezone.utc) > made.created + timedelta(seconds=2) or None)
+        backend.by_hand(vm, "signed", text)
+        refused = only(backend.run(Absent(Request(name="signed", label_key=KEY)), vm))
+        assert (code(refused), refused.changed) == ("foreign", False)
+
+    @pytest.mark.parametrize("ahead", [timedelta(hours=-1), timedelta(hours=1)])
+    def test_where_the_clocks_differ_a_new_snapshot_is_ours_all_the_same(self, backend: Backend, ahead: timedelta) -> None:
+        vm = backend.vm(power="off")
+        done = only(backend.run(Present(Request(name="signed", label_key=KEY)), vm, later=ahead))
+        assert (done.word, done.error) == ("created", None)
+        assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
+        assert only(backend.run(Absent(Request(name="signed", label_key=KEY)), vm)).word == "removed"
 
     def test_a_signed_label_is_not_changed_without_its_key(self, backend: Backend) -> None:
         vm = backend.vm(power="off")

@@ -10,6 +10,7 @@ import typing as t
 
 import libvirt
 import pytest
+from kit import pruning
 from libvirt_kit import Make, apply, domain, image, listed, look, reads, remove, revert, take, until, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
@@ -21,6 +22,10 @@ pytestmark = pytest.mark.qemu
 def virsh(lab: t.Any, *command: str) -> None:
     done = subprocess.run(["virsh", "-q", "-c", lab.uri, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def by_hand(lab: t.Any, vm: str, name: str, flags: int) -> None:
+    domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>", flags)
 
 
 def codes(lab: t.Any, vm: str, *, images: bool = False) -> list[str]:
@@ -66,6 +71,51 @@ def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("state", ["running", "off"])
+def test_images_that_were_merged_in_the_middle_of_a_chain_are_told_and_the_others_stay_ways_back(
+    new_lab: t.Any, newer: Make, state: str
+) -> None:
+    vm = newer("between")
+    bases = []
+    for text in "abcde":
+        write(new_lab, vm, text)
+        bases.append(str(image(new_lab, vm)))
+        take(new_lab.uri, vm, text, kind="external")
+    write(new_lab, vm, "f")
+    domain(new_lab, vm).create()
+    virsh(new_lab, "blockcommit", vm, "vda", "--base", bases[1], "--top", bases[2], "--wait")
+    if state == "off":
+        domain(new_lab, vm).destroy()
+    # What b is based on holds c's data now.
+    assert [one.name for one in listed(new_lab.uri, vm).values() if one.lost] == ["b", "c"]
+    for name in ("b", "c"):
+        done = apply(new_lab.uri, Reverted(Request(name=name)), vm)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+        assert remove(new_lab.uri, vm, name).word == "removed"
+    for name in ("a", "d", "e"):
+        revert(new_lab.uri, vm, name)
+        assert reads(new_lab, vm, name)
+    assert codes(new_lab, vm) == []
+
+
+@pytest.mark.slow
+def test_newest_images_that_were_merged_one_way_or_the_other_are_not_relied_on(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("newest")
+    bases = []
+    for text in "abc":
+        write(new_lab, vm, text)
+        bases.append(str(image(new_lab, vm)))
+        take(new_lab.uri, vm, text, kind="external")
+    domain(new_lab, vm).create()
+    virsh(new_lab, "blockcommit", vm, "vda", "--base", bases[1], "--top", bases[2], "--wait")
+    assert codes(new_lab, vm) == []
+    done = apply(new_lab.uri, Reverted(Request(name="b")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "may have lost" in str(done.error)
+    revert(new_lab.uri, vm, "a")
+    assert reads(new_lab, vm, "a")
+
+
+@pytest.mark.slow
 def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished(new_lab: t.Any, newer: Make) -> None:
     vm = newer("halfway")
     write(new_lab, vm, "a")
@@ -83,3 +133,45 @@ def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished
     assert remove(new_lab.uri, vm, "x").word == "removed"
     domain(new_lab, vm).destroy()
     assert reads(new_lab, vm, "b")
+
+
+@pytest.mark.slow
+def test_so_many_external_ones_are_taken_that_the_vm_still_starts(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("deep", running=True)
+    # A template of five images below it.
+    base, folder = image(new_lab, vm), new_lab.disk_folder(vm)
+    domain(new_lab, vm).destroy()
+    xml = domain(new_lab, vm).XMLDesc()
+    for number in range(5):
+        top = folder / f"layer{number}.qcow2"
+        new_lab.run_as_user("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(top))
+        base = top
+    new_lab.connect().defineXML(xml.replace("deep-0.qcow2", base.name))
+    taken = 0
+    refused = None
+    for number in range(30):
+        done = apply(new_lab.uri, Present(Request(name=f"s{number}", kind="external")), vm)
+        if done.error:
+            refused = done
+            break
+        taken += 1
+        # off at first, later up
+        if taken == 7:
+            domain(new_lab, vm).create()
+    assert taken == 14 and refused and refused.error and (refused.error.code, refused.changed) == ("unsupported", False)
+    assert "consists of 20 images" in str(refused.error) and "virsh blockpull" in str(refused.error)
+    for state in ("running", "off"):
+        assert codes(new_lab, vm) == ["chain_near_limit"]
+        again = apply(new_lab.uri, Present(Request(name="more", kind="external")), vm)
+        assert str(again.error) == str(refused.error)
+        assert any("20 images" in warning for warning in apply(new_lab.uri, pruning(max_count=20), vm).warnings)
+        if state == "running":
+            domain(new_lab, vm).destroy()
+    for number in range(5):
+        by_hand(new_lab, vm, f"hand{number}", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    domain(new_lab, vm).create()
+    domain(new_lab, vm).destroy()
+    # and it is no idle fear
+    by_hand(new_lab, vm, "hand5", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    with pytest.raises(libvirt.libvirtError, match="nesting too deep"):
+        domain(new_lab, vm).create()

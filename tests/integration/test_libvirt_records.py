@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import typing as t
@@ -83,7 +84,7 @@ def test_a_name_that_an_unknown_snapshot_has_is_refused_while_the_vm_is_off(eith
         assert done.error and (done.error.code, done.changed) == ("unsupported", False)
     assert in_image(either, vm) == ["x"]
     said = str(done.error)
-    do(said[said.index("qemu-img snapshot -d") : said.index("), or choose")])
+    do(said[said.index("qemu-img snapshot -d") : said.index(", or choose")])
     take(either.uri, vm, "x")
     write(either, vm, "c")
     revert(either.uri, vm, "x")
@@ -101,6 +102,14 @@ def test_the_same_is_seen_in_a_storage_pool_of_another_host(
     assert done.error and done.error.code == "unsupported" and in_image(lab, vm) == ["x", "y"]
     assert [one.code for one in images(lab, vm)] == ["orphan"]
     assert take(lab.uri, vm, "z").name == "z"
+
+
+def test_images_that_cannot_be_searched_are_said(lab: t.Any, tiny: Make, distant: None) -> None:
+    vm = tiny("unseen")
+    done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.word == "created" and any(str(image(lab, vm)) in warning for warning in done.warnings)
+    on = tiny("seen", paused=True)
+    assert not apply(lab.uri, Present(Request(name="x")), on).warnings
 
 
 def test_of_two_of_one_name_the_unknown_one_is_told_and_the_other_can_be_gone_back_to(either: t.Any, make: Make) -> None:
@@ -139,6 +148,21 @@ def test_a_record_without_data_is_told_not_vouched_for_and_removed(either: t.Any
     assert remove(either.uri, vm, "x").word == "removed"
     assert list(listed(either.uri, vm)) == ["y"]
     revert(either.uri, vm, "y")
+
+
+def test_a_snapshot_in_the_image_of_another_time_than_the_record_is_neither_relied_on_nor_removed(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("otherwise")
+    take(lab.uri, vm, "x")
+    kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
+    later = re.sub(r"<creationTime>\d+<", "<creationTime>1900000000<", kept)
+    domain(lab, vm).snapshotCreateXML(later, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    assert listed(lab.uri, vm)["x"].lost is None
+    done = apply(lab.uri, Reverted(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "2030-03-17" in str(done.error)
+    (finding,) = images(lab, vm)
+    assert finding.code == "snapshot_differs" and "qemu-img" not in finding.remedy
+    assert in_image(lab, vm) == ["x"]
+    assert remove(lab.uri, vm, "x").word == "removed" and in_image(lab, vm) == []
 
 
 def test_a_record_without_data_on_another_host_is_found_by_a_look_into_the_images(lab: t.Any, tiny: Make, distant: None) -> None:
@@ -211,11 +235,15 @@ def test_a_snapshot_of_another_vm_on_the_same_image_is_not_called_an_orphan(lab:
     path = image(lab, second)
     lab.connect().defineXML(domain(lab, second).XMLDesc().replace(str(path), str(image(lab, first))))
     take(lab.uri, first, "x")
+    refused = apply(lab.uri, Present(Request(name="x")), second)
+    assert refused.error and refused.error.code == "unsupported"
+    assert first in str(refused.error) and "qemu-img" not in str(refused.error)
     (finding,) = images(lab, second)
     assert finding.code == "shared_image" and first in finding.message and "qemu-img" not in finding.remedy
     assert images(lab, first) == []
 
 
+@pytest.mark.slow
 def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any, tiny: Make) -> None:
     hangs, lives = tiny("hangs", running=True), tiny("lives", paused=True)
     by_hand(lab, lives, "lost").delete(METADATA_ONLY)
@@ -229,3 +257,56 @@ def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any
     finally:
         os.kill(pid, signal.SIGCONT)
     assert found == {hangs: ["images_not_checked"], lives: ["orphan"]}
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_a_removal_whose_image_cannot_be_written_is_not_called_a_removal(
+    either: t.Any, make: Make, pool: t.Callable[[str], None], monkeypatch: pytest.MonkeyPatch, far: bool
+) -> None:
+    vm = make("frozen")
+    if far and either.root is None:  # the newer one has no storage driver
+        monkeypatch.setattr(
+            "ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions.is_local", lambda _uri: False
+        )
+        pool(vm)
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    os.chmod(path, 0o444)
+    done = remove(either.uri, vm, "x")
+    os.chmod(path, 0o644)
+    assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
+    assert in_image(either, vm) == ["x"] and str(path) in str(done.error)
+    do(str(done.error).rpartition(": ")[2])
+    assert in_image(either, vm) == [] and images(either, vm) == []
+
+
+def test_a_snapshot_whose_image_is_not_there_is_not_forgotten(either: t.Any, make: Make) -> None:
+    vm = make("unmounted")
+    take(either.uri, vm, "x")
+    path = image(either, vm)
+    path.rename(path.with_suffix(".away"))
+    done = remove(either.uri, vm, "x")
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+    assert str(path) in str(done.error) and "--metadata" in str(done.error)
+    path.with_suffix(".away").rename(path)
+    assert remove(either.uri, vm, "x").word == "removed" and in_image(either, vm) == []
+
+
+def test_a_full_disk_is_told_as_such(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("tight", memory_mib=64)
+    folder, path = lab.disk_folder(vm), image(lab, vm)
+    data = path.read_bytes()
+    root = [] if os.geteuid() == 0 else ["sudo"]
+    subprocess.run([*root, "mount", "-t", "tmpfs", "-o", "size=600k,mode=777", "tmpfs", str(folder)], check=True)
+    try:
+        path.write_bytes(data)
+        os.chmod(path, 0o666)
+        domain(lab, vm).create()
+        done = apply(lab.uri, Present(Request(name="x")), vm)
+        assert done.error and (done.error.code, done.changed) == ("backend_failed", False)
+        assert "free space" in str(done.error) and "check_images" not in str(done.error)
+        assert listed(lab.uri, vm) == {}
+    finally:
+        if domain(lab, vm).isActive():
+            domain(lab, vm).destroy()
+        subprocess.run([*root, "umount", str(folder)], check=True)

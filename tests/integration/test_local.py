@@ -94,7 +94,7 @@ def comparable(value: t.Any) -> t.Any:
     """Without what differs from one run to the next, and from one way to fail to the other."""
     if isinstance(value, dict):
         # A failure that is no exception has one on ansible-core 2.19 and later, which says that there is no traceback.
-        return {key: comparable(one) for key, one in value.items() if key not in ("exception", "sig", "age_seconds")}
+        return {key: comparable(one) for key, one in value.items() if key not in ("exception", "sig", "at", "age_seconds")}
     if isinstance(value, list):
         return [comparable(one) for one in value]
     if isinstance(value, str):

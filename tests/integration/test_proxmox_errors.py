@@ -16,6 +16,7 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_writes
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -31,9 +32,11 @@ PLANS: dict[str, tuple[str, Plan]] = {
 
 
 @pytest.fixture
-def cluster() -> Iterator[PveServer]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[PveServer]:
     with PveServer() as started:
         started.lock_seconds = 0.1
+        for name in ("_LOOK_SECONDS", "_SLOW_LOOK_SECONDS", "_NODE_SECONDS"):
+            monkeypatch.setattr(f"{_proxmox_writes.__name__}.{name}", 0.2)
         yield started
         assert started.errors == ""
 
@@ -59,7 +62,7 @@ class Meanwhile(ProxmoxBackend):
 
 def failing(backend: ProxmoxBackend, what: str) -> Outcome:
     """What came of it, and one sentence of why."""
-    done = only(backend.run(PLANS[what][1], "web01", on_error="stop", lock_timeout=0.0))
+    done = only(backend.run(PLANS[what][1], "web01", on_error="stop", lock_timeout=0.0, timeout=5.0))
     assert done.error is not None
     assert "\n" not in str(done.error) and "  " not in str(done.error) and ".;" not in str(done.error)
     return done
@@ -84,7 +87,7 @@ TEXTS = [
     ("create", "storage 'gone' does not exist", "unsupported", "vmstatestorage"),
     ("create", "you can't take a snapshot if it's a template", "unsupported", "clone it"),
     ("revert", "you can't rollback if vm is a template", "unsupported", "clone it"),
-    ("remove", "you can't delete a snapshot if vm is a template", "unsupported", "clone it"),
+    ("remove", "you can't delete a snapshot if vm is a template", "backend_failed", "qm unlock"),  # the lock stays
     ("revert", "unable to rollback to incomplete snapshot (snapstate = prepare)", "unsupported", "never finished"),
     (
         "revert",
@@ -315,7 +318,7 @@ def test_a_task_that_somebody_stops_is_told_and_leaves_nothing(cluster: PveServe
         while not cluster.task_list("qmsnapshot"):
             pass
         driver = ProxmoxBackend(cluster).open()
-        driver._session.ask("delete", f"nodes/pve1/tasks/{cluster.task_list('qmsnapshot')[0]['upid']}")  # type: ignore[attr-defined]
+        driver._session.write("delete", f"nodes/pve1/tasks/{cluster.task_list('qmsnapshot')[0]['upid']}", bool)  # type: ignore[attr-defined]
         driver.close()
 
     threading.Timer(0.3, stop).start()

@@ -128,6 +128,7 @@ def test_a_certificate_for_another_host_is_refused_in_one_clear_sentence(vm: str
         ({"validate_certs": False}, ["ca_path", "validate_certs=false"]),
         ({"uri": "qemu:///system"}, ["uri", "backend=libvirt", "backend=vsphere"]),
         ({"hostname": None}, ["hostname", "VMWARE_HOST"]),
+        ({"hostname": "https://vc:443"}, ["hostname='https://vc:443'", "use port for the port"]),
     ],
 )
 def test_a_wrong_address_is_named(module: Run, vm: str, options: dict[str, t.Any], words: list[str]) -> None:

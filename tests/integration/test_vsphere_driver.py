@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from kit import at_once, only
+from pyVmomi import vim
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
@@ -20,8 +21,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
 
 pytestmark = pytest.mark.vcenter
 
@@ -84,6 +86,82 @@ def test_a_call_whose_answer_is_lost_is_looked_up(backend: VsphereBackend, vcent
     vcenter.clear_faults()
     assert (done.word, done.error, done.changed) == ("created", None, True)
     assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == ["x"]
+
+
+@pytest.mark.parametrize(("on_error", "changed", "left"), [("stop", True, ["x"]), ("undo", False, [])])
+def test_what_cannot_be_looked_up_in_time_is_unverified_and_undone_when_vcenter_is_back(
+    backend: VsphereBackend, vcenter: t.Any, vm: str, on_error: str, changed: bool, left: list[str]
+) -> None:
+    vcenter.fault("CreateSnapshotEx_Task", "Disconnect", when="after", nth=1)
+    done = only(
+        backend.run(
+            Present(Request(name="x")),
+            vm,
+            timeout=4.0,
+            on_error=on_error,
+            meanwhile=lambda: vcenter.outage("gone", method="RetrieveProperties*", seconds=6),
+        )
+    )
+    vcenter.clear_faults()
+    vcenter.end_outage()
+    assert done.error and (done.error.code, done.word, done.changed) == ("unverified", "unverified", changed)
+    assert "take snapshot x" in str(done.error) and "its answer was lost" in str(done.error)
+    assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
+
+
+def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(
+    backend: VsphereBackend, vcenter: t.Any, vm: str
+) -> None:
+    done = only(
+        backend.run(Present(Request(name="x")), vm, meanwhile=lambda: vcenter.outage("gone", method="CreateSnapshot*", seconds=2))
+    )
+    assert vcenter.end_outage() == 2
+    assert (done.word, done.error) == ("created", None)
+    assert len(vcenter.vm(vm)["snapshots"]) == 1
+
+
+def begun_to_revert(vcenter: VCenter, vm: str, backend: VsphereBackend, then: t.Callable[[t.Any], object]) -> Outcome:
+    """What a revert says when a person does something between its revert and its start of the VM."""
+    backend.take(vm, "x")
+    vcenter.set_vm(vm, data="written since")
+    vcenter.hold("PowerOnVM_Task", 2)
+    machine = vim.VirtualMachine(vcenter.vm(vm)["moid"], backend.person._stub)
+
+    def person() -> None:
+        Deadline(30).poll("the revert", lambda: vcenter.vm(vm)["data"] == "" or None, first=0.05)
+        then(machine)
+        vcenter.hold("*", 0)
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    done = backend.revert(vm, "x", power="on")
+    thread.join()
+    return done
+
+
+def test_a_start_after_a_revert_waits_for_the_removal_of_its_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    vcenter.set(task_times={"RemoveSnapshot_Task": 2})
+    done = begun_to_revert(vcenter, vm, backend, lambda machine: machine.snapshot.currentSnapshot.RemoveSnapshot_Task(False))
+    assert (done.word, done.error, done.changed) == ("reverted", None, True)
+    seen = vcenter.vm(vm)
+    assert (seen["power"], seen["data"], seen["snapshots"]) == ("poweredOn", "", [])
+
+
+def test_a_start_that_another_run_was_faster_with_is_done(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    done = begun_to_revert(vcenter, vm, backend, lambda _machine: vcenter.set_vm(vm, power="poweredOn"))
+    assert (done.word, done.error) == ("reverted", None)
+    assert vcenter.vm(vm)["power"] == "poweredOn"
+
+
+def test_a_start_that_fails_after_a_revert_does_not_pass_for_one_that_was_never_done(
+    backend: VsphereBackend, vcenter: t.Any, vm: str
+) -> None:
+    backend.take(vm, "x")
+    vcenter.fault("PowerOnVM_Task", "TaskInProgress", when="call", vm=vm)
+    done = only(backend.run(Reverted(Request(name="x", power="on")), vm, lock_timeout=1.0))
+    vcenter.clear_faults()
+    assert done.error and (done.error.code, done.word, done.changed) == ("backend_failed", "failed", True)
+    assert f"{vm} is back at x, and its start failed" in str(done.error)
 
 
 def test_after_the_time_is_up_no_session_is_left(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:

@@ -10,7 +10,7 @@ import re
 import pytest
 from stage import Run, Stage
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 GOOD = "- name: Good\n  ansible.builtin.command: 'true'\n"
 BAD = "- name: Bad\n  no.such.module:\n    a: 1\n"

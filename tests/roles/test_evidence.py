@@ -12,7 +12,7 @@ import signal
 import pytest
 from change import FAIL, GOOD, Change
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 # No file system has files with names of this length.
 LONG = "/no/" + "x" * 300

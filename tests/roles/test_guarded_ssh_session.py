@@ -10,7 +10,7 @@ import pytest
 from guarded import KILL, guarded, is_rescued
 from stage import Guest, Stage
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.oldest]
 
 
 def test_retries_of_ssh_come_first(stage: Stage, guest: Guest) -> None:

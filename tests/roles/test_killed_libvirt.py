@@ -15,7 +15,7 @@ from change import FAIL, GOOD, Change
 from hypervisor import Hypervisor
 from stage import Stage, wait_until
 
-pytestmark = [pytest.mark.core_versions, pytest.mark.qemu]
+pytestmark = [pytest.mark.core_versions, pytest.mark.qemu, pytest.mark.oldest]
 
 
 class Machine(Hypervisor):

@@ -11,7 +11,7 @@ from pitfalls import Fleet, last_message
 from pve_server import PveServer
 from stage import Stage
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.oldest]
 
 NOTIFY = "- name: Configure\n  ansible.builtin.command: 'true'\n  notify: {}\n"
 REBOOT = """

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from change import FAIL, GOOD, Change
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 # What a survey gives is text.
 SURVEY = {"hosts": "web01", "memory": "false", "timeout": "3600", "change": "CHG7"}

@@ -12,7 +12,7 @@ from hypervisor import ProxmoxHypervisor
 from pve_server import PveServer
 from stage import Stage
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 
 @pytest.fixture

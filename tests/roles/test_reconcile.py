@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from change import FAIL, GOOD, Change
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.oldest]
 
 OVER = "lease=2026-01-01T00:00:00Z"
 ALIVE = "lease=2101-01-01T00:00:00Z"

@@ -10,7 +10,7 @@ import time
 import pytest
 from change import FAIL, Change
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 # Two hours behind until it is set. What is written to `cannot` is why it cannot be.
 CLOCK = """

@@ -16,7 +16,7 @@ from pve_server import PveServer
 from server import VCenter
 from stage import Run, Stage
 
-pytestmark = pytest.mark.core_versions
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 SECRET = "never-to-be-seen-4711"
 LOST = {"name": "lost", "backend": "libvirt", "uri": "qemu+unix:///system?socket=/nowhere", "label_key": SECRET}

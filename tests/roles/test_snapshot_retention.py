@@ -7,8 +7,11 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from hypervisor import Hypervisor
 from stage import Stage
+
+pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 GONE = "[safepoint v=1 owner=safepoint expires=2020-01-01T00:00:00Z]"
 OURS = "[safepoint v=1 owner=safepoint]"

@@ -26,7 +26,9 @@ def plan(**options: t.Any) -> None:
     ("options", "words"),
     [
         ({}, ["no rule", "keep_last"]),
-        ({"keep_last": 0, "min_keep": 3, "min_age": "1h", "max_delete_per_run": 5}, ["no rule"]),
+        ({"min_keep": 3, "min_age": "1h", "max_delete_per_run": 5}, ["no rule"]),
+        ({"keep_last": 0, "min_keep": 3, "min_age": "1h"}, ["keep_last=0 keeps nothing; use 1 or more"]),
+        ({"keep_daily": 0}, ["keep_daily=0 keeps nothing"]),
         ({"keep_last": -1}, ["keep_last=-1"]),
         ({"min_keep": -1, "expired": True}, ["min_keep=-1"]),
         ({"max_count": 0}, ["max_count=0", "all=true"]),
@@ -57,6 +59,7 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, t.Any], words: list[
     "options",
     [
         {"expired": True},
+        {"keep_last": 0, "keep_daily": 7, "min_keep": 0},
         {"keep_last": 3, "keep_labels": {}, "labels": {"quality": ""}},
         {"keep_within": "7d", "min_age": "0.5h", "timezone": "Europe/Vienna"},
         {"all": True, "confirm": 3, "name": "x*"},

@@ -151,3 +151,19 @@ def test_where_quiescing_fails_the_result_says_what_was_obtained_instead_or_noth
     refused = taken("broken", quiesce="require")
     assert refused.error and refused.error.code == "unsupported"
     assert (refused.changed, refused.snapshot) == (False, None)
+
+
+def test_a_name_that_is_taken_where_it_is_not_listed_is_refused() -> None:
+    taken = {"x": "an image holds x; remove it"}
+    ways = tuple(dataclasses.replace(way, taken=taken) for way in (INTERNAL, EXTERNAL))
+    assert "an image holds x" in refused(Present(Request(name="x")), ways=ways)
+    view = View(VM, VmState("running", ways), ())
+    assert Present(Request(name="y")).decide(view, None, now=datetime.now(timezone.utc)).word == "created"
+
+
+def test_what_a_snapshot_without_memory_would_miss_is_said_of_that_one_only() -> None:
+    way = dataclasses.replace(EXTERNAL, warnings=("always",), warnings_without_memory=("without",))
+    for memory, warnings in ((True, ("always",)), (False, ("always", "without"))):
+        plan = Present(Request(name="x", memory=memory))
+        decision = plan.decide(View(VM, VmState("running", (way,)), ()), None, now=datetime.now(timezone.utc))
+        assert decision.warnings == warnings

@@ -18,10 +18,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_images import checkpoints
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import checkpoints
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
+    is_local,
     libvirt,
     typed,
 )
@@ -54,7 +56,7 @@ def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -
         if isinstance(action, Revert):
             return _revert(job, action, domain, snapshot, transient=transient)
         if isinstance(action, Delete):
-            return _delete(job, action, domain, snapshot, daemon)
+            return _delete(job, action, domain, snapshot, uri=uri, daemon=daemon)
         return _describe(job, action, domain, snapshot)
     except libvirt.libvirtError as exc:
         # libvirt has no code of its own for this where it is about a revert (55) or an external deletion (84).
@@ -123,12 +125,18 @@ def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
             raise
         if action.name in domain.snapshotListNames():
             raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
-        # 9.0 replaces what lies in the image under that name without a word, 11.3 fails.
-        raise _errors.BackendFailed(
-            f"libvirt failed to {action}: {clean(exc)}; snapshot_info with check_images=true tells whether a disk holds an unknown snapshot of "
-            "that name, and how to remove it"
-        ) from exc
+        raise _errors.BackendFailed(f"libvirt failed to {action}: {clean(exc)}{_advice(str(exc))}") from exc
     return Finished(job, snapshot_id=made.getName())
+
+
+def _advice(said: str) -> str:
+    """What to do about what QEMU said, which is in no other language."""
+    if "already exists" in said:
+        # 9.0 replaces what lies in the image under that name without a word, 11.3 fails.
+        return "; a disk holds a snapshot of that name that libvirt does not know: snapshot_info with check_images=true tells how to remove it"
+    if "writing VM state" in said or "No space left" in said:
+        return "; check the free space of the storage that holds the images: a snapshot with memory needs as much as the VM has memory"
+    return ""
 
 
 def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
@@ -255,7 +263,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
         domain.revertToSnapshot(snapshot, flags)
 
 
-def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, daemon: Daemon) -> Finished:
+def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
     saved = action.snapshot.kind == EXTERNAL and bool(domain.hasManagedSaveImage())
     why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), present(action.vm.name, domain.XMLDesc(), saved=saved))
@@ -274,7 +282,8 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, daemon: Da
             f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
         )
         return Finished(job, warnings=(said,))
-    doubts = _delete_now(action, domain, snapshot)
+    with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
+        doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
         (f"{daemon} leaves the memory file of the snapshot {action.snapshot} of {action.vm} behind: remove {left}",)

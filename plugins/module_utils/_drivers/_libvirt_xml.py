@@ -152,6 +152,7 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
         kind=kind,
         size_unknown=_SIZE_UNKNOWN[kind],
         obstacles=obstacles,
+        not_included=tuple(outside_of_snapshots(domain, kind=kind, memory=memory)) if domain is not None else (),
     )
 
 
@@ -205,6 +206,19 @@ def with_description(snapshot_xml: str, description: str) -> str:
     if not changed or ElementTree.fromstring(changed).find("domain") is not None:
         raise BackendFailed("libvirt's definition of the snapshot is not understood; it was not changed")
     return changed
+
+
+def outside_of_snapshots(domain: ElementTree.Element, *, kind: str, memory: bool) -> list[str]:
+    """Parts of a VM that are in no disk that takes part, so that a snapshot does not hold them.
+
+    libvirt copies neither (9.0, 11.3). The state of a TPM is part of the memory.
+    """
+    parts = []
+    if kind == EXTERNAL and domain.find("os/nvram") is not None:
+        parts.append("the variables of its UEFI firmware (nvram)")
+    if not memory and domain.find("devices/tpm") is not None:
+        parts.append("the state of its TPM")
+    return parts
 
 
 def agent_channel(domain_xml: str) -> str | None:

@@ -49,11 +49,11 @@ _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
         "another removal, a replication or a migration works on it, try again later",
     ),
     (r"needed by replication job", _errors.Unsupported, "let the replication run first"),
-    (r"requires QEMU machine version >= 10\.0", _errors.Unsupported, "set a newer machine version and start the VM anew"),
+    (r"requires QEMU machine version >= 10\.0", _errors.Unsupported, "set a newer machine version and start the VM again"),
     (r"TPM state .* cannot be removed while the VM is running", _errors.Unsupported, "switch the VM off first"),
     (r"Cannot live-migrate, snapshot \(with RAM\), or hibernate", _errors.Unsupported, "leave memory out"),
     (r"reserved name", _errors.InvalidOption, "choose another name"),
-    (r"received interrupt", _errors.BackendFailed, "somebody has stopped the task; PVE has cleaned up"),
+    (r"received interrupt", _errors.BackendFailed, "a user has stopped the task; PVE has cleaned up"),
     (
         r"unexpected status",
         _errors.BackendFailed,
@@ -63,9 +63,14 @@ _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
     (r"hostname lookup '.*' failed", _errors.NotReached, "the cluster does not know that node"),
 )
 # What a worker looks at before it takes the lock of its guest, so that the lock that is there then is another one's.
-BEFORE_THE_LOCK = re.compile(
-    r"is locked \(|migration lock|/pve-migrate-|already used|snapshot '.*' does not exist|is not most recent|incomplete snapshot|a template|replication job"
+_BEFORE_THE_LOCK = re.compile(
+    r"is locked \(|migration lock|/pve-migrate-|already used|is not most recent|incomplete snapshot|replication job"
 )
+# A removal looks at these once more when it has the lock (pve-guest-common 6.0.2).
+_GONE = re.compile(r"snapshot '[^']*' does not exist$")
+_TEMPLATE = re.compile(r"a template$")
+# PVE's fork_worker was interrupted while it read the id of the new worker, which was then killed before it did anything (pve-common 9.2.1).
+NO_WORKER = "got no worker upid"
 _LOCKED = re.compile(r"(?:VM|CT) is locked \((?P<kind>[a-z-]+)\)")
 # What a lock means that is not simply held by a task that will end.
 _WAYS_OUT = {
@@ -73,7 +78,7 @@ _WAYS_OUT = {
     "suspended": "the VM is suspended to disk; resume it first",
     "suspending": "the VM is being suspended to disk",
     "migrate": "it is being migrated",
-    "mounted": "somebody has mounted it; run pct unmount on its node",
+    "mounted": "a user has mounted it; run pct unmount on its node",
 }
 
 
@@ -91,6 +96,23 @@ def lock_kind(text: str) -> str | None:
     """The kind of the lock that PVE complains of."""
     match = _LOCKED.search(text)
     return match["kind"] if match else None
+
+
+def is_before_the_lock(text: str, *, removal: bool) -> bool:
+    """Whether a worker that ended so had not taken the lock of its guest yet."""
+    return bool(_BEFORE_THE_LOCK.search(text)) or (not removal and bool(_GONE.search(text) or _TEMPLATE.search(text)))
+
+
+def says_gone(text: str) -> bool:
+    """Whether PVE says that the guest has no such snapshot."""
+    return bool(_GONE.search(text))
+
+
+def locked_by(kind: str, holder: str | None, *, tool: str, vmid: str, unfinished: Iterable[str]) -> str:
+    """The lock of a guest with the task that is seen to hold it, or else what to do about it."""
+    if holder is not None:
+        return f"the lock {kind!r} of the task {holder}"
+    return f"the lock {kind!r} ({way_out(kind, tool, vmid, unfinished)})"
 
 
 def typed(text: str, what: str) -> _errors.SafepointError:
@@ -117,6 +139,10 @@ def refused(error: Refused, what: str, *, where: str, node: str) -> _errors.Safe
         match = re.search(r"Permission check failed \((?P<path>[^,]+), (?P<needs>[^)]+)\)", error.text)
         missing = f"; the privilege {' or '.join(match['needs'].split('|'))} on {match['path']} is missing" if match else ""
         return _errors.PermissionDenied(f"Proxmox VE refused to {what}: {error.text}{missing}")
+    if error.status in (502, 503, 504):
+        return _errors.ConnectionFailed(
+            f"{where} answered {error.text} ({error.status}) to the request to {what}; check that Proxmox VE is up there, and the proxy before it"
+        )
     if error.status in (595, 596, 597, 599):
         # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to; with 595 there was no connection.
         made = _errors.NotReached if error.status == 595 else _errors.ConnectionFailed

@@ -9,12 +9,13 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import collections
+import dataclasses
 import threading
 import typing as t
 from collections.abc import Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import PARALLEL, Refused, Session, rows
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, matching, read_guest, ref_kind
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, VmAmbiguous, VmNotFound
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
@@ -70,9 +71,8 @@ class Inventory:
         place = (guest.node, guest.kind)
         with self._asking[place]:
             if place not in self._names:
-                what = f"list the guests of {guest.node}"
-                rows = self.call(what, lambda: self._session.ask("get", f"nodes/{guest.node}/{guest.kind}"), node=guest.node)
-                self._names[place] = {str(row["vmid"]): row.get("name") for row in rows}
+                what, path = f"list the guests of {guest.node}", f"nodes/{guest.node}/{guest.kind}"
+                self._names[place] = self.call(what, lambda: self._session.read(path, _read_names), node=guest.node)
         names = self._names[place]
         if names.get(vm.id, name) != name:
             others = ", ".join(f"{guest.node}/{vmid}" for vmid, other in names.items() if other == name)
@@ -84,12 +84,23 @@ class Inventory:
     def all(self) -> list[Guest]:
         """All guests, as they are now or were a moment ago."""
         guests, self._first = self._first or self.refresh(), None
+        if any(guest.name is None for guest in guests):
+            # The cluster does not know the name of a guest for its first ten seconds; its node does.
+            self._live()
+            guests = [self._guests.get(guest.vmid, guest) for guest in guests]
         return guests
 
     def refresh(self) -> list[Guest]:
         """All guests, as they are now. One request."""
-        rows = self.call("list the guests", lambda: self._session.ask("get", "cluster/resources", type="vm"))
-        guests = [read_guest(row) for row in rows if row.get("type") in ("qemu", "lxc")]
+        guests = self.call("list the guests", lambda: self._session.read("cluster/resources", _read_guests, type="vm"))
+        # Of a guest that is new, or whose node is down, this list has neither; its node had, when it was asked.
+        known = self._guests
+        guests = [
+            dataclasses.replace(guest, name=known[guest.vmid].name, template=known[guest.vmid].template)
+            if guest.name is None and guest.vmid in known
+            else guest
+            for guest in guests
+        ]
         self._guests = {guest.vmid: guest for guest in guests}
         return guests
 
@@ -114,7 +125,7 @@ class Inventory:
             raise refused(exc, what, where=self._session.where, node=node) from exc
 
     def of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
-        """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
+        """What ``call`` says of a guest, asked once more where the guest was migrated since."""
         guest = self.guest(vm)
         try:
             return call(guest)
@@ -129,19 +140,26 @@ class Inventory:
 
     def _live(self) -> list[Guest]:
         """The guests as their nodes list them. Two requests for each node, and one."""
-        rows = self.call("list the nodes", lambda: self._session.ask("get", "nodes"))
-        places = [(row["node"], kind) for row in rows if row.get("status") == "online" for kind in ("qemu", "lxc")]
+        nodes = self.call("list the nodes", lambda: self._session.read("nodes", _read_nodes))
+        places = [(node, kind) for node in nodes for kind in ("qemu", "lxc")]
 
         def read(place: tuple[str, str]) -> list[Guest]:
             node, kind = place
             try:
-                found = self._session.ask("get", f"nodes/{node}/{kind}")
+                return self._session.read(
+                    f"nodes/{node}/{kind}", lambda data: [read_guest(row, kind=kind, node=node) for row in rows(data)]
+                )
             except (Refused, SafepointError):
                 return []  # what it has stays as the cluster knows it
-            return [read_guest(row, kind=kind, node=node) for row in found]
 
         live = [guest for some in each(places, read, at_once=PARALLEL) for guest in some]
-        self._guests = {**self._guests, **{guest.vmid: guest for guest in live}}
+        # What only the cluster knows stays.
+        known = self._guests
+        live = [
+            dataclasses.replace(guest, ha=known[guest.vmid].ha, pool=known[guest.vmid].pool) if guest.vmid in known else guest
+            for guest in live
+        ]
+        self._guests = {**known, **{guest.vmid: guest for guest in live}}
         return live
 
     def _pick(self, ref: str, found: Sequence[Guest], guests: Sequence[Guest]) -> Vm | SafepointError:
@@ -163,6 +181,18 @@ class Inventory:
         if nameless:
             hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"
         return VmNotFound(f"{self._session.where} has no guest {ref!r}; {hint}")
+
+
+def _read_guests(data: object) -> list[Guest]:
+    return [read_guest(row) for row in rows(data) if row["type"] in ("qemu", "lxc")]
+
+
+def _read_names(data: object) -> dict[str, str | None]:
+    return {str(row["vmid"]): row.get("name") for row in rows(data)}
+
+
+def _read_nodes(data: object) -> list[str]:
+    return [str(row["node"]) for row in rows(data) if row.get("status") == "online"]
 
 
 def _gone(vm: Vm) -> VmNotFound:

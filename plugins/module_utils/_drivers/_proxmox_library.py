@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""proxmoxer: the only import of it, the login, and one request.
+"""A login at Proxmox VE, and one question or order to it.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,40 +9,32 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import email.utils
-import re
 import threading
 import time
-import traceback
 import typing as t
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Answer, Http, Lost
 
-try:
-    import requests
+__all__ = ["PARALLEL", "Lost", "Refused", "Row", "Session", "is_lost", "is_slow", "mapping", "may_pass", "pauses", "rows", "upid"]
 
-    MISSING: tuple[str, str] | None = None
-    try:
-        # Without requests its import would end the whole process (proxmoxer 2.3).
-        from proxmoxer import AuthenticationError, ProxmoxAPI, ResourceException
-    except ImportError:
-        AuthenticationError = ProxmoxAPI = ResourceException = None
-        MISSING = ("proxmoxer", traceback.format_exc())
-except ImportError:
-    requests = None  # type: ignore[assignment]
-    AuthenticationError = ProxmoxAPI = ResourceException = None
-    MISSING = ("requests", traceback.format_exc())
+Row = Mapping[str, t.Any]
+_T = t.TypeVar("_T")
 
-__all__ = ["MISSING", "PARALLEL", "Refused", "Session", "is_lost", "pauses"]
-
-# To connect, and to answer. A node forwards what is for another one and waits 30 s for it (pve-http-server 6.0); proxmoxer's own 5 s are
-# less than the 10 s that PVE waits for a lock.
-_TIMES = (10.0, 45.0)
-# Requests at the same time; urllib3 would close what exceeds its ten.
-PARALLEL = 16
 # AnyEvent::HTTP's codes, from the node that we speak to about one that it forwards to, for what may have arrived there: no answer in time, a
 # broken one, and others. With 595 there was no connection.
-_LOST = (596, 597, 599)
+_NODE_REFUSED = 595
+_NODE_LOST = (596, 597, 599)
+# Of a proxy before it.
+_PROXY_LOST = (502, 503, 504)
+# How long a node that does not answer the one that we speak to is asked again: a restart of its services takes some seconds. More would keep all other
+# guests waiting for one node that is down.
+_NODE_SECONDS = 10.0
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 3.0
 
 
 class Refused(Exception):
@@ -71,49 +63,46 @@ class Session:
     ) -> None:
         """Log in; with a ``token``, its name and secret, nothing is sent for that.
 
-        :raises LibraryMissing: proxmoxer or requests is not installed.
+        :raises LibraryMissing: requests is not installed.
         :raises ConnectionFailed: nothing answered, or not with a certificate that is trusted.
         :raises PermissionDenied: the login was refused.
         """
-        if MISSING:
-            raise _errors.LibraryMissing(*MISSING)
-        self.where = f"{hostname}:{port}"
+        self._http = Http(hostname=hostname, port=port, validate_certs=validate_certs, ca_path=ca_path)
+        self.where = self._http.where
         self.user = user if token is None else f"{user}!{token[0]}"
         self.ahead = timedelta(0)
+        self.deadline: Deadline | None = None
+        """Until when a read is repeated; without one it is not."""
         self._lock = threading.Lock()
         self._password = password
         self._logins = 0
-        self._options: dict[str, t.Any] = {
-            "host": hostname,
-            "port": port,
-            "user": user,
-            # proxmoxer hands it to every single request, so that REQUESTS_CA_BUNDLE stands in for True only.
-            "verify_ssl": ca_path or validate_certs,
-            "timeout": _TIMES,
-        }
-        if token is None:
-            self._options["password"] = password
+        self._headers: dict[str, str] = {}
+        if token is not None:
+            self._headers = {"Authorization": f"PVEAPIToken={self.user}={token[1]}"}
         else:
-            self._options.update(token_name=token[0], token_value=token[1])
-        self._api = self._log_in()
+            self._log_in()
 
-    def _log_in(self) -> t.Any:
+    # -- login ---------------------------------------------------------------------------------------------------------
+
+    def _log_in(self) -> None:
+        what = "access/ticket"
+        answer = self._http.send(
+            "post", what, {"username": self.user, "password": self._password or ""}, {}, seconds=self._seconds()
+        )
+        if answer.status == 401:
+            raise self._not_let_in()
+        if answer.status in _PROXY_LOST:
+            raise Lost(f"{self.where} answered the login with {answer.status} {answer.reason}; check that Proxmox VE is up there")
         try:
-            api = ProxmoxAPI(**self._options)
-        except AuthenticationError as exc:
-            # proxmoxer says so whatever the status was, and PVE refuses with 401.
-            if re.search(r"code: (?!401$)\d+$", str(exc)):
-                raise self._no_pve("log in") from exc
-            raise self._not_let_in() from exc
-        except (KeyError, TypeError, ValueError) as exc:  # requests' own for what is no JSON is a ValueError too
-            raise self._no_pve("log in") from exc
-        except OSError as exc:
-            raise self.unreached("log in", exc) from exc
-        session = api._store["session"]
-        session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=PARALLEL))
-        session.hooks["response"].append(self._read_clock)
+            data = mapping(answer.json()["data"] if answer.status == 200 else None)
+            ticket, token = str(data["ticket"]), str(data["CSRFPreventionToken"])
+            second = data.get("NeedTFA")
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise self._http.no_pve("log in") from exc
+        if second:
+            raise _errors.PermissionDenied(f"{self.user!r} needs a second factor to log in at {self.where}; use an API token")
+        self._headers = {"Cookie": f"PVEAuthCookie={ticket}", "CSRFPreventionToken": token}
         self._logins += 1
-        return api
 
     def _not_let_in(self) -> _errors.PermissionDenied:
         what = "password" if self._password is not None else "token_id and token_secret"
@@ -121,30 +110,68 @@ class Session:
             f"{self.where} refused the login of {self.user!r}; check username (with its realm) and {what}"
         )
 
-    def _read_clock(self, answer: t.Any, **_more: t.Any) -> None:
+    def _read_clock(self, said: str | None) -> None:
         """Ages are counted by the clock that the snapshots have their times from."""
-        said = answer.headers.get("Date")
         if said:
             try:
                 self.ahead = email.utils.parsedate_to_datetime(said) - datetime.now(timezone.utc)
             except (TypeError, ValueError):
                 pass  # a proxy's own idea of a date
 
-    def ask(self, method: str, path: str, /, **values: t.Any) -> t.Any:
-        """The ``data`` of the answer to one request. A read whose answer was lost is sent again, a write never.
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def read(self, path: str, reader: Callable[[t.Any], _T], /, *, node_seconds: float | None = None, **values: t.Any) -> _T:
+        """What ``reader`` makes of the ``data`` of a GET. It is asked again until the deadline while no answer comes.
+
+        A node that the one we speak to cannot reach is asked again for some seconds, or for ``node_seconds``.
 
         :raises Refused: PVE's own error.
-        :raises ConnectionFailed: no answer came, so that a write may have been done.
+        :raises ConnectionFailed: no answer came, or one that has another shape than ``reader`` expects.
         :raises PermissionDenied: the login is not, or no longer, good for anything.
         """
-        try:
-            return self._logged_in(method, path, values)
-        except (Refused, _errors.ConnectionFailed) as exc:
-            if method != "get" or not is_lost(exc):
-                raise
-        return self._logged_in(method, path, values)
+        node_silent_since: float | None = None
+        pause = _FIRST_PAUSE_SECONDS
+        node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        while True:
+            try:
+                return self._shaped("GET", path, reader, self._logged_in("get", path, values))
+            except (Refused, _errors.ConnectionFailed) as exc:
+                left = self.deadline.left() if self.deadline is not None else 0.0
+                if isinstance(exc, Refused) and exc.status in (_NODE_REFUSED, *_NODE_LOST):
+                    node_silent_since = node_silent_since or time.monotonic()
+                    left = min(left, node_silent_since + node_seconds - time.monotonic())
+                if not may_pass(exc) or left <= 0:
+                    raise
+            time.sleep(min(pause, left))
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def _logged_in(self, method: str, path: str, values: dict[str, t.Any]) -> t.Any:
+    def write(self, method: str, path: str, reader: Callable[[t.Any], _T], /, **values: t.Any) -> _T:
+        """What ``reader`` makes of the ``data`` of an order, which is sent once.
+
+        :raises Refused: PVE's own error.
+        :raises NotReached: nothing was sent.
+        :raises Lost: it may have been done.
+        :raises PermissionDenied: the login is not, or no longer, good for anything.
+        """
+        data = self._logged_in(method, path, values)
+        try:
+            return self._shaped(method.upper(), path, reader, data)
+        except _errors.ConnectionFailed as exc:
+            raise Lost(str(exc)) from exc
+
+    def _shaped(self, method: str, path: str, reader: Callable[[t.Any], _T], data: t.Any) -> _T:
+        try:
+            return reader(data)
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError) as exc:
+            raise _errors.ConnectionFailed(
+                f"What {self.where} answered to {method} {path} has another shape than Proxmox VE's answers ({type(exc).__name__}: {str(exc)[:100]}); "
+                "nothing is concluded from it; check hostname and port, and what stands in between"
+            ) from exc
+
+    def _seconds(self) -> float | None:
+        return self.deadline.left() if self.deadline is not None else None
+
+    def _logged_in(self, method: str, path: str, values: Mapping[str, t.Any]) -> t.Any:
         logins = self._logins
         try:
             return self._once(method, path, values)
@@ -153,10 +180,13 @@ class Session:
                 raise
             if self._password is None:
                 raise self._not_let_in() from exc
-        # A ticket lives for two hours, or until the cluster changes its keys.
+        # A ticket lives for two hours, or until the cluster changes its keys. The request was refused, and has done nothing.
         with self._lock:
             if self._logins == logins:
-                self._api = self._log_in()
+                try:
+                    self._log_in()
+                except Lost as exc:
+                    raise _errors.NotReached(str(exc)) from exc
         try:
             return self._once(method, path, values)
         except Refused as exc:
@@ -164,76 +194,97 @@ class Session:
                 raise self._not_let_in() from exc
             raise
 
-    def _once(self, method: str, path: str, values: dict[str, t.Any]) -> t.Any:
+    def _once(self, method: str, path: str, values: Mapping[str, t.Any]) -> t.Any:
+        what = f"{method.upper()} {path}"
+        answer = self._http.send(method, path, values, self._headers, seconds=self._seconds())
+        self._read_clock(answer.date)
+        if answer.status == 404:  # PVE has none (9.2)
+            raise self._http.no_pve(what)
+        if answer.status != 200:
+            raise Refused(answer.status, _text(answer))
         try:
-            data = getattr(self._api(path), method)(**values)
-        except ResourceException as exc:
-            if exc.status_code == 404:  # PVE has none (9.2)
-                raise self._no_pve(f"{method} {path}") from exc
-            raise Refused(exc.status_code, _text(exc)) from exc
-        except AuthenticationError as exc:
-            raise Refused(401, "the ticket could not be renewed") from exc  # proxmoxer tries that each hour
+            found = answer.json()
+            if not isinstance(found, dict) or "data" not in found:
+                raise ValueError("no data")
         except ValueError as exc:
-            if isinstance(exc, OSError):  # one of requests' own
-                raise self.unreached(f"{method} {path}", exc) from exc
-            # Its text would show the header, with the secret in it.
-            raise _errors.InvalidOption(
-                "token_id, token_secret or password has a character that no header can have, such as the line break at the end of a file; take it away"
-            ) from None
-        except OSError as exc:  # requests' own are such, and a file of certificates that is none
-            raise self.unreached(f"{method} {path}", exc) from exc
-        except (AttributeError, KeyError, TypeError) as exc:
-            raise self._no_pve(f"{method} {path}") from exc  # JSON without what PVE puts into it
-        if isinstance(data, dict) and set(data) == {"errors"} and isinstance(data["errors"], bytes):
-            raise self._no_pve(f"{method} {path}")  # how proxmoxer gives back what is no JSON
-        return data
-
-    def _no_pve(self, what: str) -> _errors.ConnectionFailed:
-        return _errors.ConnectionFailed(
-            f"What answered at {self.where} on the way to {what} is no Proxmox VE, or none that works; check hostname and port"
-        )
-
-    def unreached(self, what: str, error: Exception) -> _errors.ConnectionFailed:
-        """Why nothing came back, in words of ours."""
-        said = str(error)
-        ca_path = self._options["verify_ssl"]
-        if isinstance(ca_path, str) and (not isinstance(error, requests.exceptions.RequestException) or "NO_CERTIFICATE" in said):
-            return _errors.ConnectionFailed(f"ca_path={ca_path!r} is no file of certificates in PEM format: {said}")
-        if "WRONG_VERSION_NUMBER" in said or "record layer failure" in said:
-            return self._no_pve(what)
-        if isinstance(error, requests.exceptions.SSLError):
-            inner = str(getattr(error.args[0], "reason", error.args[0])) if error.args else said
-            return _errors.ConnectionFailed(
-                f"The certificate of {self.where} is not trusted: {inner}; set ca_path to the CA that signed it (on a node: /etc/pve/pve-root-ca.pem), and "
-                "hostname to a name in it (validate_certs=false would trust anybody)"
-            )
-        made = _errors.ConnectionFailed
-        if "NameResolutionError" in said or "Name or service not known" in said:
-            why, made = "its name is not known", _errors.NotReached
-        elif isinstance(error, requests.exceptions.Timeout):
-            why = "it did not answer in time"
-        elif "refused" in said:
-            why, made = "the connection was refused", _errors.NotReached
-        else:
-            why = f"the connection broke ({type(error).__name__})"
-        return made(f"No Proxmox VE answered at {self.where} on the way to {what}: {why}; check hostname and port")
+            made = self._http.no_pve(what)
+            raise made if method == "get" else Lost(str(made)) from exc
+        return found["data"]
 
     def close(self) -> None:
         """Close the connections; a ticket has no log-out (PVE 9.2)."""
-        self._api._store["session"].close()
+        self._http.close()
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether what was asked for may have been done, although no answer came."""
     if isinstance(error, Refused):
-        return error.status in _LOST
-    return isinstance(error, _errors.ConnectionFailed) and not isinstance(error, _errors.NotReached)
+        return error.status in (*_PROXY_LOST, *_NODE_LOST)
+    return isinstance(error, Lost)
 
 
-def _text(error: t.Any) -> str:
+def is_slow(error: BaseException) -> bool:
+    """Whether an answer is lost because a proxy or we gave up waiting for it, so that the work may begin only later."""
+    if isinstance(error, Refused):
+        return error.status in (504, *_NODE_LOST)
+    return isinstance(error, Lost) and error.slow
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the next try may get an answer."""
+    if isinstance(error, Refused):
+        return error.status == _NODE_REFUSED or is_lost(error)
+    return isinstance(error, (Lost, _errors.NotReached))
+
+
+def rows(data: t.Any) -> list[Row]:
+    """A list of objects, as most answers are.
+
+    :raises TypeError: it is something else.
+    """
+    if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
+        raise TypeError(f"no list of objects but {_short(data)}")
+    return data
+
+
+def mapping(data: t.Any) -> Row:
+    """An object.
+
+    :raises TypeError: it is something else.
+    """
+    if not isinstance(data, dict):
+        raise TypeError(f"no object but {_short(data)}")
+    return data
+
+
+def upid(data: t.Any) -> str:
+    """The id of a task.
+
+    :raises ValueError: it is none.
+    """
+    if not isinstance(data, str) or not data.startswith("UPID:") or len(data.split(":")) != 9:
+        raise ValueError(f"no id of a task but {_short(data)}")
+    int(data.split(":")[4], 16)
+    return data
+
+
+def _short(data: t.Any) -> str:
+    return "null" if data is None else type(data).__name__
+
+
+def _text(answer: Answer) -> str:
     """What PVE says, in one line, with the options that it finds wrong."""
-    said = " ".join(str(error.content or "").split()) or f"HTTP status {error.status_code}"
-    wrong = error.errors if isinstance(error.errors, dict) else {}
+    said = answer.reason
+    wrong: Row = {}
+    try:
+        found = answer.json()
+    except ValueError:
+        found = None  # of a proxy, or of a 401
+    if isinstance(found, dict):
+        # Since PVE 8.4; before, and without a body, the reason is all there is.
+        said = str(found.get("message") or said)
+        wrong = found["errors"] if isinstance(found.get("errors"), dict) else {}
+    said = " ".join(said.split()) or f"HTTP status {answer.status}"
     details = [f"{name}: {' '.join(str(why).split())}" for name, why in wrong.items() if isinstance(why, str)]
     return said + "".join(f" ({one})" for one in details)
 

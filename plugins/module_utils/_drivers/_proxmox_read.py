@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import typing as t
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import way_out
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import locked_by, way_out
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Row
 from ansible_collections.safepoint.vm.plugins.module_utils._model import (
     Configuration,
     Finding,
@@ -26,17 +26,21 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import (
     parents_first,
 )
 
-Row = Mapping[str, t.Any]
-
 # The entry of the list that stands for the guest as it is now.
 _NOW = "current"
 _QEMU_DISK = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
 _LXC_DISK = re.compile(r"rootfs|mp\d+")
+# In these states high availability does not start a guest (pve-ha-manager 5.0).
+_HA_LEFT_OFF = ("stopped", "request_stop", "disabled", "ignored", "error")
+# In these of QEMU's states the guest stands still.
+_STILL = ("paused", "suspended", "io-error", "internal-error", "guest-panicked", "watchdog")
 _TEMPLATE = "is a template, which has no snapshots (PVE would leave it locked); clone it, and use the clone"
 _SIZE_UNKNOWN = "Proxmox VE does not tell the size of a snapshot"
 # "agent: 1", or "agent: enabled=1,fstrim_cloned_disks=1".
 _AGENT = re.compile(r"(?:^|,)(?:enabled=)?1(?:,|$)")
 _NO_FREEZE = re.compile(r"(?:^|,)(freeze-fs(?:-on-backup)?=0)(?:,|$)")
+# Locks of work that takes and removes no snapshots which a user sees.
+_NOT_ABOUT_SNAPSHOTS = ("backup", "suspended", "suspending", "mounted", "fstrim")
 QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
 
 
@@ -53,6 +57,16 @@ class Guest:
     running: bool
     template: bool
     lock: str | None
+    heard: bool = True
+    """Whether its node told of it lately; not so where the node is down, and for the first ten seconds of a guest."""
+    ha: str | None = None
+    """The state that high availability has it in or brings it to; None where it does not look after it."""
+    pool: str | None = None
+
+    @property
+    def kept_running(self) -> bool:
+        """Whether high availability starts it again when it is off."""
+        return self.ha is not None and self.ha not in _HA_LEFT_OFF
 
     @property
     def vm(self) -> Vm:
@@ -77,15 +91,24 @@ class Guest:
 
 
 def read_guest(row: Row, *, kind: str | None = None, node: str | None = None) -> Guest:
-    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``."""
+    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``.
+
+    :raises ValueError: it is none.
+    """
+    for key in ("type", "node", "name", "status"):
+        if not isinstance(row.get(key) or "", str):
+            raise ValueError(f"{key} is no text")
     return Guest(
-        vmid=str(row["vmid"]),
+        vmid=str(int(row["vmid"])),
         kind=kind or row["type"],
         node=node or row["node"],
         name=row.get("name"),
         running=row.get("status") == "running",
         template=bool(int(row.get("template") or 0)),
         lock=row.get("lock") or None,
+        heard=row.get("status") != "unknown",
+        ha=row.get("hastate") or None,
+        pool=row.get("pool") or None,
     )
 
 
@@ -115,6 +138,11 @@ class Listing:
     running: bool
     unfinished: Mapping[str, str]
     """By the name of the snapshot its snapstate, ``prepare`` or ``delete``."""
+
+
+def read_still(rows: Iterable[Row]) -> frozenset[str]:
+    """The vmids of the VMs that are up and stand still, of a node's list with ``full``."""
+    return frozenset(str(row["vmid"]) for row in rows if row.get("qmpstatus") in _STILL)
 
 
 def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
@@ -165,25 +193,33 @@ def _obstacles(guest: Guest, name: str, snapstate: str | None) -> dict[str, str]
     return obstacles
 
 
-def read_state(guest: Guest, listing: Listing | None, holder: str | None, *, no_freeze: str | None = None) -> VmState:
-    """The state of a guest; ``holder`` is the task that is seen to work on it, ``no_freeze`` why it cannot be quiesced."""
+def read_state(
+    guest: Guest, listing: Listing | None, holder: str | None, *, no_freeze: str | None = None, still: bool = False
+) -> VmState:
+    """The state of a guest; ``holder`` is the task that is seen to work on it, ``no_freeze`` why it cannot be quiesced, ``still`` that it is paused."""
     running = listing.running if listing is not None else guest.running
     unfinished = listing.unfinished if listing is not None else {}
     busy = None
     findings = []
     if guest.lock:
-        busy = f"the lock {guest.lock!r}"
-        if holder is not None:
-            busy += f" of the task {holder}"
-        else:
+        busy = locked_by(guest.lock, holder, tool=guest.tool, vmid=guest.vmid, unfinished=unfinished)
+        if holder is None:
             out = way_out(guest.lock, guest.tool, guest.vmid, unfinished)
-            busy += f" ({out})"
             findings.append(Finding("locked", f"{guest.vm} has the lock {guest.lock!r}", out))
     for name, snapstate in unfinished.items():
         if not guest.lock:
             said = f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})"
             findings.append(Finding("unfinished_snapshot", said, _remove_by_force(guest, name)))
-    return VmState("running" if running else "off", (_way(guest, running, no_freeze),), busy=busy, findings=tuple(findings))
+    # A snapshot or a backup stops the guest for a moment, which is no pause.
+    power = "off" if not running else "paused" if still and not guest.lock else "running"
+    return VmState(
+        power,
+        (_way(guest, running, no_freeze),),
+        busy=busy,
+        settled=guest.lock in _NOT_ABOUT_SNAPSHOTS,
+        started_by="high availability" if guest.kept_running else None,
+        findings=tuple(findings),
+    )
 
 
 def _way(guest: Guest, running: bool, no_freeze: str | None) -> Way:
@@ -215,6 +251,19 @@ def read_no_freeze(configuration: Row) -> str | None:
     return f"its options forbid it (agent: {off[1]})" if off else None
 
 
+def with_pending(now: Configuration, planned: Configuration) -> Configuration:
+    """What a guest is made of, with what waits for its next start."""
+    later: dict[str, int | str | None] = {}
+    for what in ("cpus", "memory_bytes"):
+        if getattr(planned, what) != getattr(now, what):
+            later[what] = getattr(planned, what)
+    for word, is_now, will_be in (("disk", now.disks, planned.disks), ("network", now.networks, planned.networks)):
+        for name in sorted({*is_now, *will_be}):
+            if is_now.get(name) != will_be.get(name):
+                later[f"{word} {name}"] = will_be.get(name)
+    return dataclasses.replace(now, next_start=later)
+
+
 def read_configuration(found: Row, *, container: bool) -> Configuration:
     """What a guest is made of, or was when the snapshot was taken."""
     disk = _LXC_DISK if container else _QEMU_DISK
@@ -229,3 +278,12 @@ def read_configuration(found: Row, *, container: bool) -> Configuration:
         disks={key: str(value) for key, value in found.items() if disk.fullmatch(key) and "media=cdrom" not in str(value)},
         networks={key: str(value) for key, value in found.items() if re.fullmatch(r"net\d+", key)},
     )
+
+
+def disk_storages(found: Row, guest: Guest) -> dict[str, str]:
+    """The storages of a guest's disks, by the names of the volumes."""
+    disk = _LXC_DISK if guest.container else _QEMU_DISK
+    volumes = [
+        str(value).partition(",")[0] for key, value in found.items() if disk.fullmatch(key) and "media=cdrom" not in str(value)
+    ]
+    return {volume: volume.partition(":")[0] for volume in volumes if ":" in volume}

@@ -11,20 +11,27 @@ from __future__ import annotations
 import re
 import threading
 import time
-import typing as t
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import refused
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Refused, Session, pauses
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import (
+    Refused,
+    Row,
+    Session,
+    mapping,
+    pauses,
+    rows,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, Unverified
 
 # Tasks that begin within this time are asked for together.
 _GATHER_SECONDS = 0.1
 _LONGEST_PAUSE = 2.0
+# Lines of a log; the default is 50, and the last one tells most.
+_LINES = 5000
 # Rows of a node's list; the default of 50 is what a busy node starts in a minute.
 _ROWS = 1000
-# How often in a row the question may fail, and how long a node is left alone after that.
-_RETRIES = 5
-_RETRY_SECONDS = 2.0
+# How long a node may be silent while tasks of ours run there: its services may be restarted. Then it is told that their end is not known.
+_NODE_SECONDS = 60.0
 # PVE::Tools, upid_status_is_error: with a warning it has worked (pve-common 9.2).
 _WORKED = re.compile(r"OK|WARNINGS: \d+")
 
@@ -32,9 +39,13 @@ _WORKED = re.compile(r"OK|WARNINGS: \d+")
 class TaskFailed(Exception):
     """How a worker ended, in PVE's words. Never leaves the driver."""
 
+    def __init__(self, text: str, upid: str) -> None:
+        super().__init__(text)
+        self.upid = upid
+
 
 class _Waiting:
-    """A task that somebody waits for."""
+    """A task that is waited for."""
 
     def __init__(self, upid: str) -> None:
         self.upid = upid
@@ -69,7 +80,7 @@ class Tasks:
         """Block until the task has ended, and return ``OK`` or ``WARNINGS: n``. Any number of threads may wait.
 
         :raises TaskFailed: it ended with something else.
-        :raises SafepointError: nobody can tell how it ended.
+        :raises Unverified: it cannot be told how it ended.
         """
         waiting = _Waiting(upid)
         with self._lock:
@@ -82,13 +93,12 @@ class Tasks:
         if waiting.error is not None:
             raise waiting.error
         if not _WORKED.fullmatch(waiting.status):
-            raise TaskFailed(waiting.status)
+            raise TaskFailed(waiting.status, upid)
         return waiting.status
 
     def _ask(self, node: str) -> None:
         time.sleep(_GATHER_SECONDS)
         pause = pauses(_LONGEST_PAUSE)
-        failures = 0
         while True:
             with self._lock:
                 waiting = [one for one in self._pending.values() if one.node == node]
@@ -98,21 +108,15 @@ class Tasks:
             try:
                 if self._look(node, waiting):
                     pause = pauses(_LONGEST_PAUSE)
-                failures = 0
                 time.sleep(next(pause))
-            except (Refused, ConnectionFailed) as exc:
-                failures += 1
-                if failures > _RETRIES:
-                    self._fail(waiting, exc)
-                time.sleep(_RETRY_SECONDS)
-            except BaseException as exc:  # whoever waits would wait for ever
+            except BaseException as exc:  # or those who wait would wait for ever
                 self._fail(waiting, exc)
 
     def _look(self, node: str, waiting: list[_Waiting]) -> int:
         """Ask a node, and note what has ended; returns how many."""
         since = min(one.began for one in waiting)
-        rows = self._session.ask("get", f"nodes/{node}/tasks", source="all", since=since, limit=_ROWS)
-        seen = {row["upid"]: row for row in rows}
+        path, asked = f"nodes/{node}/tasks", {"source": "all", "since": since, "limit": _ROWS}
+        seen = self._session.read(path, _by_upid, node_seconds=_NODE_SECONDS, **asked)
         ended = 0
         for one in waiting:
             # Without Sys.Audit only one's own tasks are listed, and of a very busy node only the latest.
@@ -125,17 +129,50 @@ class Tasks:
                 one.end(status=str(status))
         return ended
 
-    def _single(self, one: _Waiting) -> dict[str, t.Any]:
-        return t.cast("dict[str, t.Any]", self._session.ask("get", f"nodes/{one.node}/tasks/{one.upid}/status"))
+    def log(self, upid: str) -> list[str]:
+        """The lines of a task's log.
+
+        :raises Refused: PVE does not tell.
+        :raises SafepointError: it was not reached.
+        """
+        node = upid.split(":")[1]
+        return self._session.read(f"nodes/{node}/tasks/{upid}/log", _lines, limit=_LINES)
+
+    def of(self, node: str, vmid: str) -> list[Row]:
+        """The tasks that work on a guest now, as far as the user may see them: its own, and with Sys.Audit all.
+
+        :raises Refused: PVE does not tell.
+        :raises SafepointError: it was not reached.
+        """
+        listed = self._session.read(f"nodes/{node}/tasks", rows, source="active", vmid=vmid)
+        return [row for row in listed if holds(row)]
+
+    def _single(self, one: _Waiting) -> Row:
+        return self._session.read(f"nodes/{one.node}/tasks/{one.upid}/status", mapping, node_seconds=_NODE_SECONDS)
 
     def _fail(self, waiting: list[_Waiting], error: BaseException) -> None:
         node = waiting[0].node
         if isinstance(error, Refused):
             error = refused(error, f"wait for the tasks of {node}", where=self._session.where, node=node)
-        if isinstance(error, SafepointError):
-            # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
-            error = ConnectionFailed(f"How the tasks of {node} ended cannot be told: {error}")
         with self._lock:
             failed = [one for one in waiting if self._pending.pop(one.upid, None) is not None]
         for one in failed:
-            one.end(error=error)
+            if isinstance(error, SafepointError):
+                # It goes on all the same, whatever it was that did not let us see.
+                said = f"The task {one.upid} was begun, and how it ended could not be read: {error}; look with snapshot_info"
+                one.end(error=Unverified(said))
+            else:
+                one.end(error=error)
+
+
+def holds(row: Row) -> bool:
+    """Whether a task can hold its guest; that of an open console does not, and runs for as long as it is open."""
+    return not row.get("endtime") and not re.search("proxy|shell|console", str(row.get("type")))
+
+
+def _by_upid(data: object) -> dict[str, Row]:
+    return {str(row["upid"]): row for row in rows(data)}
+
+
+def _lines(data: object) -> list[str]:
+    return [str(row["t"]).strip() for row in rows(data)]

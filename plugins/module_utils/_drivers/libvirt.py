@@ -21,7 +21,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images, _libvirt_judge
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     CHECK,
     LIBVIRT_IMPORT_ERROR,
@@ -32,11 +32,16 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import hindrances, present
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    CRASHED,
+    MIGRATED_AWAY,
     Daemon,
+    findings_of_state,
     test_driver_ways,
     ways,
+    why_not_written,
     with_obstacles,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
@@ -60,9 +65,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 
 __all__ = ["CHECK", "LibvirtDriver"]
 
-# virDomainState in libvirt-domain.h; what is not here (crashed, shutting down, suspended, blocked) still has a process.
+# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
 _OFF = 5
-_POWERS = {3: "paused", _OFF: "off"}
+_POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
 # VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE or _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
 _PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
 # VIR_DOMAIN_SHUTOFF with VIR_DOMAIN_SHUTOFF_DAEMON: a libvirtd that was started again could not go on with this QEMU, and has ended it.
@@ -76,7 +81,7 @@ class LibvirtDriver(SnapshotDriver):
 
     name = "libvirt"
     # libvirt takes nearly everything, and with more than 247 bytes leaves data in the image that it then does not know.
-    name_rule = NameRule(max_bytes=80, numbers_from=_libvirt_images.LOWEST_NUMBER)
+    name_rule = NameRule(max_bytes=80, numbers_from=LOWEST_NUMBER)
     # A daemon has 20 workers by default (max_workers). The others are left to other users of the daemon, and to our own looks.
     most_parallel = 16
 
@@ -119,8 +124,8 @@ class LibvirtDriver(SnapshotDriver):
         return Daemon(version, self._is_qemu and known)
 
     @functools.cached_property
-    def _judge(self) -> _libvirt_images.Judge:
-        return _libvirt_images.Judge(self._connection, local=is_local(self._uri))
+    def _judge(self) -> _libvirt_judge.Judge:
+        return _libvirt_judge.Judge(self._connection, local=is_local(self._uri), version=lambda: self._daemon.version)
 
     def set_deadline(self, deadline: Deadline) -> None:
         # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
@@ -272,20 +277,23 @@ class LibvirtDriver(SnapshotDriver):
                 f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
         left = self._left(vm, state) if not busy else None
-        how = self._ways(vm, domain, power) if look_for_ways else ()
+        found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
+        if state == MIGRATED_AWAY:
+            refusals["write"] = why_not_written(vm.name)
+        how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
         if left is not None:
             warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
             how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
-        return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=(left,) if left else ())
+        return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
-    def _ways(self, vm: Vm, domain: t.Any, power: str) -> tuple[Way, ...]:
+    def _ways(self, vm: Vm, domain: t.Any, power: str, *, crashed: bool) -> tuple[Way, ...]:
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
             return test_driver_ways(vm.name, power=power, saved=saved)
         current = _current(domain) if self._daemon.external_revert else None
         fork = current.getName() if current is not None and current.numChildren() else None
         xml = domain.XMLDesc()
-        seen = self._judge.seen(domain, xml, up=power != "off")
+        seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
     def _left(self, vm: Vm, state: tuple[int, int]) -> Finding | None:

@@ -134,7 +134,7 @@ def _guest(guest: Guest, seen: dict[int, dict[str, t.Any]]) -> dict[str, t.Any]:
     if guest.pool:
         row["pool"] = guest.pool
     if guest.managed:
-        row["hastate"] = "started"
+        row["hastate"] = guest.ha_state
     return row
 
 
@@ -265,7 +265,7 @@ def ha_resources(call: Call) -> list[dict[str, t.Any]]:
     words = {"qemu": "vm", "lxc": "ct"}
     wanted = call.values.get("type")
     return [
-        {"sid": f"{words[guest.type]}:{guest.vmid}", "type": words[guest.type], "state": "started"}
+        {"sid": f"{words[guest.type]}:{guest.vmid}", "type": words[guest.type], "state": guest.ha_state}
         for guest in call.cluster.guests.values()
         if guest.managed and wanted in (None, words[guest.type])
     ]

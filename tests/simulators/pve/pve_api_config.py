@@ -13,6 +13,7 @@ from pve_errors import Died, bad_parameters
 from pve_guests import stored
 from pve_routes import Call, routes
 from pve_schema import BOOLEAN, EXTRA, SNAPNAME, STRING, Parameter
+from pve_storage import STORAGES, storage_of
 
 BOOLEANS = {"acpi", "autostart", "console", "kvm", "numa", "onboot", "protection", "tablet", "template", "unprivileged"}
 NUMBERS = {
@@ -59,7 +60,10 @@ def read_config(call: Call) -> dict[str, t.Any]:
     """The configuration, of now or of a snapshot."""
     guest = call.cluster.load(call.place)
     name = call.values.get("snapshot")
-    return {**(guest.snapshot(name).section if name else guest.config), "digest": guest.digest()}
+    if name:
+        return {**guest.snapshot(name).section, "digest": guest.digest()}
+    # Without `current` it is as it will be after the next start.
+    return {**(guest.config if call.values.get("current") else guest.planned()), "digest": guest.digest()}
 
 
 def update_parameters(guest_type: str) -> dict[str, Parameter]:
@@ -149,3 +153,28 @@ def feature(call: Call) -> dict[str, t.Any]:
         shared = all(volid.startswith("rbd:") for volid in volids)
         answer["nodes"] = list(call.cluster.nodes) if shared else [guest.node]
     return answer
+
+
+# -- storages --------------------------------------------------------------------------------------------------------------
+
+STORAGE_RIGHTS = ("Datastore.Audit", "Datastore.AllocateSpace")
+
+
+@routes.add("GET", "/storage", parameters={"type": STRING})
+def storages(call: Call) -> list[dict[str, t.Any]]:
+    """The storages of the cluster that one may see."""
+    rows = []
+    for name, storage in STORAGES.items():
+        if call.allowed(f"/storage/{name}", *STORAGE_RIGHTS):
+            rows.append({"storage": name, "type": storage.kind, "content": "images,rootdir", "digest": "0" * 40})
+            if storage.kind == "dir" and storage.newest_only:
+                rows[-1]["snapshot-as-volume-chain"] = 1
+    return rows
+
+
+@routes.add("GET", "/nodes/{node}/storage/{storage}/status")
+def storage_status(call: Call) -> dict[str, t.Any]:
+    """One storage. The right is asked for before it is looked for."""
+    name = call.values["storage"]
+    call.cluster.access.check(call.user, f"/storage/{name}", STORAGE_RIGHTS)
+    return {"type": storage_of(f"{name}:").kind, "active": 1, "enabled": 1, "content": "images,rootdir"}

@@ -12,7 +12,7 @@ from pve_errors import Died, bad_parameters
 from pve_guests import WORDS, Guest
 from pve_routes import Call, routes
 from pve_schema import BOOLEAN, COUNT, STRING, Parameter
-from pve_workers import start_guest, stop_guest
+from pve_workers import resume_guest, start_guest, stop_guest, suspend_guest
 
 AUDIT = ("VM.Audit",)
 POWER = ("VM.PowerMgmt",)
@@ -65,11 +65,18 @@ def list_parameters(guest_type: str) -> dict[str, Parameter]:
 @routes.add("GET", "/nodes/{node}/{type}", parameters=list_parameters)
 def list_guests(call: Call) -> list[dict[str, t.Any]]:
     """The guests of one kind on one node, as they are now."""
+    # Only `full` asks each QEMU.
+    full = call.type == "qemu" and call.values.get("full")
     return [
-        status_row(guest)
+        status_row(guest) | ({"qmpstatus": _qmp_status(guest)} if full else {})
         for guest in call.cluster.guests.values()
         if (guest.node, guest.type) == (call.values["node"], call.type) and call.allowed_guest(guest.vmid, *AUDIT)
     ]
+
+
+def _qmp_status(guest: Guest) -> str:
+    """What QEMU itself says, which knows of a pause."""
+    return "paused" if guest.paused else guest.status
 
 
 @routes.add("GET", "/nodes/{node}/{type}/{vmid}/status/current", privileges=AUDIT)
@@ -77,9 +84,9 @@ def status_current(call: Call) -> dict[str, t.Any]:
     """The status of a guest."""
     guest = call.cluster.load(call.place)
     row = status_row(guest)
-    row["ha"] = {"managed": 1, "state": "started"} if guest.managed else {"managed": 0}
+    row["ha"] = {"managed": 1, "state": guest.ha_state} if guest.managed else {"managed": 0}
     if guest.type == "qemu":
-        row["qmpstatus"] = guest.status
+        row["qmpstatus"] = _qmp_status(guest)
         if guest.config.get("agent"):
             row["agent"] = 1
         if guest.running:
@@ -127,6 +134,27 @@ def stop(call: Call) -> str:
 def shutdown(call: Call) -> str:
     """Shut a guest down; all guests here obey."""
     return _stop(call, "shutdown")
+
+
+@routes.add(
+    "POST",
+    "/nodes/{node}/qemu/{vmid}/status/suspend",
+    privileges=POWER,
+    parameters={"skiplock": BOOLEAN, "todisk": BOOLEAN, "statestorage": STRING},
+)
+def suspend(call: Call) -> str:
+    """Pause a VM, or suspend it to disk."""
+    call.type = "qemu"
+    return suspend_guest(call.cluster, call.place, call.user, to_disk=call.values.get("todisk", False))
+
+
+@routes.add(
+    "POST", "/nodes/{node}/qemu/{vmid}/status/resume", privileges=POWER, parameters={"skiplock": BOOLEAN, "nocheck": BOOLEAN}
+)
+def resume(call: Call) -> str:
+    """Let a VM go on."""
+    call.type = "qemu"
+    return resume_guest(call.cluster, call.place, call.user)
 
 
 def _stop(call: Call, verb: str) -> str:

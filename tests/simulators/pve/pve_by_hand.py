@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import copy
+import threading
 import time
 import typing as t
 from collections.abc import Sequence
 
-from pve_cluster import Cluster
+from pve_cluster import Cluster, Place
 from pve_guests import Config, Guest, Snapshot, copied, stored
 from pve_storage import make_state_volid, make_volid
 
@@ -114,11 +115,13 @@ class ByHand(Cluster):
         """Change a guest, as a person at the node does, past all locks.
 
         name, lock, protection, template, tags, memory_mb; status, node (it was migrated), data, pool; agent (True, False, "silent"),
-        managed (by high availability), replicated (a replication job needs its snapshots); config, a dict. None takes away.
+        managed (by high availability), ha_state ("started" or "stopped"), replicated (a replication job needs its snapshots), paused;
+        config and pending (what waits for the next start), dicts. None takes away.
         """
         with self.lock:
             guest = self.guests[vmid]
             config = dict(changes.pop("config", {}))
+            guest.pending.update(changes.pop("pending", {}))
             for key, value in changes.items():
                 if key in ("lock", "tags", "protection", "template"):
                     config[key] = int(value) if isinstance(value, bool) and value else value or None
@@ -131,7 +134,7 @@ class ByHand(Cluster):
                 elif key == "agent":
                     config["agent"] = "1" if value else None
                     guest.agent = "silent" if value == "silent" else "ok"
-                elif key in ("node", "data", "pool", "managed", "replicated"):
+                elif key in ("node", "data", "pool", "managed", "ha_state", "replicated", "paused"):
                     setattr(guest, key, value)
                 else:
                     raise TypeError(f"A guest has no {key}")
@@ -203,6 +206,19 @@ class ByHand(Cluster):
         """How long tasks run that are begun from now on: those of a type, as qmsnapshot, or all that have no time of their own."""
         with self.lock:
             self.task_seconds[type] = seconds
+
+    def open_console(self, vmid: int) -> None:
+        """Look at the screen of a VM: a task of root's that runs for as long as vncproxy takes."""
+        guest, begun = self.guests[vmid], threading.Event()
+
+        def begin() -> None:
+            with self.lock:
+                self.fork("vncproxy", Place(vmid, guest.type, guest.node), "root@pam", lambda task: task.work())
+            begun.set()
+
+        if self.loop is not None:
+            self.loop.call_soon_threadsafe(begin)
+            begun.wait()
 
     def finish_tasks(self) -> None:
         """Let all tasks that run end now, with success."""

@@ -35,6 +35,9 @@ class RequestFault(Rule):
     after: bool = False
     cut: bool = False
     delay: float = 0.0
+    gone: float = 0.0
+    silent: bool = False
+    body: str | None = None
     hold: bool = False
     reached: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when a request is held."""
@@ -58,6 +61,7 @@ class TaskFault(Rule):
     exitstatus: str = ""
     killed: bool = False
     warnings: int = 0
+    not_started: bool = False
 
     def matches(self, task_type: str, vmid: int) -> bool:
         """Whether it is for this worker."""

@@ -48,6 +48,13 @@ class Guest:
     agent: str = "ok"
     pool: str | None = None
     managed: bool = False
+    # What high availability is to keep it in: "started" or "stopped".
+    ha_state: str = "started"
+    # The vCPUs of a VM that runs are stopped.
+    paused: bool = False
+    # Changes that wait for the next start; None takes the option away.
+    pending: Config = dataclasses.field(default_factory=dict)
+    made: float = dataclasses.field(default_factory=time.monotonic)
     replicated: bool = False
     snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
     started: float = 0.0
@@ -76,7 +83,14 @@ class Guest:
         """Set it running or stopped."""
         if status == "running" and not self.running:
             self.started = time.time()
+            self.config = self.planned()
+            self.pending.clear()
         self.status = status
+        self.paused = False
+
+    def planned(self) -> Config:
+        """The configuration as it will be after the next start."""
+        return {key: value for key, value in {**self.config, **self.pending}.items() if value is not None}
 
     def check_lock(self) -> None:
         """Raise Died if another operation has locked it."""

@@ -51,6 +51,9 @@ class Front:
         self.requests = self.logins = self.connections = self.bytes_sent = 0
         self._server: web.Server | None = None
         self._listener: socket.socket | None = None
+        self._context: ssl.SSLContext | None = None
+        # Until when nothing listens.
+        self._back_at = 0.0
         # Connections that nobody has shaken hands with.
         self._waiting: set[socket.socket] = set()
 
@@ -58,7 +61,7 @@ class Front:
 
     def listen(self, listener: socket.socket, context: ssl.SSLContext) -> None:
         """Accept connections until `close`, in the loop that runs."""
-        self._listener = listener
+        self._listener, self._context = listener, context
         server = self._server = web.Server(self._handle, access_log=None)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener, server, context)
 
@@ -80,17 +83,52 @@ class Front:
         with contextlib.suppress(OSError):
             await asyncio.get_running_loop().connect_accepted_socket(server, connection, ssl=context)
 
+    def go(self, seconds: float) -> None:
+        """Be gone for a while: connections are cut, and new ones are refused."""
+        loop = asyncio.get_running_loop()
+        self._back_at = loop.time() + seconds
+        if self._listener is None:
+            return
+        address = self._listener.getsockname()
+        loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
+        # Who is bound and does not listen keeps the port, and has connections refused.
+        kept = socket.socket()
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.setblocking(False)
+        kept.bind(address)
+        self._drop()
+        self.cluster.spawn(self._return(kept))
+
+    async def _return(self, kept: socket.socket) -> None:
+        try:
+            while asyncio.get_running_loop().time() < self._back_at:
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            kept.close()
+            raise
+        kept.listen(512)
+        self._listener = kept
+        if self._server is not None and self._context is not None:
+            asyncio.get_running_loop().add_reader(kept, self._accept, kept, self._server, self._context)
+
+    def _drop(self) -> None:
+        for connection in self._waiting:
+            connection.close()
+        self._waiting.clear()
+        for handler in self._server.connections if self._server is not None else ():
+            if handler.transport is not None:
+                t.cast(asyncio.WriteTransport, handler.transport).abort()
+
     async def close(self) -> None:
         """End all tasks and drop all connections, without the farewell of TLS that a client might never answer."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
         await self.cluster.cancel()
-        for connection in self._waiting:
-            connection.close()
+        self._drop()
         if self._server is not None:
-            for handler in self._server.connections:
-                if handler.transport is not None:
-                    t.cast(asyncio.WriteTransport, handler.transport).abort()
             # To aiohttp 3.14 a timeout of 0 is none at all.
             await self._server.shutdown(0.01)
         await asyncio.sleep(0.01)
@@ -118,7 +156,12 @@ class Front:
         with self.cluster.lock:
             self._count(request.method, path)
             fault = self.cluster.faults.for_request(request.method, path)
+        if fault is not None and fault.silent:
+            self.muted = True
         await self._while_muted()
+        if fault is not None and fault.gone and not fault.after:
+            self.go(fault.gone)
+            return web.Response()
         if fault is not None and not fault.after:
             await self._while_held(fault)
             answer = self._fail(request, fault)
@@ -133,6 +176,8 @@ class Front:
                 await asyncio.sleep(max(0.0, self.auth_delay - (time.monotonic() - began)))
             answer = self._error(exc)
         if fault is not None and fault.after:
+            if fault.gone:
+                self.go(fault.gone)
             await self._while_held(fault)
             answer = self._fail(request, fault) or answer
         return answer
@@ -187,6 +232,8 @@ class Front:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
+        if fault.body is not None:
+            return web.Response(body=fault.body.encode(), headers={"Content-Type": JSON})
         if fault.status is not None:
             # Answers of the proxy, and those about authentication, have no body.
             bare = fault.status == 401 or fault.status >= 595

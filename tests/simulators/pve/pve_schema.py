@@ -66,7 +66,13 @@ VMID = Parameter("integer", optional=False, format="vmid")
 SNAPNAME = Parameter(optional=False, format="configid", longest=40)
 COUNT = Parameter("integer", least=0)
 # What stands for these names in a path.
-IN_PATH = {"node": NODE, "vmid": VMID, "snapname": SNAPNAME, "upid": Parameter(optional=False)}
+IN_PATH = {
+    "node": NODE,
+    "vmid": VMID,
+    "snapname": SNAPNAME,
+    "upid": Parameter(optional=False),
+    "storage": Parameter(optional=False),
+}
 
 
 def validate(parameters: Mapping[str, Parameter], values: Mapping[str, str]) -> dict[str, t.Any]:

@@ -31,6 +31,7 @@ from pve_by_hand import ByHand
 from pve_faults import RequestFault, TaskFault
 from pve_http import Front
 from pve_tls import make_certificates
+from pve_workers import watch_ha
 
 START_TIMEOUT = 30.0
 
@@ -40,7 +41,8 @@ class PveServer(ByHand):
 
     Settings that may be changed at any time: `auth_delay` (each 401 comes so much later; 3.0 in reality), `lock_seconds` (how
     long a worker waits for a lock of another, 10.0), `second_start_seconds` (how long after a rollback with start=1 the guest
-    runs), `version` (what GET /version says).
+    runs), `version` (what GET /version says), `nameless_seconds` (how long a new guest has no name in cluster/resources, 10.0 in reality),
+    `worker_failure_rate` (of how many workers the start fails), `container_deletes_meet`, `ha_watch_seconds`: see pve_cluster.py.
     """
 
     def __init__(self, nodes: Sequence[str] = ("pve1", "pve2")) -> None:
@@ -101,9 +103,16 @@ class PveServer(ByHand):
         self.loop.set_exception_handler(self._loop_failed)
         self._ended = asyncio.Event()
         self._front.listen(listener, context)
+        self.spawn(self._watch())
         ready.set()
         await self._ended.wait()
         await self._front.close()
+
+    async def _watch(self) -> None:
+        off_since: dict[int, float] = {}
+        while True:
+            watch_ha(self, off_since)
+            await asyncio.sleep(0.02)
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """An exception that nobody waits for. A client that leaves in the middle of the handshake is none of ours."""
@@ -176,22 +185,40 @@ class PveServer(ByHand):
         after: bool = False,
         cut: bool = False,
         delay: float = 0.0,
+        gone: float = 0.0,
+        silent: bool = False,
+        body: str | None = None,
         hold: bool = False,
     ) -> RequestFault:
         """Let the `nth` request of a call from now on, and those after it up to `count` of them (None: all), go wrong.
 
         The path has no /api2/json; `*` in it matches slashes too. With `status` it is answered so, with `cut` the connection
         ends without an answer, with `delay` all is fine but late; a delay goes with the others. With `after` the work is done
-        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s. With `hold`
-        the rule that is returned tells by `reached` that a request is there, which waits until `release()` and is cut then.
+        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s.
+
+        With `gone` all connections are cut, and for so many seconds new ones are refused. With `silent` nothing is answered from
+        then on, until `unmute()`. With `body` it is answered with 200 and that. With `hold` the rule that is returned tells by
+        `reached` that a request is there, which waits until `release()` and is cut then.
         """
-        if after and status is None and not cut and not delay and not hold:
+        if after and status is None and not (cut or delay or gone or silent or hold or body):
             status = 596
         if status is not None and not reason:
             reason = {595: "Connection refused", 596: "Connection timed out"}.get(status, "fault of the test")
         path = "/" + path_glob.lstrip("/") if not path_glob.startswith("*") else path_glob
         rule = RequestFault(
-            nth, count, method=method, path=path, status=status, reason=reason, after=after, cut=cut, delay=delay, hold=hold
+            nth,
+            count,
+            method=method,
+            path=path,
+            status=status,
+            reason=reason,
+            after=after,
+            cut=cut,
+            delay=delay,
+            gone=gone,
+            silent=silent,
+            body=body,
+            hold=hold,
         )
         with self.lock:
             self.faults.requests.append(rule)
@@ -205,6 +232,7 @@ class PveServer(ByHand):
         exitstatus: str = "",
         killed: bool = False,
         warnings: int = 0,
+        not_started: bool = False,
         nth: int = 1,
         count: int | None = 1,
     ) -> None:
@@ -212,11 +240,20 @@ class PveServer(ByHand):
 
         A create cleans up; a delete leaves its lock and snapstate, or goes on if it was forced; a rollback leaves its lock and
         the guest stopped. `killed`: the worker is gone, lock and snapstate stay, and no disk has the new snapshot. With
-        `warnings` all is done, and the exit text is WARNINGS: n.
+        `warnings` all is done, and the exit text is WARNINGS: n. `not_started`: there is no worker, and the request ends with 500.
         """
         with self.lock:
             self.faults.tasks.append(
-                TaskFault(nth, count, type=type, vmid=vmid, exitstatus=exitstatus, killed=killed, warnings=warnings)
+                TaskFault(
+                    nth,
+                    count,
+                    type=type,
+                    vmid=vmid,
+                    exitstatus=exitstatus,
+                    killed=killed,
+                    warnings=warnings,
+                    not_started=not_started,
+                )
             )
 
     def clear_faults(self) -> None:

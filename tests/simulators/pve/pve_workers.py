@@ -9,16 +9,18 @@ A worker does in one go what needs no time, and spends the whole length of its t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
 
-from pve_cluster import Cluster, Place
-from pve_errors import Died
-from pve_guests import RUNNING_KEYS, Config, Guest, Snapshot, copied, stored
+from pve_cluster import STEP, Cluster, Place
+from pve_errors import Died, Refused
+from pve_guests import RUNNING_KEYS, WORDS, Config, Guest, Snapshot, copied, stored
 from pve_storage import make_state_volid, storage_of
 from pve_tasks import Task
 
 START = {"qemu": "qmstart", "lxc": "vzstart"}
+STOP = {"qemu": "qmstop", "lxc": "vzstop"}
 
 
 class Snapshots:
@@ -115,8 +117,9 @@ class Snapshots:
 
     async def delete(self, task: Task, *, force: bool) -> None:
         """Delete the snapshot. `force` does not wait for the migration lock, and goes on when a disk fails; it passes no lock."""
-        if force:
-            await self._delete(task, force=True)
+        if force or self.place.type == "lxc":
+            # That of a container waits for no lock of another delete (pve-container 6.1.10).
+            await self._delete(task, force=force)
         else:
             text = "Failed to obtain guest migration lock - replication running?"
             async with self.cluster.migration_lock(self.place.vmid, text):
@@ -129,6 +132,8 @@ class Snapshots:
             if guest.replicated and not force:
                 job = f"{guest.vmid}-0"
                 raise Died(f"snapshot '{self.name}' needed by replication job '{job}' - run replication first")
+        if self.place.type == "lxc" and self.cluster.container_deletes_meet:
+            await self._until_alone()
         async with self.cluster.config(self.place) as guest:
             guest.check_lock()
             guest.config["lock"] = "snapshot-delete"
@@ -150,6 +155,17 @@ class Snapshots:
             guest.unlink(self.name, guest.snapshot(self.name).section.get("parent"))
             del guest.snapshots[self.name]
             del guest.config["lock"]
+
+    async def _until_alone(self) -> None:
+        """Meet another delete of the same snapshot: this one has found it, and goes on when the other one has ended."""
+        end = time.monotonic() + self.cluster.lock_seconds
+        while time.monotonic() < end:
+            with self.cluster.lock:
+                guest = self.cluster.load(self.place)
+                section = guest.snapshots[self.name].section if self.name in guest.snapshots else {}
+                if guest.config.get("lock") != "snapshot-delete" or section.get("snapstate") != "delete":
+                    return
+            await asyncio.sleep(STEP)
 
     def _delete_disks(self, task: Task, *, force: bool) -> None:
         with self.cluster.lock:
@@ -214,6 +230,7 @@ class Snapshots:
             # Software in the guest starts its random numbers anew when this changes.
             config["vmgenid"] = str(uuid.uuid4())
         guest.config = config
+        guest.pending.clear()
         guest.data = snapshot.data
         guest.power("running" if snapshot.section.get("vmstate") else "stopped")
 
@@ -224,7 +241,39 @@ class Snapshots:
 def start_guest(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = False, seconds: float | None = None) -> str:
     """Start a guest in a task of its own; with high availability the task only asks for it, and root's starts it."""
     guest = cluster.guests.get(place.vmid)
+    if guest is not None and guest.managed:
+        return _order(cluster, place, user, "started", seconds=seconds)
+    return _start(cluster, place, user, skip_lock=skip_lock, seconds=seconds)
 
+
+def watch_ha(cluster: Cluster, off_since: dict[int, float]) -> None:
+    """One round of high availability: start what is off and should not be."""
+
+    def start(guest: Guest) -> None:
+        with contextlib.suppress(Refused):  # the next round tries again
+            _start(cluster, Place(guest.vmid, guest.type, guest.node), "root@pam")
+
+    with cluster.lock:
+        cluster.start_by_ha(start, off_since)
+
+
+def _order(cluster: Cluster, place: Place, user: str, state: str, *, seconds: float | None = None) -> str:
+    """Ask high availability for a state: root's own task brings it about, a moment after this one has ended."""
+
+    async def request(task: Task) -> None:
+        await task.work()
+        task.say(f"Requesting HA {'start' if state == 'started' else 'stop'} for {WORDS[place.type]} {place.vmid}")
+        with cluster.lock:
+            guest = cluster.load(place)
+            guest.ha_state = state
+            begin = _start if state == "started" else _stop
+            if guest.running != (state == "started"):
+                begin(cluster, place, "root@pam", seconds=cluster.second_start_seconds)
+
+    return cluster.fork("hastart" if state == "started" else "hastop", place, user, request, seconds=seconds)
+
+
+def _start(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = False, seconds: float | None = None) -> str:
     async def start(task: Task) -> None:
         async with cluster.config(place) as guest:
             if guest.is_template:
@@ -237,18 +286,20 @@ def start_guest(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = 
         with cluster.lock:
             cluster.load(place).power("running")
 
-    async def request(task: Task) -> None:
-        await task.work()
-        with cluster.lock:
-            cluster.fork(START[place.type], place, "root@pam", start, seconds=cluster.second_start_seconds)
-
-    if guest is not None and guest.managed:
-        return cluster.fork("hastart", place, user, request, seconds=seconds)
     return cluster.fork(START[place.type], place, user, start, seconds=seconds)
 
 
 def stop_guest(cluster: Cluster, place: Place, user: str, task_type: str, *, skip_lock: bool = False) -> str:
-    """Stop or shut down a guest in a task; one that is stopped already is fine."""
+    """Stop or shut down a guest in a task; one that is stopped already is fine. With high availability the task only asks for it."""
+    guest = cluster.guests.get(place.vmid)
+    if guest is not None and guest.managed:
+        return _order(cluster, place, user, "stopped")
+    return _stop(cluster, place, user, task_type=task_type, skip_lock=skip_lock)
+
+
+def _stop(
+    cluster: Cluster, place: Place, user: str, *, task_type: str = "", skip_lock: bool = False, seconds: float | None = None
+) -> str:
 
     async def stop(task: Task) -> None:
         await asyncio.sleep(0)
@@ -260,4 +311,39 @@ def stop_guest(cluster: Cluster, place: Place, user: str, task_type: str, *, ski
         with cluster.lock:
             cluster.load(place).power("stopped")
 
-    return cluster.fork(task_type, place, user, stop)
+    return cluster.fork(task_type or STOP[place.type], place, user, stop, seconds=seconds)
+
+
+def suspend_guest(cluster: Cluster, place: Place, user: str, *, to_disk: bool) -> str:
+    """Stop the vCPUs of a VM; to disk it is off afterwards, and locked until it is resumed."""
+
+    async def suspend(task: Task) -> None:
+        async with cluster.config(place) as guest:
+            guest.check_lock()
+            if not guest.running:
+                raise Died(f"VM {place.vmid} not running")
+            if to_disk:
+                guest.config["lock"] = "suspending"
+        await task.work()
+        with cluster.lock:
+            guest = cluster.load(place)
+            if to_disk:
+                guest.power("stopped")
+                guest.config["lock"] = "suspended"
+            else:
+                guest.paused = True
+
+    return cluster.fork("qmsuspend" if to_disk else "qmpause", place, user, suspend)
+
+
+def resume_guest(cluster: Cluster, place: Place, user: str) -> str:
+    """Let the vCPUs of a VM run again, also one that was suspended to disk."""
+
+    async def resume(task: Task) -> None:
+        async with cluster.config(place) as guest:
+            if guest.config.get("lock") == "suspended":
+                del guest.config["lock"]
+            guest.check_lock()
+            guest.power("running")
+
+    return cluster.fork("qmresume", place, user, resume)

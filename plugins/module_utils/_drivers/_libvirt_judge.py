@@ -1,0 +1,223 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the images of a VM say about the snapshots in a listing, and about one that is to be taken.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+import typing as t
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from xml.etree import ElementTree
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_merges import losses
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
+    NUMBER,
+    Record,
+    differing,
+    fitting,
+    ghost,
+    is_number,
+    picked,
+    read_record,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    CPUS_COME_BACK,
+    CPUS_LOST,
+    Seen,
+    bitmap_hinders,
+    bitmaps_hinder,
+    chain_near_limit,
+    plugged_cpus,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
+    EXTERNAL,
+    Disk,
+    external_bases,
+    read_disks,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Vm, chain_of
+
+# What is being taken or removed while it is looked at is in one of the two places only, for a moment.
+_SECOND_LOOK_SECONDS = 1.0
+
+
+class Judge:
+    """Tells of the snapshots in a listing what their images say about them, as far as that costs next to nothing."""
+
+    def __init__(self, connection: t.Any, *, local: bool, version: Callable[[], int]) -> None:
+        """``version`` is the daemon's, which is asked only where it matters."""
+        self._images = Images(connection, local=local)
+        self._local = local
+        self._version = version
+        self._near: dict[str, tuple[Finding, ...]] = {}
+
+    def findings(self, vm: Vm) -> tuple[Finding, ...]:
+        """What the last listing of the VM's snapshots told about the VM itself."""
+        return self._near.get(vm.id, ())
+
+    def judged(self, domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> Sequence[Snapshot]:
+        """The snapshots of a VM, parents before their children, with those told that cannot be gone back to; ``texts`` are their definitions.
+
+        One request more for a VM that has external snapshots (the definition of the VM): without it a merged one passes for a way back.
+        Internal ones are looked for in the images where these are files that can be read here, without a request; else a revert finds out.
+
+        :raises libvirtError: the VM did not answer.
+        """
+        if any(one.kind == EXTERNAL for one in snapshots):
+            # One that is being made is listed before the VM leaves the image that it is based on, and before it is the current one.
+            chain = chain_of(snapshots)
+            disks = read_disks(ElementTree.fromstring(domain.XMLDesc()))
+            up = bool(domain.isActive())
+            depth = self._depth(disks, up=up, asking=False) or len(chain) + 1
+            near = chain_near_limit(domain.name(), depth)
+            self._near[domain.UUIDString()] = (near,) if near else ()
+            bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
+            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
+            known = {target: images for target, images in layers.items() if images is not None}
+            seen = losses(domain.name(), snapshots, bases, disks, known)
+            # A removal that is under way changes the images first and the record then.
+            return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
+        # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
+        named = checkpoints(domain)
+        why = bitmaps_hinder(domain.name(), named)
+        if why:
+            snapshots = [
+                dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
+            ]
+        snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
+        seen = self._judged_internal(domain, snapshots, texts, named)
+        if any(one.lost for one in seen):
+            # What is being taken is in the list only, and what is being removed is so for a moment.
+            if domain.isActive() and _is_held(domain):
+                return snapshots
+            time.sleep(_SECOND_LOOK_SECONDS)
+            there = set(domain.snapshotListNames())
+            seen = self._judged_internal(domain, [one for one in snapshots if one.id in there], texts, named)
+        return seen
+
+    def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
+        # The text first: only few definitions have the element, and parsing costs time.
+        then = ElementTree.fromstring(text).find("domain") if one.memory and "hotpluggable='yes'" in text else None
+        if then is None or not plugged_cpus(then) or self._version() >= CPUS_COME_BACK:
+            return one
+        why = f"holds a CPU that was plugged in while the VM ran, and {CPUS_LOST}; upgrade libvirt, or remove it"
+        return dataclasses.replace(one, obstacles={**one.obstacles, "revert": why})
+
+    def _judged_internal(
+        self, domain: t.Any, snapshots: Iterable[Snapshot], texts: Mapping[str, str], named: Sequence[str]
+    ) -> list[Snapshot]:
+        read: dict[str, Image | None] = {}
+        found = []
+        for one in snapshots:
+            if not self._local:
+                found.append(
+                    dataclasses.replace(one, obstacles={**one.obstacles, "revert": NUMBER}) if is_number(one.name) else one
+                )
+                continue
+            record = read_record(self._images, texts[one.id])
+            read.update({place: self._images.at_hand(place) for place in record.places.values() if place not in read})
+            lost, why = self._why_no_way_back(domain, record, read, named)
+            found.append(dataclasses.replace(one, lost=lost, obstacles={**one.obstacles, "revert": why}) if why else one)
+        return found
+
+    def _why_no_way_back(
+        self, domain: t.Any, record: Record, read: Mapping[str, Image | None], named: Sequence[str]
+    ) -> tuple[Finding | None, str | None]:
+        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone.
+
+        ``named`` are the checkpoints that libvirt knows.
+        """
+        for target, place in record.places.items():
+            image = read[place]
+            if image is None:
+                if is_number(record.name):
+                    return None, NUMBER
+                continue
+            meant = fitting(image.snapshots, record)
+            other = differing(domain.name(), record, target, place, image.snapshots) if meant is None else None
+            if other is not None:
+                return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
+            if meant is None:
+                why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
+                return ghost(domain.name(), record.name, target, place, "does not hold it"), why
+            first = picked(image.snapshots, record.name)
+            if first.name != record.name:
+                return None, NUMBER
+            if first != meant:
+                return None, (
+                    f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
+                    f"{self._remedy(domain.UUIDString(), record.name, place)}"
+                )
+            loose = [bitmap for bitmap in image.bitmaps if bitmap not in named]
+            if loose:
+                return None, f"is internal, and {bitmap_hinders(loose[0], place)}"
+        return None, None
+
+    def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
+        """What has to be known of the images of a VM of which a snapshot may be taken.
+
+        Of one that is off the images are read, since libvirt asks qemu-img to take the snapshot, which takes any name twice, and a revert then
+        brings back the older one. QEMU itself, when the VM is up, replaces the older one (9.0) or refuses the name (11.3).
+        """
+        disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
+        found: dict[str, str] = {}
+        bitmaps: dict[str, str] = {}
+        unsearched = None
+        for disk in disks:
+            if disk.format != "qcow2":
+                continue
+            if up:
+                # QEMU has them, and a look into the file costs nothing where it is at hand.
+                image = self._images.at_hand(disk.image or "")
+                bitmaps.update(dict.fromkeys(image.bitmaps, disk.image or "") if image else {})
+                continue
+            try:
+                place = self._images.place(disk)
+                image = self._images.read(place) if place else None
+            except Unreadable as exc:
+                unsearched = f"{disk.image or disk.target}: {exc}"
+                continue
+            found.update({one.name: place or "" for one in image.snapshots} if image else {})
+            bitmaps.update(dict.fromkeys(image.bitmaps, place or "") if image else {})
+        known = set(domain.snapshotListNames()) if found else set()
+        strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
+        named = checkpoints(domain)
+        loose = {bitmap: place for bitmap, place in bitmaps.items() if bitmap not in named}
+        depth = self._depth(disks, up=up, asking=True)
+        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=depth)
+
+    def _remedy(self, uuid: str, name: str, place: str) -> str:
+        """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
+        other = self._images.owner(place, name, but=uuid)
+        if other is not None:
+            return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
+        return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
+
+    def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
+        """The number of images of the disk that has the most; None where it is not known of any."""
+        layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
+        return max((len(images) for images in layers if images is not None), default=None)
+
+
+def _is_held(domain: t.Any) -> bool:
+    """Whether an operation of libvirt is under way on a VM that is up."""
+    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
+
+
+def checkpoints(domain: t.Any) -> tuple[str, ...]:
+    """The checkpoints of incremental backups. Each has a bitmap in the images."""
+    try:
+        return tuple(one.getName() for one in domain.listAllCheckpoints())
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        return ()  # libvirt's test driver has none

@@ -1,0 +1,60 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The removal of an internal snapshot from the images of a VM that is off.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import typing as t
+from collections.abc import Iterator
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, fitting, read_record
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
+
+
+@contextlib.contextmanager
+def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, local: bool) -> Iterator[None]:
+    """Around a removal: refuse it where an image is not there, and afterwards find the images that still hold the snapshot.
+
+    libvirt has qemu-img remove it from each image, ignores that this fails, and forgets the snapshot (9.0, 11.3): an image that is read-only,
+    or on storage that is not mounted, then keeps data that nobody knows of. When the VM is up, QEMU removes it, and its failure is told.
+    Images on another host are read where they are in a storage pool, which costs some requests for each.
+
+    :raises Unsupported: an image does not exist; nothing was done.
+    :raises BackendFailed: the snapshot is forgotten and its data are still there.
+    """
+    if domain.isActive():
+        yield
+        return
+    images = Images(domain.connect(), local=local)
+    record = read_record(images, snapshot.getXMLDesc())
+    for target, place in record.places.items():
+        if _holds(images, place, record) is None:
+            raise Unsupported(
+                f"The snapshot {record.name} of {vm} cannot be removed: the image of its disk {target} ({place}) does not exist; make its storage "
+                f"available, or remove libvirt's record only (virsh snapshot-delete {vm} {record.name} --metadata)"
+            )
+    yield
+    left = [place for place in record.places.values() if _holds(images, place, record)]
+    if left:
+        commands = "; ".join(f"qemu-img snapshot -d {shlex.quote(record.name)} {shlex.quote(place)}" for place in left)
+        raise BackendFailed(
+            f"libvirt removed its record of the snapshot {record.name} of {vm}, and its data are still in {', '.join(left)}; make that writable, and "
+            f"remove them on the host while the VM is off: {commands}"
+        )
+
+
+def _holds(images: Images, place: str, record: Record) -> bool | None:
+    """Whether the image holds the snapshot, as far as it can be read from here; None where there is no image."""
+    try:
+        image = images.read(place)
+    except Unreadable as exc:
+        return None if exc.gone else False
+    return image is not None and fitting(image.snapshots, record) is not None

@@ -1,0 +1,178 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the user of a Proxmox VE login may do, and what a dry run would be refused.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import (
+    PARALLEL,
+    Refused,
+    Row,
+    Session,
+    mapping,
+    rows,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, Listing, disk_storages
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._threads import each
+
+# Storages whose volumes go back to their newest snapshot only; and so do those with snapshots as volume chains (pve-storage 9.1).
+_NEWEST_ONLY = ("zfspool", "zfs")
+_CHAIN = "snapshot-as-volume-chain"
+
+
+class Rights:
+    """The privileges of the user, asked for once."""
+
+    def __init__(self, session: Session, inventory: Inventory) -> None:
+        self._session = session
+        self._inventory = inventory
+        self._lock = threading.Lock()
+        self._found: Mapping[str, Row] | None = None
+
+    def _by_path(self) -> Mapping[str, Row]:
+        with self._lock:
+            if self._found is None:
+                self._found = self._inventory.call(
+                    "look at the privileges", lambda: self._session.read("access/permissions", _read_permissions)
+                )
+            return self._found
+
+    def anywhere(self, privilege: str) -> bool:
+        """Whether the user has a privilege on any path at all."""
+        return any(privilege in given for given in self._by_path().values())
+
+    def need(self, guest: Guest, action: str, *privileges: str) -> None:
+        """Expect one of ``privileges`` on a guest.
+
+        :raises PermissionDenied: the user has none of them.
+        """
+        found = self._by_path()
+        path = f"/vms/{guest.vmid}"
+        given = set(found.get(path, ()))
+        if path not in found:
+            # What a path inherits is only what propagates.
+            above = next((found[one] for one in ("/vms", "/") if one in found), {})
+            given = {name for name, propagates in above.items() if propagates}
+        given.update(found.get(f"/pool/{guest.pool}", ()))
+        if given.isdisjoint(privileges):
+            raise _errors.PermissionDenied(
+                f"To {action} needs the privilege {' or '.join(privileges)} on {path}, which {self._session.user} does not have; grant it"
+            )
+
+
+class DryRun:
+    """What Proxmox VE would refuse, found by questions alone."""
+
+    def __init__(self, session: Session, inventory: Inventory, rights: Rights, listings: Mapping[str, Listing]) -> None:
+        self._session = session
+        self._inventory = inventory
+        self._rights = rights
+        self._listings = listings
+
+    def refusals(self, actions: Sequence[Action]) -> dict[str, SafepointError]:
+        """The first refusal of each guest, by its vmid."""
+        loses_newer = {action.vm.id for action in actions if isinstance(action, Delete)}
+        newest_only = self._newest_only() if any(isinstance(action, Revert) for action in actions) else frozenset()
+
+        def check(action: Action) -> SafepointError | None:
+            try:
+                guest = self._inventory.guest(action.vm)
+                self._need_rights(guest, action)
+                if isinstance(action, Create):
+                    self._check_disks(guest, action)
+                    if action.memory:
+                        self._check_memory(action)
+                elif isinstance(action, Revert) and action.vm.id not in loses_newer:
+                    self._check_newest(guest, action, newest_only)
+            except SafepointError as exc:
+                # What was not answered at all is no refusal.
+                return None if isinstance(exc, _errors.ConnectionFailed) else exc
+            return None
+
+        found: dict[str, SafepointError] = {}
+        for action, error in zip(actions, each(actions, check, at_once=PARALLEL)):
+            if error is not None:
+                found.setdefault(action.vm.id, error)
+        return found
+
+    def _need_rights(self, guest: Guest, action: Action) -> None:
+        wanted = ["VM.Snapshot", "VM.Snapshot.Rollback"] if isinstance(action, Revert) else ["VM.Snapshot"]
+        self._rights.need(guest, str(action), *wanted)
+        if isinstance(action, Revert) and action.power != "as_snapshot":
+            self._rights.need(guest, f"{action} with power={action.power}", "VM.PowerMgmt")
+
+    def _check_disks(self, guest: Guest, action: Create) -> None:
+        """A storage that is gone is told here in the words of the task that would fail by it (9.2)."""
+        found = self._inventory.of(
+            action.vm,
+            f"see if {action.vm} can have snapshots",
+            lambda guest: self._session.read(f"{guest.path}/feature", mapping, feature="snapshot"),
+        )
+        if not int(found.get("hasFeature") or 0):
+            raise typed("snapshot feature is not available", f"allow a snapshot of {guest.vm}")
+
+    def _check_memory(self, action: Create) -> None:
+        def read(guest: Guest) -> str | None:
+            storage = self._session.read(f"{guest.path}/config", mapping, current=1).get("vmstatestorage")
+            if not storage:
+                return None
+            try:
+                self._session.read(f"nodes/{guest.node}/storage/{storage}/status", mapping)
+            except Refused as exc:
+                # To a user who may not see storages nothing is told.
+                return exc.text if "does not exist" in exc.text else None
+            return None
+
+        text = self._inventory.of(action.vm, f"look for the vmstatestorage of {action.vm}", read)
+        if text:
+            raise typed(text, str(action))
+
+    def _newest_only(self) -> frozenset[str]:
+        """The storages whose volumes go back to the newest snapshot only, as far as the user may see storages."""
+        try:
+            found = self._session.read("storage", rows)
+        except (Refused, SafepointError):
+            return frozenset()
+        return frozenset(str(row.get("storage")) for row in found if row.get("type") in _NEWEST_ONLY or int(row.get(_CHAIN) or 0))
+
+    def _check_newest(self, guest: Guest, action: Revert, newest_only: frozenset[str]) -> None:
+        listing = self._listings.get(guest.vmid)
+        then = action.snapshot.created
+        if listing is None or not newest_only or then is None:
+            return
+        # Times have whole seconds only; of the same one are its descendants.
+        below = {action.snapshot.id}
+        newer = False
+        for one in listing.snapshots:
+            if one.parent in below:
+                below.add(one.id)
+            newer = newer or (
+                one.id != action.snapshot.id and (one.id in below or (one.created is not None and one.created > then))
+            )
+        if not newer:
+            return
+        path = f"snapshot/{action.snapshot.id}/config"
+        storages = self._inventory.of(
+            action.vm,
+            f"read the configuration of {action.vm}",
+            lambda guest: self._session.read(f"{guest.path}/{path}", lambda data: disk_storages(mapping(data), guest)),
+        )
+        for volume, storage in storages.items():
+            if storage in newest_only:
+                raise typed(f"can't rollback, '{action.snapshot.id}' is not most recent snapshot on '{volume}'", str(action))
+
+
+def _read_permissions(data: object) -> dict[str, Row]:
+    return {path: mapping(given) for path, given in mapping(data).items()}

@@ -1,0 +1,308 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Orders to Proxmox VE: each is sent until it is known to have arrived, and waited for until it is known how it ended.
+
+Note that this module util is **PRIVATE** to the collection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import time
+import typing as t
+from collections.abc import Iterator
+
+from ansible_collections.safepoint.vm.plugins.module_utils import _errors
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import (
+    NO_WORKER,
+    half_done,
+    is_before_the_lock,
+    locked_by,
+    refused,
+    says_gone,
+    typed,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import (
+    Refused,
+    Session,
+    is_lost,
+    is_slow,
+    mapping,
+    may_pass,
+    rows,
+    upid,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, read_listing
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
+
+# After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
+_SLACK_SECONDS = 1
+# How long that task may take to be begun and to be listed: PVE answers in 0.05 to 0.15 s when the worker runs (9.2). Where a proxy or we gave up waiting for
+# the answer, the node may be busy, and the worker begin later.
+_LOOK_SECONDS = 3.0
+_SLOW_LOOK_SECONDS = 20.0
+_LOOK_PAUSE_SECONDS = 0.3
+# Between two tries to send what did not arrive, growing.
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 3.0
+# How long a node that the one we speak to cannot reach is tried again.
+_NODE_SECONDS = 10.0
+# Between two looks at a lock.
+_LOCK_PAUSE_SECONDS = 1.0
+# What a guest is locked with, by the worker that works on it.
+_LOCKS = {"snapshot": "snapshot", "delsnapshot": "snapshot-delete", "rollback": "rollback"}
+
+
+class Writes:
+    """All orders of a driver. Each is given in a thread of its own, and one guest has at most one at a time."""
+
+    def __init__(self, session: Session, inventory: Inventory, tasks: Tasks) -> None:
+        self._session = session
+        self._inventory = inventory
+        self._tasks = tasks
+        self._begun: set[str] = set()
+        # The vmids of guests that were found locked by others; the next order is not sent before they are seen to be free.
+        self._locked: set[str] = set()
+
+    # -- send ----------------------------------------------------------------------------------------------------------
+
+    def work(self, job: Job, worker: str, method: str, tail: str, **values: t.Any) -> None:
+        """Begin a worker and wait until it has ended.
+
+        :raises TaskFailed: it did not work.
+        :raises Locked: another operation holds the guest, and nothing was done.
+        :raises BackendFailed: it broke off half-way.
+        :raises Unverified: it cannot be told if it was begun, or how it ended.
+        """
+        action = job.action
+        if action.vm.id in self._locked:
+            self._expect_free(action)
+        if worker == "delsnapshot" and self._inventory.guest(action.vm).container:
+            with _alone(action, tail):
+                self._expect_free(action)
+                self._work(job, worker, method, tail, values)
+        else:
+            self._work(job, worker, method, tail, values)
+
+    def _work(self, job: Job, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> None:
+        action = job.action
+        try:
+            job.handle = self._inventory.of(
+                action.vm, str(action), lambda guest: self._begin(guest, action, worker, method, tail, values)
+            )
+            self._begun.add(str(job.handle))
+            self._tasks.result(str(job.handle))
+        except TaskFailed as exc:
+            error = self._left_locked(action, worker, exc)
+            if error is not None:
+                raise error from exc
+            if isinstance(typed(str(exc), str(action)), _errors.Locked):
+                self._locked.add(action.vm.id)
+            raise
+        except _errors.Locked:
+            self._locked.add(action.vm.id)
+            raise
+
+    def _begin(self, guest: Guest, action: Action, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> str:
+        """The id of the task of an order, which is sent again only when it is known to have done nothing."""
+        path = f"{guest.path}/{tail}"
+        pause, node_silent_since = _FIRST_PAUSE_SECONDS, 0.0
+        while True:
+            # By the node's clock, in whole seconds.
+            since = int(time.time() + self._session.ahead.total_seconds()) - _SLACK_SECONDS
+            try:
+                return self._session.write(method, path, upid, **values)
+            except (Refused, _errors.ConnectionFailed) as exc:
+                error: Exception = exc
+                found = self._find_task(guest, action, worker, since, exc) if is_lost(exc) else None
+                if found is not None:
+                    return found
+                not_begun = isinstance(exc, Refused) and NO_WORKER in exc.text
+                if not (may_pass(exc) or not_begun):
+                    raise
+            left = self._left()
+            if isinstance(error, Refused) and error.status == 595:
+                node_silent_since = node_silent_since or time.monotonic()
+                left = min(left, node_silent_since + _NODE_SECONDS - time.monotonic())
+            if left <= 0:
+                raise self._not_done(error, action, guest)
+            time.sleep(min(pause, left))
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _not_done(self, error: Exception, action: Action, guest: Guest) -> Exception:
+        if not is_lost(error):
+            return error
+        said = refused(error, str(action), where=self._session.where, node=guest.node) if isinstance(error, Refused) else error
+        return _errors.NotReached(f"{said}; its task was looked for, and was not begun")
+
+    def _left(self) -> float:
+        return self._session.deadline.left() if self._session.deadline is not None else 0.0
+
+    def _find_task(self, guest: Guest, action: Action, worker: str, since: int, error: Exception) -> str | None:
+        """The task that an order has begun whose answer was lost, or None where it has begun none.
+
+        :raises Unverified: that cannot be told.
+        """
+        # Of a guest under high availability it only orders the start or stop.
+        types = (guest.worker(worker), f"ha{worker}")
+        path, asked = f"nodes/{guest.node}/tasks", {"source": "all", "vmid": guest.vmid, "since": since}
+        slow = is_slow(error)
+        end = time.monotonic() + (_SLOW_LOOK_SECONDS if slow else _LOOK_SECONDS)
+        while True:
+            over = time.monotonic() >= end
+            try:
+                listed = self._session.read(path, rows, node_seconds=float("inf"), **asked)
+            except (Refused, SafepointError) as exc:
+                raise self._unverified(action, f"and its task could not be looked for: {exc}") from exc
+            # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
+            ids = [str(row.get("upid")) for row in listed if row.get("type") in types]
+            mine = [one for one in ids if one.split(":")[7] == self._session.user and one not in self._begun]
+            if mine:
+                return max(mine, key=lambda one: one.split(":")[4])
+            if over:
+                break
+            time.sleep(_LOOK_PAUSE_SECONDS)
+        if slow and worker == "rollback":
+            # Of all orders it alone would do harm if the first one came after all: it would take what happened after the second.
+            raise self._unverified(action, f"and no task of it began within {_SLOW_LOOK_SECONDS:g} seconds")
+        return None
+
+    def _unverified(self, action: Action, why: str) -> _errors.Unverified:
+        return _errors.Unverified(
+            f"The order to {action} was sent to {self._session.where}, no answer came, {why}; look with snapshot_info"
+        )
+
+    def describe(self, action: Action, name: str, description: str) -> None:
+        """Write a snapshot's description, which is done when the answer comes. It may be sent again: it says the same each time."""
+
+        def send(guest: Guest) -> None:
+            path, pause = f"{guest.path}/snapshot/{name}/config", _FIRST_PAUSE_SECONDS
+            while True:
+                try:
+                    return self._session.write("put", path, lambda _data: None, description=description)
+                except (Refused, _errors.ConnectionFailed) as exc:
+                    if is_lost(exc) and self._says(path, action, description):
+                        return None
+                    if not may_pass(exc) or self._left() <= 0:
+                        raise
+                time.sleep(min(pause, self._left()))
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+        if action.vm.id in self._locked:
+            self._expect_free(action)
+        try:
+            self._inventory.of(action.vm, str(action), send)
+        except _errors.Locked:
+            self._locked.add(action.vm.id)
+            raise
+
+    def _says(self, path: str, action: Action, description: str) -> bool:
+        """Whether a description that was written has arrived although its answer was lost."""
+        try:
+            found = self._session.read(path, mapping)
+        except Refused:
+            return False  # it is gone; the next try says so
+        except SafepointError as exc:
+            raise self._unverified(action, f"and it could not be read again: {exc}") from exc
+        return str(found.get("description") or "").rstrip() == description.rstrip()
+
+    # -- locks ---------------------------------------------------------------------------------------------------------
+
+    def held(self, action: Action) -> str | None:
+        """What holds a guest now, or None. Two or three questions."""
+
+        def look(guest: Guest) -> str | None:
+            kind = self._session.read(f"{guest.path}/status/current", mapping).get("lock")
+            holder = next((str(row.get("upid")) for row in self._tasks.of(guest.node, guest.vmid)), None)
+            if not kind:
+                return f"the task {holder}" if holder else None
+            unfinished: t.Iterable[str] = ()
+            if holder is None:
+                unfinished = self._session.read(f"{guest.path}/snapshot", lambda data: read_listing(rows(data), guest)).unfinished
+            return locked_by(str(kind), holder, tool=guest.tool, vmid=guest.vmid, unfinished=unfinished)
+
+        return self._inventory.of(action.vm, f"look at the lock of {action.vm}", look)
+
+    def _expect_free(self, action: Action) -> None:
+        """Waiting costs questions, and no orders: each that is refused is a failed task in the history of Proxmox VE.
+
+        :raises Locked: another operation holds the guest.
+        """
+        by = self.held(action)
+        if by is not None:
+            self._locked.add(action.vm.id)
+            raise _errors.Locked(f"Proxmox VE cannot {action} now: {action.vm} is held by {by}")
+        self._locked.discard(action.vm.id)
+
+    def wait_until_free(self, action: Action, deadline: Deadline) -> None:
+        """Wait until nothing is seen to hold the guest, or the time is up."""
+        while self.held(action) is not None and deadline.left() > 0:
+            deadline.within(_LOCK_PAUSE_SECONDS).sleep()
+        self._locked.discard(action.vm.id)
+
+    def _left_locked(self, action: Action, worker: str, failure: TaskFailed) -> SafepointError | None:
+        """What to say of a worker that broke off half-way, which by PVE's own words may look like a refusal. Some requests more, after a failure.
+
+        "can't lock file" for example may come at its begin, or when all is done but the last step (qemu-server 9.2).
+        """
+        kind = _LOCKS.get(worker)
+        if kind is None or is_before_the_lock(str(failure), removal=worker == "delsnapshot"):
+            return None
+
+        def own(guest: Guest) -> bool:
+            """Whether the lock is there, and no task that could have it."""
+            path = f"{guest.path}/status/current"
+            while True:
+                if self._session.read(path, mapping).get("lock") != kind:
+                    return False
+                if not self._tasks.of(guest.node, guest.vmid):
+                    # One that has just ended took its lock with it.
+                    return self._session.read(path, mapping).get("lock") == kind
+                if self._left() <= 0:
+                    return False
+                time.sleep(min(_LOCK_PAUSE_SECONDS, self._left()))
+
+        try:
+            if not self._inventory.of(action.vm, f"look at the lock of {action.vm}", own):
+                return None
+            guest = self._inventory.guest(action.vm)
+        except SafepointError:
+            return None
+        name = action.name if isinstance(action, Create) else action.snapshot.id
+        unfinished = () if worker == "rollback" or says_gone(str(failure)) else (name,)
+        return half_done(
+            f"{str(failure).strip()} (task {failure.upid})",
+            str(action),
+            kind=kind,
+            tool=guest.tool,
+            vmid=guest.vmid,
+            unfinished=unfinished,
+        )
+
+
+@contextlib.contextmanager
+def _alone(action: Action, tail: str) -> Iterator[None]:
+    """Keep two calls on this machine from removing one snapshot of a container at the same time.
+
+    Both removals would find it, and the second would leave its lock (pve-container 6.1.10). The name of an abstract socket is had by one process at a
+    time, and free again when that ends, however it ends. Calls on other machines are seen by their tasks, but for the moment in which both begin.
+
+    :raises Locked: another call has it.
+    """
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as mine:
+        try:
+            mine.bind(f"\0safepoint.vm/{action.vm.id}/{tail}")
+        except OSError as exc:
+            if exc.errno == errno.EADDRINUSE:
+                raise _errors.Locked(f"Another call on this machine is about to {action}; try again later") from exc
+            # Other systems than Linux have no such names.
+        except ValueError:
+            pass
+        yield
