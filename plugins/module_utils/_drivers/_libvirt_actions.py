@@ -27,7 +27,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import present, why_not_removed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import look, why_not_removed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
@@ -265,8 +265,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
 
 def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
-    saved = action.snapshot.kind == EXTERNAL and bool(domain.hasManagedSaveImage())
-    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), present(action.vm.name, domain.XMLDesc(), saved=saved))
+    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), look(domain, [action.snapshot], daemon.version))
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None

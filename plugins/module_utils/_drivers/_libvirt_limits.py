@@ -18,6 +18,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
 # virDomainState and virDomainShutoffReason in libvirt-domain.h.
 CRASHED = 6
 MIGRATED_AWAY = (5, 4)
+# VIR_DOMAIN_PAUSED_SAVE and _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
+PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
+# A libvirtd that was started again could not go on with this QEMU, and has ended it.
+_ENDED_BY_DAEMON = (5, 8)
 
 # 9.0, 11.3: it is taken, and the VM is off after a revert to it.
 HAS_CRASHED = (
@@ -73,6 +77,25 @@ def findings_of_state(vm: str, state: int, reason: int, *, where: str) -> list[F
             Finding("guest_crashed", said, f"restart it: {command} reset {shlex.quote(vm)} && {command} resume {shlex.quote(vm)}")
         ]
     return []
+
+
+def left_by_dead_daemon(vm: str, state: tuple[int, int], *, where: str) -> Finding | None:
+    """The state in which a libvirtd that died in the middle of an operation has left a VM that nothing works on, if it is one."""
+    command = f"virsh -c {shlex.quote(where)} %s {shlex.quote(vm)}"
+    if state in PAUSED_FOR_SNAPSHOT:
+        return Finding(
+            "left_paused",
+            f"{vm} is paused since a snapshot that libvirtd did not live to finish",
+            f"let it run again: {command % 'resume'}",
+        )
+    if state == _ENDED_BY_DAEMON:
+        return Finding(
+            "left_off",
+            f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
+            "had in memory, as in a power cut",
+            f"start it, or revert it to a snapshot: {command % 'start'}",
+        )
+    return None
 
 
 def why_not_written(vm: str) -> str:
