@@ -228,7 +228,7 @@ class Fleet:
     def _carry_out(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
         self._work.perform(outcomes)
-        raced = [one for one in outcomes if one.raced]
+        raced = [one for one in outcomes if one.again]
         failed = next((one for one in outcomes if one.error), None)
         if failed is not None and self._bounds.on_error != "continue":
             refuse_all(raced, not_started(failed))
@@ -279,15 +279,17 @@ class Fleet:
                 one.made = new[0].id if len(new) == 1 else None
 
     def _again(self, raced: Sequence[Outcome], plan: Plan) -> None:
-        """Look, decide and act once more where another run was faster."""
-        if not raced:
-            return
-        try:
-            self._look.see(raced, self._deadline, plan=plan)
-            self._settle(raced, plan)
-        except SafepointError as exc:
-            refuse_all(raced, exc)
-        self._work.perform(raced)
+        """Look, decide and act again where another run was faster."""
+        while raced:
+            for one in raced:
+                one.again = False
+            try:
+                self._look.see(raced, self._deadline, plan=plan)
+                self._settle(raced, plan)
+            except SafepointError as exc:
+                refuse_all(raced, exc)
+            self._work.perform(raced)
+            raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
         """Take back what was created although another run was first, and go by what that run has made."""

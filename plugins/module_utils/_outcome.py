@@ -70,7 +70,10 @@ class Outcome:
     lock: Deadline | None = None
     """How long somebody else's lock is still waited for."""
     made: str | None = None
-    raced: bool = False
+    raced: int = 0
+    """How often another run was faster, so that it was decided again."""
+    again: bool = False
+    """Whether it is to be looked at and decided again for that reason."""
     undone: bool = False
     seen_again: bool = False
     """Whether it was seen once more after something had failed."""
@@ -123,7 +126,7 @@ class Outcome:
 
     def lose(self) -> None:
         """Another run was first, and what this one created is gone again."""
-        self.raced = True
+        self.raced += 1
         self.decision = None
         self.done.clear()
         self.made = None

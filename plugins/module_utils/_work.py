@@ -31,6 +31,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_
 
 # Between two tries to write to a VM that somebody else's operation holds.
 _LOCK_PAUSE_SECONDS = 1.0
+# How often other runs may be faster on one VM before that is an error.
+_MOST_RACES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,9 +221,10 @@ def _note(outcome: Outcome, end: Finished) -> None:
     elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
         # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
         outcome.todo.append(action)
-    elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and not outcome.raced and not outcome.done:
-        # Another run was faster between our look and our write: look again, decide again, once.
-        outcome.raced = True
+    elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and outcome.raced < _MOST_RACES and not outcome.done:
+        # Another run was faster between our look and our write: look again, decide again.
+        outcome.raced += 1
+        outcome.again = True
         outcome.decision = None
         outcome.started = None
         outcome.todo.clear()
@@ -238,4 +241,4 @@ def _named(job: Job) -> str:
 
 def _may_be_gone(outcome: Outcome) -> bool:
     """Whether a snapshot that is not there any more needs no second look: it is one of several, or was looked at a second time already."""
-    return bool(outcome.done) or outcome.raced or (outcome.decision is not None and outcome.decision.gone_is_done)
+    return bool(outcome.done) or outcome.raced > 0 or (outcome.decision is not None and outcome.decision.gone_is_done)

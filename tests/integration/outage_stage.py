@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
 from kit import Backend, pruning
+from proxmox_backend import ProxmoxBackend
+from pve_faults import RequestFault
+from pve_server import PveServer
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
@@ -34,6 +37,8 @@ class Stage(abc.ABC):
     """A simulator of its own, with the faults that can be had at its k-th request."""
 
     backend: Backend
+    unique_ids: t.ClassVar[bool] = True
+    """Whether the id of a snapshot is never used again."""
 
     @abc.abstractmethod
     def strike(self, fault: str, k: int) -> None:
@@ -81,7 +86,45 @@ class VsphereStage(Stage):
         assert self.vcenter.errors == ""
 
 
-STAGES: dict[str, Callable[[], Stage]] = {"vsphere": VsphereStage}
+class ProxmoxStage(Stage):
+    unique_ids = False
+    _KINDS: t.ClassVar[dict[str, dict[str, t.Any]]] = {
+        "gone": {"gone": 2.0},
+        "lost": {"cut": True, "after": True},
+        "lost_before": {"cut": True},
+        "502": {"status": 502, "reason": "Bad Gateway", "after": True},
+        "502_before": {"status": 502, "reason": "Bad Gateway"},
+        "silent": {"silent": True},
+    }
+
+    def __init__(self) -> None:
+        self.pve = PveServer().start()
+        self.proxmox = self.backend = ProxmoxBackend(self.pve)
+        self._rule: RequestFault | None = None
+
+    def strike(self, fault: str, k: int) -> None:
+        self._rule = self.pve.fault(nth=k, **self._KINDS[fault])
+
+    def calm(self) -> int:
+        seen = self._rule.seen if self._rule else 0
+        self.pve.clear_faults()
+        self.pve.unmute()
+        return seen
+
+    def state(self, vm: str) -> tuple[str, list[str], str]:
+        seen = self.pve.guest(self.proxmox.vmids[vm])
+        power = "running" if seen["status"] == "running" else "off"
+        return power, sorted(one["name"] for one in seen["snapshots"]), seen["data"]
+
+    def write(self, vm: str, text: str) -> None:
+        self.proxmox.write(vm, text)
+
+    def close(self) -> None:
+        self.pve.stop()
+        assert self.pve.errors == ""
+
+
+STAGES: dict[str, Callable[[], Stage]] = {"vsphere": VsphereStage, "proxmox": ProxmoxStage}
 FAULTS = ("gone", "lost", "lost_before", "502", "502_before")
 
 
@@ -100,10 +143,10 @@ class Operation:
 
 
 OPERATIONS = (
-    Operation("create", lambda: Present(Request(name="x")), "created", (), ["x"], on_error="undo"),
-    Operation("revert", lambda: Reverted(Request(name="x", power="on")), "reverted", ("x",), ["x"], data="old"),
-    Operation("remove", lambda: Absent(Request(name="x")), "removed", ("w", "x"), ["w"]),
-    Operation("prune", lambda: pruning(everything=True, confirm=VMS), "pruned", ("w", "x"), []),
+    Operation("create", lambda: Present(Request(name="sx")), "created", (), ["sx"], on_error="undo"),
+    Operation("revert", lambda: Reverted(Request(name="sx", power="on")), "reverted", ("sx",), ["sx"], data="old"),
+    Operation("remove", lambda: Absent(Request(name="sx")), "removed", ("sw", "sx"), ["sw"]),
+    Operation("prune", lambda: pruning(everything=True, confirm=VMS), "pruned", ("sw", "sx"), []),
 )
 
 

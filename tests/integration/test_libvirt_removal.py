@@ -104,6 +104,23 @@ def test_an_external_snapshot_is_not_removed_beside_saved_memory(new_lab: t.Any,
     assert files(new_lab, vm) == ["saved-0.qcow2"]
 
 
+def test_a_removal_that_libvirt_calls_failed_and_has_done_is_a_removal(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("contrary")
+    take(lab.uri, vm, "x")
+    real = libvirt.virDomainSnapshot.delete
+
+    def delete(snapshot: t.Any, flags: int = 0) -> None:
+        real(snapshot, flags)
+        snapshot.getDomain().suspend()  # an error of libvirt's own: the VM is off
+
+    monkeypatch.setattr(libvirt.virDomainSnapshot, "delete", delete)
+    done = apply(lab.uri, Absent(Request(name="x")), vm)
+    assert (done.word, done.error) == ("removed", None)
+    assert any("not running" in warning for warning in done.warnings)
+
+
 # saved memory
 
 

@@ -283,14 +283,33 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
         )
         return Finished(job, warnings=(said,))
     with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
-        snapshot.delete()
+        doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
         (f"{daemon} leaves the memory file of the snapshot {action.snapshot} of {action.vm} behind: remove {left}",)
         if left
         else ()
     )
-    return Finished(job, warnings=warnings)
+    return Finished(job, warnings=(*doubts, *warnings))
+
+
+def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ...]:
+    """Delete it, and return the warning where libvirt reports a failure and the snapshot is gone all the same."""
+    try:
+        snapshot.delete()
+    except libvirt.libvirtError as exc:
+        connected = domain.connect().isAlive()
+        if (
+            not connected
+            or exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
+            or action.snapshot.id in domain.snapshotListNames()
+        ):
+            raise
+        return (
+            f"libvirt has removed the snapshot {action.snapshot} of {action.vm}, and said: {clean(exc)}; its data may be left in an image of a disk "
+            "that was detached: look with qemu-img snapshot -l",
+        )
+    return ()
 
 
 def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:

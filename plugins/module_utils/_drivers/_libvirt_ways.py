@@ -67,9 +67,13 @@ class Seen:
     """What was seen of the disk images of a VM."""
 
     strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
+    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the remedy."""
+    unsearched: str | None = None
+    """An image of a VM that is off which could not be searched for these, and why."""
     checkpoints: Sequence[str] = ()
     """Those of incremental backups."""
+    bitmaps: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Dirty bitmaps of no checkpoint, each with the image that holds it."""
     crashed: bool = False
     """Whether the guest has crashed, and QEMU was kept as it was."""
     depth: int | None = None
@@ -86,6 +90,8 @@ def ways(
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
     why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or bitmaps_hinder(name, seen.checkpoints)
+    for bitmap, place in seen.bitmaps.items():
+        why_not_internal = why_not_internal or bitmap_hinders(bitmap, place)
     why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or _why_not_deeper(seen.depth)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
@@ -123,9 +129,9 @@ def ways(
         for memory in (True, False)
     }
     taken = {
-        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; remove it on the "
-        f"host, while the VM is off ({command}), or choose another name"
-        for stray, command in seen.strays.items()
+        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; {remedy}, "
+        "or choose another name"
+        for stray, remedy in seen.strays.items()
     }
     return (
         Way(
@@ -133,6 +139,12 @@ def ways(
             internal,
             memory_implied=True,
             taken=taken,
+            warnings=(
+                f"An image of {name} could not be searched for an older snapshot of this name, which a revert would bring back ({seen.unsearched}); "
+                "run this on the host, or make the folder a storage pool (virsh pool-create-as)",
+            )
+            if seen.unsearched
+            else (),
             warnings_without_memory=missed[INTERNAL, False],
         ),
         Way(
@@ -272,33 +284,11 @@ def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
     )
 
 
-def losses(
-    vm: str, snapshots: Sequence[Snapshot], bases: Mapping[str, Mapping[str, str]], disks: Sequence[Disk]
-) -> list[Snapshot]:
-    """The snapshots, parents before their children; those whose data are gone carry the finding that says so.
-
-    ``bases`` are the images that external snapshots are based on, by their ids and the names of the disks; ``disks`` are the VM's disks of
-    today. libvirt itself writes to such an image only while it removes the snapshot. A backup tool that merges snapshots (virsh blockcommit)
-    leaves the record, and so does a daemon that dies during a removal; a revert of libvirt 11.3 then "returns" to the data of today.
-    """
-    written = {place: disk.target for disk in disks for place in (disk.image, disk.merging_into) if place and disk.writable}
-    lost: dict[str, tuple[str, str]] = {}
-    found = []
-    for one in snapshots:
-        hit = [(written[place], place) for place in bases.get(one.id, {}).values() if place in written]
-        # What was taken on top of one that is lost is based on the same image.
-        if hit or (one.parent in lost and one.kind == EXTERNAL):
-            lost[one.id] = hit[0] if hit else lost[one.parent or ""]
-        found.append(dataclasses.replace(one, lost=_lost(vm, one, *lost[one.id])) if one.id in lost else one)
-    return found
-
-
-def _lost(vm: str, snapshot: Snapshot, target: str, place: str) -> Finding:
-    return Finding(
-        "snapshot_lost",
-        f"The snapshot {snapshot} of {vm} has lost its data: the VM writes to the image that the snapshot is based on (disk {target}, {place}), "
-        "because the snapshot was merged without libvirt, or its removal was interrupted",
-        "remove it (state=absent); this removes libvirt's record of it and nothing else",
+def bitmap_hinders(bitmap: str, place: str) -> str:
+    """The same for a bitmap that libvirt has no checkpoint for, such as another tool or an undefined VM leaves."""
+    return (
+        f"the image {place} has the dirty bitmap {bitmap!r} of a backup, which makes QEMU fail the revert; power the VM off, and remove it on the "
+        f"host (qemu-img bitmap --remove {shlex.quote(place)} {shlex.quote(bitmap)}), after which the next backup has to be a full one"
     )
 
 

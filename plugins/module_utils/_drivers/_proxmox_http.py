@@ -25,10 +25,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 
 try:
     import requests
+    import urllib3
 
     MISSING: tuple[str, str] | None = None
 except ImportError:
-    requests = None  # type: ignore[assignment]
+    requests = urllib3 = None  # type: ignore[assignment]
     MISSING = ("requests", traceback.format_exc())
 
 __all__ = ["MISSING", "PARALLEL", "Answer", "Http", "Lost"]
@@ -93,7 +94,7 @@ class Http:
         self._verify: str | bool = ca_path or validate_certs
         if not self._verify:
             # Each request would write a warning to stderr, of what was asked for.
-            requests.packages.urllib3.disable_warnings()
+            urllib3.disable_warnings()
         self._session = requests.Session()
         self._session.mount("https://", requests.adapters.HTTPAdapter(pool_maxsize=PARALLEL))
 

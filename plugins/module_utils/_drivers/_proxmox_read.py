@@ -91,9 +91,15 @@ class Guest:
 
 
 def read_guest(row: Row, *, kind: str | None = None, node: str | None = None) -> Guest:
-    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``."""
+    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``.
+
+    :raises ValueError: it is none.
+    """
+    for key in ("type", "node", "name", "status"):
+        if not isinstance(row.get(key) or "", str):
+            raise ValueError(f"{key} is no text")
     return Guest(
-        vmid=str(row["vmid"]),
+        vmid=str(int(row["vmid"])),
         kind=kind or row["type"],
         node=node or row["node"],
         name=row.get("name"),

@@ -37,6 +37,7 @@ class RequestFault(Rule):
     delay: float = 0.0
     gone: float = 0.0
     silent: bool = False
+    body: str | None = None
     hold: bool = False
     reached: threading.Event = dataclasses.field(default_factory=threading.Event)
     """Set when a request is held."""

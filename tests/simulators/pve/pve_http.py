@@ -232,6 +232,8 @@ class Front:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
+        if fault.body is not None:
+            return web.Response(body=fault.body.encode(), headers={"Content-Type": JSON})
         if fault.status is not None:
             # Answers of the proxy, and those about authentication, have no body.
             bare = fault.status == 401 or fault.status >= 595

@@ -187,17 +187,20 @@ class PveServer(ByHand):
         delay: float = 0.0,
         gone: float = 0.0,
         silent: bool = False,
+        body: str | None = None,
         hold: bool = False,
     ) -> RequestFault:
         """Let the `nth` request of a call from now on, and those after it up to `count` of them (None: all), go wrong.
 
         The path has no /api2/json; `*` in it matches slashes too. With `status` it is answered so, with `cut` the connection
         ends without an answer, with `delay` all is fine but late; a delay goes with the others. With `after` the work is done
-        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s. With `gone` all
-        connections are cut, and for so many seconds new ones are refused. With `silent` nothing is answered from then on, until
-        `unmute()`. With `hold` the rule that is returned tells by `reached` that a request is there, which waits until `release()` and is cut then.
+        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s.
+
+        With `gone` all connections are cut, and for so many seconds new ones are refused. With `silent` nothing is answered from
+        then on, until `unmute()`. With `body` it is answered with 200 and that. With `hold` the rule that is returned tells by
+        `reached` that a request is there, which waits until `release()` and is cut then.
         """
-        if after and status is None and not (cut or delay or gone or silent or hold):
+        if after and status is None and not (cut or delay or gone or silent or hold or body):
             status = 596
         if status is not None and not reason:
             reason = {595: "Connection refused", 596: "Connection timed out"}.get(status, "fault of the test")
@@ -214,6 +217,7 @@ class PveServer(ByHand):
             delay=delay,
             gone=gone,
             silent=silent,
+            body=body,
             hold=hold,
         )
         with self.lock:
