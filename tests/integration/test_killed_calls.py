@@ -95,7 +95,7 @@ def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
 ) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
     slow.reset_counters()
-    with taking(slow, 8):
+    with taking(slow, 6):
         process = child("snapshot", options(slow, path, name=name, on_error="undo"))
         Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
         process.send_signal(number)
