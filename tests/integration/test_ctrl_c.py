@@ -21,7 +21,7 @@ from server import VCenter
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 
-pytestmark = [pytest.mark.vcenter, pytest.mark.core_versions]
+pytestmark = pytest.mark.vcenter
 
 VMS = [f"DC0_C0_RP0_VM{number}" for number in range(6)]
 TASK_SECONDS = 8
@@ -85,7 +85,8 @@ def writes(vcenter: VCenter) -> int:
     return methods.get("CreateSnapshotEx_Task", 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.core_versions
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
     slow: VCenter, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -90,7 +90,7 @@ def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VC
     assert len(set(ended)) == len(ended) and len(intents) > len(ended)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
     slow: VCenter, tmp_path: Path, number: signal.Signals
 ) -> None:
