@@ -58,7 +58,8 @@ options:
     suboptions:
       url:
         description:
-          - The address. A name and a password in it are left out of what is returned.
+          - The address, V(http://) or V(https://). User, password, query and fragment are in no result and no log.
+          - A character with a meaning in a URL, such as C(/) or C(@) in a password, must be percent-encoded.
         type: str
         required: true
       status:
@@ -149,6 +150,7 @@ import socket
 import subprocess
 import time
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
@@ -252,11 +254,10 @@ class Health:
                 seen = exc.code
             # open_url() has classes of its own for what it does not like about certificates and addresses.
             except Exception as exc:
-                seen = "nothing ({})".format(getattr(exc, "reason", None) or exc)
+                seen = "nothing ({})".format(without_secrets(str(getattr(exc, "reason", None) or exc), one["url"]))
             if seen not in wanted:
-                url = re.sub("//[^/@]*@", "//", one["url"])
                 good = " or ".join(str(code) for code in wanted)
-                problems.append(f"{url} answers {seen}, and should answer {good}")
+                problems.append(f"{public_url(one['url'])} answers {seen}, and should answer {good}")
         return problems
 
     def _commands(self):
@@ -279,8 +280,40 @@ def address(text):
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
+def public_url(url):
+    """The address as it may be shown: without user, password, query and fragment, which may hold a token."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "***" if parts.query else "", ""))
+
+
+def without_secrets(text, url):
+    """The text of an error about this address, without the parts of it that public_url() leaves out."""
+    parts = urlsplit(url)
+    userinfo = parts.netloc.rpartition("@")[0]
+    secrets = [url, userinfo, parts.query, parts.fragment, parts.password, unquote(parts.password or "")]
+    for secret in sorted([one for one in secrets if one], key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def check_url(number, url):
+    """Raise a ValueError, which does not show the address, where a client could take a part of it for another one."""
+    fix = "write for example https://web01.example.com/health, and percent-encode what has a meaning in a URL"
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
+    except ValueError:
+        sound = False
+    # http://admin:123#x@web01 would be the host admin at port 123.
+    split_password = sound and "@" not in parts.netloc and ":" in parts.netloc and "@" in url
+    if not sound or split_password or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError(f"http: the url of entry {number} is not a usable address; {fix}")
+
+
 def check(params):
     """Raise a ValueError for what can never be met, so that it is not tried again and again."""
+    for number, one in enumerate(params["http"], 1):
+        check_url(number, one["url"])
     for text in params["ports"]:
         address(text)
     for command in params["commands"]:
@@ -290,6 +323,22 @@ def check(params):
             raise ValueError(f"commands: {command!r} cannot be split into words: {exc}") from None
         if not words:
             raise ValueError("commands: one of them is empty; leave it out")
+
+
+def hide_urls(module):
+    """Have Ansible cut out of the results the addresses with more than public_url() shows, and nothing else of them."""
+    urls = [one["url"] for one in module.params["http"]]
+    shown = [str(code) for one in module.params["http"] for code in one["status"]]
+    module.no_log_values.difference_update(shown + urls)
+    module.no_log_values.update(url for url in urls if not is_public(url))
+
+
+def is_public(url):
+    try:
+        check_url(0, url)
+    except ValueError:
+        return False
+    return public_url(url) == url
 
 
 def main():
@@ -303,6 +352,8 @@ def main():
                 "type": "list",
                 "elements": "dict",
                 "default": [],
+                # For the syslog, which AnsibleModule writes before anything here runs. main() shows again what is no secret.
+                "no_log": True,
                 "options": {
                     "url": {"type": "str", "required": True},
                     "status": {"type": "list", "elements": "int", "default": [200]},
@@ -316,6 +367,7 @@ def main():
         },
         supports_check_mode=True,
     )
+    hide_urls(module)
     try:
         check(module.params)
     except ValueError as exc:

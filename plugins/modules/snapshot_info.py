@@ -133,7 +133,7 @@ vms:
         code:
           description:
             - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
-              V(snapshot_lost), V(orphan), V(shared_image) or V(images_not_checked).
+              V(snapshot_lost), V(snapshot_differs), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
@@ -145,7 +145,8 @@ vms:
           type: str
           returned: always
     configuration:
-      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start) where that differs.
+      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start), which holds what
+        will be another one after the next start, for example C(memory_bytes) or C(disk scsi1), null for what will be gone.
       type: dict
       returned: when O(drift=true)
       sample: {cpus: 2, memory_bytes: 2147483648, disks: {vda: /var/lib/libvirt/images/web01.qcow2}, networks: {}, next_start: {}}

@@ -33,6 +33,27 @@ class FleetOfVms:
             done = only(backend.run(Present(Request(name="sx")), asked))
             assert code(done) == "vm_not_found" and f"did you mean {near}?" in str(done.error)
 
+    def test_an_odd_reference_is_simply_not_found(self, backend: Backend) -> None:
+        vm = backend.vm(power="off")
+        odd = [
+            "id:",
+            "name:",
+            "path:",
+            "uuid:x",
+            "id:-1",
+            "½",
+            "path:a/½",
+            "/",
+            "//x",
+            "a\nb",
+            "&<>'\"",
+            "%00",
+            "x" * 5000,
+            f"foo:{vm}",
+            f"id:{vm}",
+        ]
+        assert {code(one) for one in backend.looks(*odd)} == {"vm_not_found"}
+
     def test_a_vm_is_found_by_its_name_and_by_what_no_other_is_called(self, backend: Backend) -> None:
         vm = backend.vm()
         kind, text = backend.identity(vm)

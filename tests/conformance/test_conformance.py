@@ -140,6 +140,16 @@ class TestProxmox(Conformance, WithData):
         return ProxmoxBackend(pve)
 
 
+class TestProxmoxNewGuests(Conformance, WithData):
+    """Guests have no name in the cluster's list for their first ten seconds."""
+
+    @pytest.fixture
+    def backend(self, pve: t.Any) -> Iterator[Backend]:
+        pve.nameless_seconds = 10.0
+        yield ProxmoxBackend(pve)
+        pve.nameless_seconds = 0.0
+
+
 class TestProxmoxContainers(Conformance, WithData):
     @pytest.fixture
     def backend(self, pve: t.Any) -> Backend:

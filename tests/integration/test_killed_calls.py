@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pve_server import PveServer
 from running import child
 from server import VCenter
 
@@ -95,7 +96,7 @@ def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
 ) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
     slow.reset_counters()
-    with taking(slow, 8):
+    with taking(slow, 6):
         process = child("snapshot", options(slow, path, name=name, on_error="undo"))
         Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
         process.send_signal(number)
@@ -147,3 +148,31 @@ def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, tm
         answer, errors = process.communicate(timeout=60)
     assert time.monotonic() - told < 5 and errors == b""
     assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}
+
+
+def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with PveServer() as cluster:
+        cluster.nameless_seconds = 0.0
+        guests = [cluster.make_guest(f"web{number:02d}") for number in range(4)]
+        cluster.set_task_seconds(6, "qmsnapshot")
+        reach = {"backend": "proxmox", "hostname": cluster.hostname, "port": cluster.port, "ca_path": cluster.ca_path}
+        login = {"token_id": cluster.token_id, "token_secret": cluster.token_secret}
+        vms = [str(vmid) for vmid in guests]
+        asked = {**reach, **login, "vms": vms, "name": "stopped", "max_parallel": 2, "audit_file": str(path), "on_error": "undo"}
+        process = child("snapshot", asked)
+        Deadline(60).poll(
+            "the first workers", lambda: sum(bool(cluster.guest(vmid)["snapshots"]) for vmid in guests) >= 2 or None
+        )
+        process.terminate()
+        told = time.monotonic()
+        answer, errors = process.communicate(timeout=60)
+        assert time.monotonic() - told < 5 and errors == b""
+        rows = json.loads(answer)["result"]["vms"]
+        assert sorted(row["error"] for row in rows) == ["interrupted"] * 2 + ["not_started"] * 2
+        assert all("UPID:" in row["msg"] for row in rows if row["error"] == "interrupted")
+        running = {row["vm"]["id"] for row in rows if row["error"] == "interrupted"}
+        assert {one["vm_id"] for one in lines(path) if one["event"] == "intent"} == running
+        # They go on, and nothing was taken back.
+        Deadline(60).poll("the ends", lambda: not any(cluster.guest(vmid)["lock"] for vmid in guests) or None)
+        assert {str(vmid) for vmid in guests if cluster.guest(vmid)["snapshots"]} == running

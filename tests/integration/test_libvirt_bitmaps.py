@@ -10,7 +10,7 @@ import subprocess
 import typing as t
 
 import pytest
-from libvirt_kit import Make, apply, domain, listed, power, revert, take
+from libvirt_kit import Make, apply, domain, image, listed, power, revert, take
 
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
@@ -45,6 +45,25 @@ def test_no_internal_snapshot_is_taken_or_gone_back_to_beside_a_checkpoint(eithe
     take(either.uri, vm, "after")
     revert(either.uri, vm, "before")
     assert power(either, vm) == "running"
+
+
+def test_a_bitmap_that_libvirt_has_no_checkpoint_for_is_seen_as_well(either: t.Any, make: Make) -> None:
+    vm = make("loose")
+    take(either.uri, vm, "before")
+    either.run_as_user("qemu-img", "bitmap", "--add", str(image(either, vm)), "other's")
+    for state in ("off", "running"):
+        if state == "running":
+            domain(either, vm).create()
+        for plan in (Reverted(Request(name="before")), Present(Request(name="after", kind="internal"))):
+            done = apply(either.uri, plan, vm)
+            assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+        assert power(either, vm) == state
+    domain(either, vm).destroy()
+    command = re.search(r"(qemu-img bitmap .*?)\), after", str(done.error))
+    assert command
+    subprocess.run(["sh", "-ec", command.group(1)], check=True)
+    take(either.uri, vm, "after")
+    revert(either.uri, vm, "before")
 
 
 @pytest.mark.slow

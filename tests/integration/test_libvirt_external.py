@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 import typing as t
 
 import libvirt
@@ -425,6 +426,9 @@ def test_a_tree_is_pruned_as_far_as_no_branch_is_lost_and_what_stays_has_its_dat
     for name, keep in (("root", ""), ("left", ""), ("leaf", "yes"), ("right", ""), ("tip", "yes")):
         if name == "right":
             revert(new_lab.uri, vm, "root")
+            # libvirt counts in seconds, and the newest of all is to be tip.
+            second = int(time.time())
+            until(lambda second=second: time.time() >= second + 1)  # type: ignore[misc]
         write(new_lab, vm, data[name])
         label = f"[safepoint v=1 owner=safepoint{' keep=yes' if keep else ''}]"
         # By hand, since the collection itself begins no second branch there.

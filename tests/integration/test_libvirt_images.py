@@ -71,6 +71,51 @@ def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("state", ["running", "off"])
+def test_images_that_were_merged_in_the_middle_of_a_chain_are_told_and_the_others_stay_ways_back(
+    new_lab: t.Any, newer: Make, state: str
+) -> None:
+    vm = newer("between")
+    bases = []
+    for text in "abcde":
+        write(new_lab, vm, text)
+        bases.append(str(image(new_lab, vm)))
+        take(new_lab.uri, vm, text, kind="external")
+    write(new_lab, vm, "f")
+    domain(new_lab, vm).create()
+    virsh(new_lab, "blockcommit", vm, "vda", "--base", bases[1], "--top", bases[2], "--wait")
+    if state == "off":
+        domain(new_lab, vm).destroy()
+    # What b is based on holds c's data now.
+    assert [one.name for one in listed(new_lab.uri, vm).values() if one.lost] == ["b", "c"]
+    for name in ("b", "c"):
+        done = apply(new_lab.uri, Reverted(Request(name=name)), vm)
+        assert done.error and (done.error.code, done.changed) == ("unsupported", False)
+        assert remove(new_lab.uri, vm, name).word == "removed"
+    for name in ("a", "d", "e"):
+        revert(new_lab.uri, vm, name)
+        assert reads(new_lab, vm, name)
+    assert codes(new_lab, vm) == []
+
+
+@pytest.mark.slow
+def test_newest_images_that_were_merged_one_way_or_the_other_are_not_relied_on(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("newest")
+    bases = []
+    for text in "abc":
+        write(new_lab, vm, text)
+        bases.append(str(image(new_lab, vm)))
+        take(new_lab.uri, vm, text, kind="external")
+    domain(new_lab, vm).create()
+    virsh(new_lab, "blockcommit", vm, "vda", "--base", bases[1], "--top", bases[2], "--wait")
+    assert codes(new_lab, vm) == []
+    done = apply(new_lab.uri, Reverted(Request(name="b")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "may have lost" in str(done.error)
+    revert(new_lab.uri, vm, "a")
+    assert reads(new_lab, vm, "a")
+
+
+@pytest.mark.slow
 def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished(new_lab: t.Any, newer: Make) -> None:
     vm = newer("halfway")
     write(new_lab, vm, "a")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import typing as t
@@ -83,7 +84,7 @@ def test_a_name_that_an_unknown_snapshot_has_is_refused_while_the_vm_is_off(eith
         assert done.error and (done.error.code, done.changed) == ("unsupported", False)
     assert in_image(either, vm) == ["x"]
     said = str(done.error)
-    do(said[said.index("qemu-img snapshot -d") : said.index("), or choose")])
+    do(said[said.index("qemu-img snapshot -d") : said.index(", or choose")])
     take(either.uri, vm, "x")
     write(either, vm, "c")
     revert(either.uri, vm, "x")
@@ -101,6 +102,14 @@ def test_the_same_is_seen_in_a_storage_pool_of_another_host(
     assert done.error and done.error.code == "unsupported" and in_image(lab, vm) == ["x", "y"]
     assert [one.code for one in images(lab, vm)] == ["orphan"]
     assert take(lab.uri, vm, "z").name == "z"
+
+
+def test_images_that_cannot_be_searched_are_said(lab: t.Any, tiny: Make, distant: None) -> None:
+    vm = tiny("unseen")
+    done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.word == "created" and any(str(image(lab, vm)) in warning for warning in done.warnings)
+    on = tiny("seen", paused=True)
+    assert not apply(lab.uri, Present(Request(name="x")), on).warnings
 
 
 def test_of_two_of_one_name_the_unknown_one_is_told_and_the_other_can_be_gone_back_to(either: t.Any, make: Make) -> None:
@@ -139,6 +148,21 @@ def test_a_record_without_data_is_told_not_vouched_for_and_removed(either: t.Any
     assert remove(either.uri, vm, "x").word == "removed"
     assert list(listed(either.uri, vm)) == ["y"]
     revert(either.uri, vm, "y")
+
+
+def test_a_snapshot_in_the_image_of_another_time_than_the_record_is_neither_relied_on_nor_removed(lab: t.Any, tiny: Make) -> None:
+    vm = tiny("otherwise")
+    take(lab.uri, vm, "x")
+    kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
+    later = re.sub(r"<creationTime>\d+<", "<creationTime>1900000000<", kept)
+    domain(lab, vm).snapshotCreateXML(later, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    assert listed(lab.uri, vm)["x"].lost is None
+    done = apply(lab.uri, Reverted(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "2030-03-17" in str(done.error)
+    (finding,) = images(lab, vm)
+    assert finding.code == "snapshot_differs" and "qemu-img" not in finding.remedy
+    assert in_image(lab, vm) == ["x"]
+    assert remove(lab.uri, vm, "x").word == "removed" and in_image(lab, vm) == []
 
 
 def test_a_record_without_data_on_another_host_is_found_by_a_look_into_the_images(lab: t.Any, tiny: Make, distant: None) -> None:
@@ -211,11 +235,15 @@ def test_a_snapshot_of_another_vm_on_the_same_image_is_not_called_an_orphan(lab:
     path = image(lab, second)
     lab.connect().defineXML(domain(lab, second).XMLDesc().replace(str(path), str(image(lab, first))))
     take(lab.uri, first, "x")
+    refused = apply(lab.uri, Present(Request(name="x")), second)
+    assert refused.error and refused.error.code == "unsupported"
+    assert first in str(refused.error) and "qemu-img" not in str(refused.error)
     (finding,) = images(lab, second)
     assert finding.code == "shared_image" and first in finding.message and "qemu-img" not in finding.remedy
     assert images(lab, first) == []
 
 
+@pytest.mark.slow
 def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any, tiny: Make) -> None:
     hangs, lives = tiny("hangs", running=True), tiny("lives", paused=True)
     by_hand(lab, lives, "lost").delete(METADATA_ONLY)

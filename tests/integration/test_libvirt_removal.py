@@ -12,7 +12,7 @@ import pytest
 from libvirt_kit import Make, apply, domain, files, listed, power, qemu_pid, revert, take
 
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 pytestmark = pytest.mark.qemu
 
@@ -104,6 +104,23 @@ def test_an_external_snapshot_is_not_removed_beside_saved_memory(new_lab: t.Any,
     assert files(new_lab, vm) == ["saved-0.qcow2"]
 
 
+def test_a_removal_that_libvirt_calls_failed_and_has_done_is_a_removal(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("contrary")
+    take(lab.uri, vm, "x")
+    real = libvirt.virDomainSnapshot.delete
+
+    def delete(snapshot: t.Any, flags: int = 0) -> None:
+        real(snapshot, flags)
+        snapshot.getDomain().suspend()  # an error of libvirt's own: the VM is off
+
+    monkeypatch.setattr(libvirt.virDomainSnapshot, "delete", delete)
+    done = apply(lab.uri, Absent(Request(name="x")), vm)
+    assert (done.word, done.error) == ("removed", None)
+    assert any("not running" in warning for warning in done.warnings)
+
+
 # saved memory
 
 
@@ -130,3 +147,41 @@ def test_a_vm_with_saved_memory_goes_back_to_a_snapshot_without_memory(lab: t.An
 @pytest.mark.parametrize("kind", ["internal", "external"])
 def test_a_vm_with_saved_memory_goes_back_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str) -> None:
     check_saved(new_lab, newer(f"dormant{kind}"), kind)
+
+
+@pytest.mark.slow
+def test_a_vm_that_has_not_run_since_its_memory_was_restored_is_refused_what_qemu_cannot(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("restored", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    person.suspend()
+    person.managedSave()
+    person.create()
+    assert power(new_lab, vm) == "paused"
+    plans = (Absent(Request(name="x")), Present(Request(name="y", kind="external", memory=True)))
+    for plan in plans:
+        for dry_run in (True, False):
+            done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
+            assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
+            assert "virsh resume" in str(done.error)
+    person.resume()
+    person.suspend()
+    assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
+
+
+@pytest.mark.slow
+def test_no_internal_snapshot_is_taken_or_removed_before_a_restored_vm_has_run(new_lab: t.Any, newer: Make) -> None:
+    vm = newer("waking", paused=True)
+    take(new_lab.uri, vm, "before")
+    person = domain(new_lab, vm)
+    person.managedSave()
+    person.create()
+    for plan in (Present(Request(name="x", kind="internal")), Absent(Request(name="before"))):
+        for dry_run in (True, False):
+            done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
+            assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
+            assert "virsh resume" in str(done.error)
+    person.resume()
+    person.suspend()
+    assert take(new_lab.uri, vm, "x").kind == "internal"
+    assert apply(new_lab.uri, Absent(Request(name="before")), vm).word == "removed"

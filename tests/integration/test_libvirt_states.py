@@ -14,6 +14,7 @@ import pytest
 from lab import Lab
 from libvirt_kit import Make, apply, domain, listed, look, power, revert, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import Seen
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon, ways
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
@@ -135,6 +136,6 @@ def test_the_variables_of_the_firmware_are_said_to_stay_out_of_an_external_snaps
 def test_the_state_of_a_tpm_is_said_to_stay_out_of_a_snapshot_without_memory() -> None:
     xml = """<domain><devices><tpm model='tpm-crb'><backend type='emulator'/></tpm>
       <disk type='file'><driver type='qcow2'/><source file='/a.qcow2'/><target dev='vda'/></disk></devices></domain>"""
-    internal, external = ways("vm", xml, power="running", saved=False, fork=None, daemon=Daemon(11_003_000, True))
+    internal, external = ways("vm", xml, power="running", saved=False, fork=None, daemon=Daemon(11_003_000, True), seen=Seen())
     for way in (internal, external):
         assert not way.warnings and "TPM" in way.warnings_without_memory[0]

@@ -121,6 +121,14 @@ def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.v
         ("snapshot_revert", {"vm": "test", "name": "x", "labels": {"a": "b"}}, ["labels", "select"]),
         ("snapshot_revert", {"vm": "test", "name": "x", "select": "newest"}, ["name", "select"]),
         ("snapshot_revert", {"vm": "test"}, ["name", "id", "select"]),
+        ("snapshot_info", {"vms": None}, ["no VM is named"]),
+        ("snapshot", {"vms": None, "name": "x"}, ["no VM is named"]),
+        ("snapshot", {"vm": "test", "id": None, "state": "absent"}, ["no snapshot is named"]),
+        ("snapshot", {"vm": ["test", "other"], "name": "x"}, ["is a list", "vms: "]),
+        ("snapshot", {"vms": "test, other", "name": "x"}, ["vms: ' other' begins or ends with a blank"]),
+        ("snapshot", {"vm": "test", "name": "x", "audit_file": "/tmp/a\0b"}, ["audit_file contains a NUL"]),
+        ("snapshot", {"vm": "test", "name": f"x-{KEY}", "label_key": KEY}, ["name contains the value of a secret option"]),
+        ("snapshot", {"vm": "test.example.com", "name": "x"}, ["did you mean test?"]),
     ],
 )
 def test_options_that_do_not_go_together_are_named(

@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 ROLE = frozenset({"VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt"})
 TIME = 3.0
@@ -360,3 +360,91 @@ def test_no_secret_is_in_any_error(cluster: PveServer) -> None:
             text += str(inner)
             inner = inner.__cause__  # type: ignore[assignment]
         assert "s3cret" not in text
+
+
+@pytest.mark.parametrize("how", ["token", "user"])
+def test_an_estate_of_which_nothing_may_be_seen_is_an_error(cluster: PveServer, how: str) -> None:
+    """Or a report, or a prune, with a token that has lost its rights would look as if all was well."""
+    cluster.make_guest("web01")
+    if how == "token":
+        secret = cluster.add_token("root@pam!ci", privsep=True)
+        driver = open_driver(options(cluster, token_id="root@pam!ci", token_secret=secret), environ={}, seconds=TIME)
+    else:
+        driver = As(cluster, {"VM.Snapshot", "Sys.Audit"}).open()
+    with pytest.raises(SafepointError) as caught:
+        driver.vms()
+    assert caught.value.code == "permission_denied" and "VM.Audit on no path at all" in str(caught.value)
+    driver.close()
+
+
+def test_an_empty_cluster_is_no_error(cluster: PveServer) -> None:
+    assert As(cluster, {"VM.Audit"}).looks() == []
+    assert ProxmoxBackend(cluster).looks() == []
+
+
+@pytest.mark.parametrize(("missing", "pool"), [("VM.Snapshot", False), ("VM.PowerMgmt", False), ("VM.Snapshot", True)])
+def test_check_mode_is_refused_what_the_run_would_be_refused(cluster: PveServer, missing: str, pool: bool) -> None:
+    vmid = cluster.make_guest("web01", pool="prod" if pool else None)
+    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
+    path = "/pool/prod" if pool else "/vms"
+    backend = As(cluster, ROLE - {missing, "VM.Snapshot.Rollback"}, path=path)
+    plans = {
+        "create": Present(Request(name="new")),
+        "describe": Present(Request(name="old", description="text")),
+        "remove": Absent(Request(name="old")),
+        "revert": Reverted(Request(name="old", power="on")),
+    }
+    for what, plan in plans.items():
+        cluster.reset_counters()
+        would = only(backend.run(plan, "web01", dry_run=True))
+        if missing == "VM.PowerMgmt" and what != "revert":
+            assert would.error is None
+            continue
+        does = only(backend.run(plan, "web01", on_error="stop"))
+        assert would.error is not None and does.error is not None
+        assert would.error.code == does.error.code == "permission_denied"
+        assert missing in str(would.error) and f"/vms/{vmid}" in str(would.error)
+        assert (would.word, would.changed) == ("none", False)
+    # With the right all of it would work, as check mode says.
+    able = As(cluster, ROLE, path=path)
+    assert [only(able.run(plan, "web01", dry_run=True)).error for plan in plans.values()] == [None] * 4
+
+
+def test_check_mode_asks_for_privileges_once(cluster: PveServer) -> None:
+    vmids = [str(cluster.make_guest(f"app{number}")) for number in range(10)]
+    cluster.reset_counters()
+    done = ProxmoxBackend(cluster).run(Present(Request(name="xx")), *vmids, dry_run=True)
+    assert {one.word for one in done} == {"created"}
+    assert cluster.counters()["GET /access/permissions"] == 1
+
+
+@pytest.mark.parametrize("storage", ["chain", "zfs", "dir-qcow2"])
+def test_check_mode_knows_of_storages_that_go_back_to_the_newest_only(cluster: PveServer, storage: str) -> None:
+    vmid = cluster.make_guest("web01", storage=storage)
+    for name in ("one", "two"):
+        cluster.snapshot_by_hand(vmid, name, description="[safepoint v=1 owner=safepoint]")
+    backend = ProxmoxBackend(cluster)
+    would = only(backend.run(Reverted(Request(name="one")), "web01", dry_run=True))
+    does = backend.revert("web01", "one")
+    assert (would.error.code if would.error else None) == (does.error.code if does.error else None)
+    assert (would.error is None) == (storage == "dir-qcow2")
+    if would.error is not None:
+        assert "is not most recent snapshot" in str(would.error) and "discard_newer=true" in str(would.error)
+    for plan in (Reverted(Request(name="two")), Reverted(Request(name="one", discard_newer=True))):
+        assert only(backend.run(plan, "web01", dry_run=True)).error is None
+    # To a user who may not see storages it cannot be told.
+    assert only(As(cluster, ROLE).run(Reverted(Request(name="one")), "web01", dry_run=True)).error is None
+
+
+def test_check_mode_knows_of_a_storage_for_memory_that_does_not_exist(cluster: PveServer) -> None:
+    cluster.make_guest("web01", config={"vmstatestorage": "gone"})
+    cluster.make_guest("web02", config={"vmstatestorage": "local"})
+    backend = ProxmoxBackend(cluster)
+    plan = Present(Request(name="xx", memory=True))
+    would = only(backend.run(plan, "web01", dry_run=True))
+    does = only(backend.run(plan, "web01"))
+    for one in (would, does):
+        assert one.error is not None and one.error.code == "unsupported" and "storage 'gone' does not exist" in str(one.error)
+    assert only(backend.run(plan, "web02", dry_run=True)).error is None
+    assert only(backend.run(Present(Request(name="xx")), "web01", dry_run=True)).error is None
+    assert only(As(cluster, ROLE).run(plan, "web01", dry_run=True)).error is None

@@ -70,6 +70,20 @@ def test_a_template_is_refused_before_anything_is_written(backend: ProxmoxBacken
     assert (writes(cluster), cluster.guest(vmid)["lock"], names(cluster, vmid)) == (0, None, ["old"])
 
 
+@pytest.mark.parametrize("ref", ["golden", "100"])
+def test_a_template_that_the_cluster_does_not_know_yet_is_refused_as_well(
+    backend: ProxmoxBackend, cluster: PveServer, ref: str
+) -> None:
+    cluster.nameless_seconds = 60.0
+    vmid = cluster.make_guest("golden", template=True, status="stopped")
+    chain(cluster, vmid, "old")
+    cluster.reset_counters()
+    for plan in (Present(Request(name="new")), Absent(Request(name="old"))):
+        done = only(backend.run(plan, ref))
+        assert code(done) == "unsupported" and "golden" in str(done.error) and "template" in str(done.error)
+    assert (writes(cluster), cluster.guest(vmid)["lock"]) == (0, None)
+
+
 @pytest.mark.parametrize(("kind", "storage"), [("qemu", ["dir-qcow2", "raw"]), ("lxc", "raw"), ("qemu", "gone")])
 def test_check_mode_foresees_what_the_task_would_say(
     backend: ProxmoxBackend, cluster: PveServer, kind: str, storage: str | list[str]

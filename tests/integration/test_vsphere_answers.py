@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import gzip
+import http.client
 import http.server
 import threading
 import typing as t
@@ -13,8 +15,9 @@ from collections.abc import Iterator
 import pytest
 from pyVmomi import SoapStubAdapter, vim, vmodl
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_answers
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import BadAnswer, typed
 
 ENVELOPE = '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>{}</s:Body></s:Envelope>'
 
@@ -69,6 +72,16 @@ def test_an_answer_that_is_none_of_vcenters_is_an_error_of_the_connection(
         ask()
     error = typed(raised.value, "list the VMs", where="vcenter:443")
     assert error.code == "connection_failed" and "vcenter:443" in str(error) and words in str(error)
+
+
+def test_a_packed_answer_is_not_unpacked_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_vsphere_answers, "LARGEST_ANSWER", 1000)
+    assert _vsphere_answers._unpacked(gzip.compress(bytes(1000))) == bytes(1000)
+    with pytest.raises(BadAnswer, match="more than 1000 bytes"):
+        _vsphere_answers._unpacked(gzip.compress(bytes(1001)))
+    for broken in (gzip.compress(bytes(1000))[:-12], b"no gzip"):
+        with pytest.raises(http.client.HTTPException):
+            _vsphere_answers._unpacked(broken)
 
 
 def test_an_answer_without_a_value_is_none(ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,10 @@ def test_a_gate_that_is_not_met_rolls_back_and_is_looked_at_again(change: Change
     """The simulated VM takes nothing back, so that the guest is as unwell after the rollback, which the last message says."""
     change.stage.write("change.yml", BAD_UNITS)
     run = change.run(
+        "-vvv",
         gates={
             "failed_units": True,
-            "http": [{"url": "http://127.0.0.2:1/"}],
+            "http": [{"url": "http://s3cr3t-user:s3cr3t-word@127.0.0.2:1/?token=s3cr3t-token"}],
             "commands": ["sh -c 'echo x >>tried; exit 3'"],
             "retries": 1,
             "delay": "0.1s",
@@ -87,8 +88,10 @@ def test_a_gate_that_is_not_met_rolls_back_and_is_looked_at_again(change: Change
         "the unit old.service has failed, and none should that is not known to; "
         "the unit broken.service has failed, and none should that is not known to; "
         "the command 'sh -c 'echo x >>tried; exit 3'' ended with 3, and should with 0; "
-        "http://127.0.0.2:1/ answers nothing"
+        "http://127.0.0.2:1/?*** answers nothing"
     )
+    assert "s3cr3t" not in run.output
+    assert not any("s3cr3t" in file.read_text() for file in change.evidence.iterdir())
     assert run.said("(guarded_change_baseline would leave out what had failed before the change)")
     assert run.said("BUT it is not well: Gates | Expect the guest to be well: the unit old.service has failed")
     assert (change.stage.guests["web01"].home / "tried").read_text() == "x\n" * 4

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import http.server
+import json
+import os
 import subprocess
 import sys
 import threading
@@ -134,6 +136,77 @@ def test_an_address_must_answer_with_a_status_that_is_good(url: str) -> None:
     nobody = {"http": [{"url": "http://me:s3cr3t@127.0.0.2:1/", "status": [200], "validate_certs": True}]}
     [problem] = look(**nobody)["problems"]
     assert problem == "http://127.0.0.2:1/ answers nothing ([Errno 111] Connection refused), and should answer 200"
+
+
+HIDDEN = ("s3cr3t-user", "s3cr3t-word", "s3cr3t-token", "s3cr3t-end")
+
+
+def hidden(url: str) -> str:
+    return url.replace("//", "//s3cr3t-user:s3cr3t-word@") + "/503?token=s3cr3t-token#s3cr3t-end"
+
+
+RUN = """
+import json, sys, syslog
+syslog.syslog = lambda *said: print(*said, file=sys.stderr)
+from ansible.module_utils import basic
+basic._ANSIBLE_ARGS, basic._ANSIBLE_PROFILE = sys.argv[1].encode(), "legacy"
+from ansible_collections.safepoint.vm.plugins.modules import guest_health_info
+guest_health_info.main()
+"""
+
+
+def run(**options: t.Any) -> tuple[dict[str, t.Any], str]:
+    """The result of the module itself, as Ansible runs it, and what it wrote into the syslog."""
+    given = json.dumps({"ANSIBLE_MODULE_ARGS": {**options, "retries": 0}})
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", RUN, given], capture_output=True, text=True, env=env, timeout=60, check=False)
+    return json.loads(done.stdout), done.stderr
+
+
+def test_what_is_secret_in_an_address_is_in_no_result_and_no_log(url: str) -> None:
+    other = url.replace("127.0.0.1", "127.0.0.2")
+    result, log = run(http=[{"url": hidden(one)} for one in (url, other)])
+    assert result["problems"][0] == f"{url}/503?*** answers 503, and should answer 200"
+    assert result["problems"][1].startswith(f"{other}/503?*** answers nothing (")
+    assert "Invoked with" in log
+    for secret in HIDDEN:
+        assert secret not in json.dumps(result) and secret not in log
+    # What is no secret is shown as ever.
+    result, _log = run(http=[{"url": f"{url}/200", "status": [204]}], commands=["sh -c 'exit 200'"])
+    assert result["problems"][0] == f"{url}/200 answers 200, and should answer 204"
+    assert "200" in result["problems"][1]
+    assert result["invocation"]["module_args"]["http"][0]["url"] == f"{url}/200"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://s3cr3t-user:s3cr3t/word@web01/",
+        "http://s3cr3t-user:123#s3cr3t-word@web01/",
+        "http://s3cr3t-user:80/s3cr3t-word@web01/",
+        "http://s3cr3t-user:p?s3cr3t-word@web01/",
+        "http://web01:http/?token=s3cr3t-token",
+        "http://web01:0/?token=s3cr3t-token",
+        "http://web01/?token=s3cr3t token",
+        "http://web01/\n?token=s3cr3t-token",
+        "http://[::1/?token=s3cr3t-token",
+        "ftp://s3cr3t-user:s3cr3t-word@web01/",
+        "file:///etc/passwd?s3cr3t",
+        "s3cr3t-user:s3cr3t-word@web01",
+        "http://?s3cr3t",
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_and_not_shown(url: str) -> None:
+    result, log = run(http=[{"url": "http://127.0.0.1:1/"}, {"url": url}])
+    assert result["failed"] and "the url of entry 2 is not a usable address" in result["msg"]
+    assert "s3cr3t" not in json.dumps(result) and "s3cr3t" not in log
+
+
+@pytest.mark.parametrize(
+    "url", ["http://web01/@me", "https://u:p%40x@web01:8443/a?b=c@d", "http://[::1]:80/", "http://bücher.example"]
+)
+def test_an_address_that_can_be_used_is_accepted(url: str) -> None:
+    health.check({**NOTHING, "http": [{"url": url}]})
 
 
 def test_a_command_must_end_with_0() -> None:

@@ -27,7 +27,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import present, why_not_removed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import look, why_not_removed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
@@ -265,8 +265,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
 
 def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
-    saved = action.snapshot.kind == EXTERNAL and bool(domain.hasManagedSaveImage())
-    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), present(action.vm.name, domain.XMLDesc(), saved=saved))
+    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), look(domain, [action.snapshot], daemon.version))
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None
@@ -283,14 +282,33 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
         )
         return Finished(job, warnings=(said,))
     with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
-        snapshot.delete()
+        doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
         (f"{daemon} leaves the memory file of the snapshot {action.snapshot} of {action.vm} behind: remove {left}",)
         if left
         else ()
     )
-    return Finished(job, warnings=warnings)
+    return Finished(job, warnings=(*doubts, *warnings))
+
+
+def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ...]:
+    """Delete it, and return the warning where libvirt reports a failure and the snapshot is gone all the same."""
+    try:
+        snapshot.delete()
+    except libvirt.libvirtError as exc:
+        connected = domain.connect().isAlive()
+        if (
+            not connected
+            or exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
+            or action.snapshot.id in domain.snapshotListNames()
+        ):
+            raise
+        return (
+            f"libvirt has removed the snapshot {action.snapshot} of {action.vm}, and said: {clean(exc)}; its data may be left in an image of a disk "
+            "that was detached: look with qemu-img snapshot -l",
+        )
+    return ()
 
 
 def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:

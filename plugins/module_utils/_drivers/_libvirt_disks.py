@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import typing as t
 from collections.abc import Sequence
+from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Kept, read_image
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, read_image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
 
 # More images than QEMU can open (about 25): a chain that is longer is a circle.
 _LONGEST = 200
@@ -54,6 +55,13 @@ class Images:
         except libvirt.libvirtError as exc:
             raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
 
+    def place_or_name(self, disk: Disk) -> str:
+        """The path of the image, or the name of the disk where it has none."""
+        try:
+            return self.place(disk) or disk.target
+        except Unreadable:
+            return disk.target
+
     def read(self, path: str) -> Image | None:
         """The qcow2 image, or None for one of another format.
 
@@ -64,34 +72,50 @@ class Images:
         except ValueError as exc:
             raise Unreadable(f"it is damaged: {exc}") from exc
 
-    def at_hand(self, path: str) -> Sequence[Kept] | None:
-        """The snapshots in the image, where it is a file that can be read here; else None."""
+    def at_hand(self, path: str) -> Image | None:
+        """The image, where it is a qcow2 file that can be read here without a request; else None."""
         if not self._local:
             return None
         try:
-            image = self._read_file(path) if os.access(path, os.R_OK) else None
+            return self._read_file(path) if os.access(path, os.R_OK) else None
         except (Unreadable, ValueError):
             return None
-        return image.snapshots if image else None
 
-    def depth(self, disk: Disk, *, up: bool, asking: bool) -> int | None:
-        """How many images the disk consists of, its own and those that it is based on; None where that cannot be found out.
+    def layers(self, disk: Disk, *, up: bool, asking: bool) -> Sequence[str] | None:
+        """The images that the disk consists of, its own first and then those that it is based on; None where that cannot be found out.
 
         libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
         """
         if up:
-            return len(disk.chain)
+            return disk.chain
+        found: list[str] = []
         try:
             path = self.place(disk) if asking else disk.image
-            for number in range(1, _LONGEST):
-                if path and not asking and not (self._local and os.access(path, os.R_OK)):
+            while path is not None and len(found) < _LONGEST:
+                if not asking and not (self._local and os.access(path, os.R_OK)):
                     return None
-                image = self.read(path) if path else None
-                if image is None or image.backing is None:
-                    return number
-                path = os.path.join(os.path.dirname(path or ""), image.backing)
+                found.append(path)
+                image = self.read(path)
+                backing = image.backing if image else None
+                path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
         except Unreadable:
-            pass
+            return None
+        return found
+
+    def owner(self, path: str, name: str, *, but: str) -> str | None:
+        """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.
+
+        One request for each VM of the daemon, so only asked where something was found that nobody seems to know.
+        """
+        for domain in self._connection.listAllDomains():
+            if domain.UUIDString() == but:
+                continue
+            try:
+                disks = read_disks(ElementTree.fromstring(domain.XMLDesc()))
+                if path in [self.place_or_name(disk) for disk in disks] and name in domain.snapshotListNames():
+                    return str(domain.name())
+            except libvirt.libvirtError:
+                continue  # it went away since it was listed
         return None
 
     def _read_file(self, path: str) -> Image | None:

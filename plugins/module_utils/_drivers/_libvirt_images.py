@@ -25,9 +25,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     Record,
+    differing,
     fitting,
     ghost,
-    key,
     read_record,
     unknown,
 )
@@ -87,12 +87,12 @@ class Search:
                 found.append(_not_checked(vm, disk, place, str(exc)))
         records = [read_record(self._images, text) for text in _texts(domain)]
         for disk in disks:
-            place = key(self._images, disk)
+            place = self._images.place_or_name(disk)
             for orphan in unknown(held.get(place, ()), records):
                 first = next(one for one in held[place] if one.name == orphan.name) == orphan
                 found.append(self._orphan(vm, disk, place, orphan, up=up, first=first))
         for record in records:
-            found += self._ghost(vm, record, held, {key(self._images, disk) for disk in disks})
+            found += self._ghost(vm, record, held, {self._images.place_or_name(disk) for disk in disks})
         return found
 
     def _of_one(self, disk: Disk, place: str | None, monitor: Mapping[str, Sequence[Kept]] | str | None) -> Sequence[Kept]:
@@ -132,7 +132,7 @@ class Search:
     def _orphan(self, vm: Vm, disk: Disk, place: str, orphan: Kept, *, up: bool, first: bool) -> Finding:
         taken = format_time(datetime.fromtimestamp(orphan.taken, timezone.utc))
         holds = f"Disk {disk.target} of {vm} ({place}) holds the snapshot {orphan.name!r} of {taken}"
-        other = self._other_owner(vm, place, orphan)
+        other = self._images.owner(place, orphan.name, but=vm.id)
         if other is not None:
             return Finding(
                 "shared_image",
@@ -152,19 +152,6 @@ class Search:
         delete = shlex.quote(f'delvm "{quoted}"')
         return f"run: virsh -c {shlex.quote(self._where)} qemu-monitor-command {shlex.quote(vm.name)} --hmp {delete}"
 
-    def _other_owner(self, vm: Vm, place: str, orphan: Kept) -> str | None:
-        """The VM that knows the snapshot, where two are defined on one image. One request for each VM, only where something was found."""
-        for domain in self._connection.listAllDomains():
-            if domain.UUIDString() == vm.id:
-                continue
-            try:
-                same = place in [key(self._images, disk) for disk in read_disks(ElementTree.fromstring(domain.XMLDesc()))]
-                if same and orphan.name in domain.snapshotListNames():
-                    return str(domain.name())
-            except libvirt.libvirtError:
-                continue  # it went away meanwhile
-        return None
-
     def _ghost(self, vm: Vm, record: Record, held: Mapping[str, Sequence[Kept]], now: Collection[str]) -> list[Finding]:
         for target, place in record.places.items():
             kept = held.get(place)
@@ -172,7 +159,12 @@ class Search:
                 if kept is None and place not in now:
                     image = self._images.read(place)  # the VM had another image then, and a revert brings it back
                     kept = image.snapshots if image else ()
-                problem = "does not hold it" if kept is not None and fitting(kept, record) is None else None
+                if kept is None or fitting(kept, record) is not None:
+                    continue
+                other = differing(vm.name, record, target, place, kept)
+                if other is not None:
+                    return [other]
+                problem: str | None = "does not hold it"
             except Unreadable as exc:
                 problem = "does not exist" if exc.gone else None
             if problem:

@@ -17,24 +17,26 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+    CPUS_COME_BACK,
+    CPUS_LOST,
+    Seen,
+    bitmap_hinders,
+    bitmaps_hinder,
+    chain_near_limit,
+    plugged_cpus,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_merges import losses
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     NUMBER,
     Record,
+    differing,
     fitting,
     ghost,
     is_number,
     picked,
     read_record,
-)
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
-    CPUS_COME_BACK,
-    CPUS_LOST,
-    Seen,
-    bitmaps_hinder,
-    chain_near_limit,
-    losses,
-    plugged_cpus,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
@@ -79,22 +81,27 @@ class Judge:
             near = chain_near_limit(domain.name(), depth)
             self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
-            return losses(domain.name(), snapshots, bases, disks)
+            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
+            known = {target: images for target, images in layers.items() if images is not None}
+            seen = losses(domain.name(), snapshots, bases, disks, known)
+            # A removal that is under way changes the images first and the record then.
+            return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
-        why = bitmaps_hinder(domain.name(), checkpoints(domain))
+        named = checkpoints(domain)
+        why = bitmaps_hinder(domain.name(), named)
         if why:
             snapshots = [
                 dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
             ]
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
-        seen = self._judged_internal(domain.name(), snapshots, texts)
+        seen = self._judged_internal(domain, snapshots, texts, named)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
-            if domain.isActive() and domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
+            if domain.isActive() and _is_held(domain):
                 return snapshots
             time.sleep(_SECOND_LOOK_SECONDS)
             there = set(domain.snapshotListNames())
-            seen = self._judged_internal(domain.name(), [one for one in snapshots if one.id in there], texts)
+            seen = self._judged_internal(domain, [one for one in snapshots if one.id in there], texts, named)
         return seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
@@ -105,8 +112,10 @@ class Judge:
         why = f"holds a CPU that was plugged in while the VM ran, and {CPUS_LOST}; upgrade libvirt, or remove it"
         return dataclasses.replace(one, obstacles={**one.obstacles, "revert": why})
 
-    def _judged_internal(self, vm: str, snapshots: Iterable[Snapshot], texts: Mapping[str, str]) -> list[Snapshot]:
-        read: dict[str, Sequence[Kept] | None] = {}
+    def _judged_internal(
+        self, domain: t.Any, snapshots: Iterable[Snapshot], texts: Mapping[str, str], named: Sequence[str]
+    ) -> list[Snapshot]:
+        read: dict[str, Image | None] = {}
         found = []
         for one in snapshots:
             if not self._local:
@@ -116,9 +125,42 @@ class Judge:
                 continue
             record = read_record(self._images, texts[one.id])
             read.update({place: self._images.at_hand(place) for place in record.places.values() if place not in read})
-            lost, why = _why_no_way_back(vm, record, read)
+            lost, why = self._why_no_way_back(domain, record, read, named)
             found.append(dataclasses.replace(one, lost=lost, obstacles={**one.obstacles, "revert": why}) if why else one)
         return found
+
+    def _why_no_way_back(
+        self, domain: t.Any, record: Record, read: Mapping[str, Image | None], named: Sequence[str]
+    ) -> tuple[Finding | None, str | None]:
+        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone.
+
+        ``named`` are the checkpoints that libvirt knows.
+        """
+        for target, place in record.places.items():
+            image = read[place]
+            if image is None:
+                if is_number(record.name):
+                    return None, NUMBER
+                continue
+            meant = fitting(image.snapshots, record)
+            other = differing(domain.name(), record, target, place, image.snapshots) if meant is None else None
+            if other is not None:
+                return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
+            if meant is None:
+                why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
+                return ghost(domain.name(), record.name, target, place, "does not hold it"), why
+            first = picked(image.snapshots, record.name)
+            if first.name != record.name:
+                return None, NUMBER
+            if first != meant:
+                return None, (
+                    f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
+                    f"{self._remedy(domain.UUIDString(), record.name, place)}"
+                )
+            loose = [bitmap for bitmap in image.bitmaps if bitmap not in named]
+            if loose:
+                return None, f"is internal, and {bitmap_hinders(loose[0], place)}"
+        return None, None
 
     def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
         """What has to be known of the images of a VM of which a snapshot may be taken.
@@ -127,46 +169,48 @@ class Judge:
         brings back the older one. QEMU itself, when the VM is up, replaces the older one (9.0) or refuses the name (11.3).
         """
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
-        strays: dict[str, str] = {}
-        for disk in disks if not up else ():
+        found: dict[str, str] = {}
+        bitmaps: dict[str, str] = {}
+        unsearched = None
+        for disk in disks:
+            if disk.format != "qcow2":
+                continue
+            if up:
+                # QEMU has them, and a look into the file costs nothing where it is at hand.
+                image = self._images.at_hand(disk.image or "")
+                bitmaps.update(dict.fromkeys(image.bitmaps, disk.image or "") if image else {})
+                continue
             try:
                 place = self._images.place(disk)
-                image = self._images.read(place) if place and disk.format == "qcow2" else None
-            except Unreadable:
-                continue  # on another host and in no pool: libvirt itself does not tell
-            for one in image.snapshots if image else ():
-                strays[one.name] = f"qemu-img snapshot -d {shlex.quote(one.name)} {shlex.quote(place or '')}"
-        if strays:
-            strays = {name: command for name, command in strays.items() if name not in set(domain.snapshotListNames())}
-        return Seen(strays, checkpoints(domain), crashed=crashed, depth=self._depth(disks, up=up, asking=True))
+                image = self._images.read(place) if place else None
+            except Unreadable as exc:
+                unsearched = f"{disk.image or disk.target}: {exc}"
+                continue
+            found.update({one.name: place or "" for one in image.snapshots} if image else {})
+            bitmaps.update(dict.fromkeys(image.bitmaps, place or "") if image else {})
+        known = set(domain.snapshotListNames()) if found else set()
+        strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
+        named = checkpoints(domain)
+        loose = {bitmap: place for bitmap, place in bitmaps.items() if bitmap not in named}
+        depth = self._depth(disks, up=up, asking=True)
+        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=depth)
+
+    def _remedy(self, uuid: str, name: str, place: str) -> str:
+        """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
+        other = self._images.owner(place, name, but=uuid)
+        if other is not None:
+            return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
+        return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
 
     def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
         """The number of images of the disk that has the most; None where it is not known of any."""
-        depths = [self._images.depth(disk, up=up, asking=asking) for disk in disks if disk.writable]
-        return max((depth for depth in depths if depth is not None), default=None)
+        layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
+        return max((len(images) for images in layers if images is not None), default=None)
 
 
-def _why_no_way_back(vm: str, record: Record, read: Mapping[str, Sequence[Kept] | None]) -> tuple[Finding | None, str | None]:
-    """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone."""
-    for target, place in record.places.items():
-        kept = read[place]
-        if kept is None:
-            if is_number(record.name):
-                return None, NUMBER
-            continue
-        meant = fitting(kept, record)
-        if meant is None:
-            why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
-            return ghost(vm, record.name, target, place, "does not hold it"), why
-        first = picked(kept, record.name)
-        if first.name != record.name:
-            return None, NUMBER
-        if first != meant:
-            return None, (
-                f"is not the one that QEMU would go back to: the image of the disk {target} holds another that QEMU finds first by the name "
-                f"{record.name!r}; power the VM off and remove that one: qemu-img snapshot -d {shlex.quote(first.name)} {shlex.quote(place)}"
-            )
-    return None, None
+def _is_held(domain: t.Any) -> bool:
+    """Whether an operation of libvirt is under way on a VM that is up."""
+    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:

@@ -20,7 +20,11 @@ Read = t.Callable[[int, int], bytes]
 """The bytes from an offset on, so many, or fewer at the end of the image."""
 
 _CHUNK = 64 * 1024
-_HEADER_BYTES = 72
+# The fixed part and the extensions behind it, which are few.
+_HEADER_BYTES, _SMALLEST_HEADER = 4096, 72
+_BITMAPS = 0x23852875
+# The limits of QEMU itself (block/qcow2.h and qcow2-bitmap.c of 7.2): what is larger is no image.
+_MOST_SNAPSHOTS, _MOST_BITMAPS, _LONGEST_EXTRA, _LONGEST_BACKING = 65536, 65535, 1024, 1023
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +45,8 @@ class Image:
     snapshots: tuple[Kept, ...]
     backing: str | None
     """The backing file as written in the image: a path, relative to the image's own, or a URL or json: text."""
+    bitmaps: tuple[str, ...] = ()
+    """The names of its dirty bitmaps; QEMU writes those that were added since it opened the image when it closes it."""
 
 
 def read_image(read: Read) -> Image | None:
@@ -49,34 +55,73 @@ def read_image(read: Read) -> Image | None:
     :raises ValueError: the image is damaged.
     """
     header = read(0, _HEADER_BYTES)
-    if len(header) < _HEADER_BYTES or header[:4] != b"QFI\xfb":
+    if len(header) < _SMALLEST_HEADER or header[:4] != b"QFI\xfb":
         return None
-    where, length = struct.unpack_from(">QI", header, 8)
+    version, where, length = struct.unpack_from(">IQI", header, 4)
     count, table = struct.unpack_from(">IQ", header, 60)
+    if count > _MOST_SNAPSHOTS or length > _LONGEST_BACKING:
+        raise ValueError("its header cannot be right")
     backing = read(where, length).decode(errors="replace") if where else None
-    return Image(tuple(_snapshots(read, table, count)), backing)
+    bitmaps = tuple(_bitmaps(read, header)) if version >= 3 else ()
+    return Image(tuple(_snapshots(read, table, count)), backing, bitmaps)
 
 
-def _snapshots(read: Read, table: int, count: int) -> Iterator[Kept]:
-    data = b""
-    at = 0
+class _Table:
+    """A table in the image, whose entries begin at multiples of 8 and are read one after the other."""
 
-    def need(length: int) -> int:
-        """The next ``length`` bytes are in ``data``; return where they begin."""
-        nonlocal data, at
-        while len(data) < at + length:
-            more = read(table + len(data), _CHUNK)
+    def __init__(self, read: Read, offset: int) -> None:
+        self._read = read
+        self._offset = offset
+        self._data = b""
+        self._at = 0
+
+    def take(self, length: int) -> bytes:
+        """The next bytes."""
+        while len(self._data) < self._at + length:
+            more = self._read(self._offset + len(self._data), _CHUNK)
             if not more:
-                raise ValueError("its table of snapshots ends too early")
-            data += more
-        at += length
-        return at - length
+                raise ValueError("a table in it ends too early")
+            self._data += more
+        self._at += length
+        return self._data[self._at - length : self._at]
 
+    def align(self) -> None:
+        """Go on to the begin of the next entry."""
+        self.take(-self._at % 8)
+
+    def skip(self, extra: int) -> None:
+        """Leave out what later versions of QEMU may write."""
+        if extra > _LONGEST_EXTRA:
+            raise ValueError("a table in it cannot be right")
+        self.take(extra)
+
+
+def _snapshots(read: Read, offset: int, count: int) -> Iterator[Kept]:
+    table = _Table(read, offset)
     for _number in range(count):
-        need(-at % 8)  # each entry begins at a multiple of 8
-        start = need(40)
-        id_bytes, name_bytes, taken, extra = struct.unpack_from(">12x2HI16xI", data, start)
-        need(extra)
-        start = need(id_bytes + name_bytes)
-        names = data[start : start + id_bytes + name_bytes]
+        table.align()
+        id_bytes, name_bytes, taken, extra = struct.unpack(">12x2HI16xI", table.take(40))
+        table.skip(extra)
+        names = table.take(id_bytes + name_bytes)
         yield Kept(names[:id_bytes].decode(errors="replace"), names[id_bytes:].decode(errors="replace"), taken)
+
+
+def _bitmaps(read: Read, header: bytes) -> Iterator[str]:
+    autoclear, length = struct.unpack_from(">88xQ4xI", header.ljust(104, b"\0"))
+    if not autoclear & 1:
+        return  # written by something that does not know bitmaps: QEMU ignores them
+    while length + 8 <= len(header):
+        kind, size = struct.unpack_from(">II", header, length)
+        if kind == _BITMAPS and length + 32 <= len(header):
+            count, offset = struct.unpack_from(">I12xQ", header, length + 8)
+            if count > _MOST_BITMAPS:
+                raise ValueError("its header cannot be right")
+            table = _Table(read, offset)
+            for _number in range(count):
+                table.align()
+                name_bytes, extra = struct.unpack(">18xHI", table.take(24))
+                table.skip(extra)
+                yield table.take(name_bytes).decode(errors="replace")
+        if kind == 0:
+            return
+        length += 8 + size + -size % 8

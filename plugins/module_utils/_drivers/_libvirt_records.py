@@ -9,14 +9,16 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
 from xml.etree import ElementTree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     INTERNAL,
-    Disk,
     read_disks,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
@@ -51,12 +53,26 @@ def ghost(vm: str, name: str, target: str, place: str, problem: str) -> Finding:
     )
 
 
+def differing(vm: str, record: Record, target: str, place: str, kept: Iterable[Kept]) -> Finding | None:
+    """The finding that an image holds a snapshot of the record's name, and of another time."""
+    other = next((one for one in kept if one.name == record.name), None)
+    if other is None:
+        return None
+    times = [format_time(datetime.fromtimestamp(seconds, timezone.utc)) for seconds in (record.created, other.taken)]
+    return Finding(
+        "snapshot_differs",
+        f"libvirt says that the snapshot {record.name} of {vm} was taken at {times[0]}, and the image of its disk {target} ({place}) holds one of that "
+        f"name of {times[1]}, which may be another one",
+        f"find out which one it is; then go back to it (virsh snapshot-revert {shlex.quote(vm)} {shlex.quote(record.name)}), or remove it",
+    )
+
+
 def read_record(images: Images, snapshot_xml: str) -> Record:
     root = ElementTree.fromstring(snapshot_xml)
     inside = {disk.get("name") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == INTERNAL}
     then = root.find("domain")
     disks = [disk for disk in read_disks(then) if disk.target in inside] if then is not None else []
-    places = {disk.target: key(images, disk) for disk in disks}
+    places = {disk.target: images.place_or_name(disk) for disk in disks}
     created = int(root.findtext("creationTime") or 0)
     return Record(root.findtext("name") or "", created, {target: place for target, place in places.items() if place != target})
 
@@ -72,21 +88,16 @@ def picked(kept: Sequence[Kept], name: str) -> Kept:
 
 
 def unknown(kept: Iterable[Kept], records: Iterable[Record]) -> list[Kept]:
-    """The snapshots in an image that belong to no record. Names may repeat in an image, so the time decides which one a record means."""
+    """The snapshots in an image that belong to no record. Names may repeat in an image, so the time decides which one a record means.
+
+    Where none has the time of its record, each of that name may be the one (differing() tells of them).
+    """
     kept = list(kept)
-    named = {record.name: record for record in records}
-    return [one for one in kept if one.name not in named or fitting(kept, named[one.name]) != one]
+    meant = {record.name: fitting(kept, record) for record in records}
+    return [one for one in kept if one.name not in meant or meant[one.name] not in (None, one)]
 
 
 def fitting(kept: Iterable[Kept], record: Record) -> Kept | None:
     """The snapshot that a record means: the last of its name that was taken when libvirt says, since libvirt adds none beside a record."""
     near = [one for one in kept if one.name == record.name and -_EARLIER_SECONDS <= one.taken - record.created <= _LATER_SECONDS]
     return near[-1] if near else None
-
-
-def key(images: Images, disk: Disk) -> str:
-    """The path of the image, or the name of the disk where it has none."""
-    try:
-        return images.place(disk) or disk.target
-    except Unreadable:
-        return disk.target

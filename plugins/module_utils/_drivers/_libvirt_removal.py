@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Why a snapshot cannot be removed from the VM as it is now, with the remedy. Pure: no connection, no library.
+"""Why a snapshot cannot be removed from the VM as it is now, or taken of it, with the remedy.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,11 +9,21 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import typing as t
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import EXTERNAL
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way
+
+# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_MIGRATION: a VM that is paused since its memory was restored from a file (managed save). QEMU
+# leaves its images to the other end of such a migration until it has run.
+RESTORED = (3, 2)
+# NEWS of libvirt 10.9: internal snapshots are taken and removed by jobs of QEMU; 11.3: 'is writable but does not support snapshots'. 9.0 can.
+_BY_JOBS = 10_009_000
+_RUN_ONCE = (
+    "is paused since its memory was restored from a file, and has to run once first: resume it (virsh resume), and pause it again"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +36,28 @@ class Present:
     """The names of its disks, for example vda."""
     saved: bool
     """Whether its memory is on disk (managed save)."""
+    restored: bool
+    """Whether it has not run since its memory came back from there."""
 
 
-def present(vm: str, domain_xml: str, *, saved: bool) -> Present:
-    """Read the definition of a VM, which has an id as long as the VM is up."""
-    domain = ElementTree.fromstring(domain_xml)
-    targets = (target.get("dev") for target in domain.iterfind("devices/disk/target"))
-    return Present(vm, domain.get("id") is not None, frozenset(name for name in targets if name), saved)
+def look(domain: t.Any, snapshots: Sequence[Snapshot], daemon_version: int) -> Present:
+    """Read what the removal of these snapshots depends on.
+
+    One request, since a removal may end libvirtd (9.0), and one or two more where it may fail, or the VM not start after it.
+
+    :raises libvirtError: the VM did not answer.
+    """
+    external = any(one.kind == EXTERNAL for one in snapshots)
+    definition = ElementTree.fromstring(domain.XMLDesc())
+    targets = (target.get("dev") for target in definition.iterfind("devices/disk/target"))
+    up = definition.get("id") is not None
+    return Present(
+        vm=domain.name(),
+        up=up,
+        disks=frozenset(name for name in targets if name),
+        saved=external and not up and bool(domain.hasManagedSaveImage()),
+        restored=up and (external or daemon_version >= _BY_JOBS) and tuple(domain.state()) == RESTORED,
+    )
 
 
 def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str | None:
@@ -45,6 +70,9 @@ def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str 
             f"is external, and the memory of {now.vm} is saved to disk (managed save) together with the names of the images; start the VM first, or "
             f"drop its memory (virsh managedsave-remove {now.vm})"
         )
+    if now.restored:
+        # 'Inactive ... can't be a backing child of active ...' (external; QEMU 7.2, 10.0), 'is writable but does not support snapshots' (10.0)
+        return f"cannot be removed now, because {now.vm} {_RUN_ONCE}"
     missing = ", ".join(sorted(_disks(snapshot_xml) - now.disks))
     if missing and snapshot.kind == EXTERNAL:
         # 9.0, 11.3: "disk 'vdb' not found in domain"
@@ -62,6 +90,20 @@ def hindrances(snapshots: Sequence[Snapshot], texts: Mapping[str, str], now: Pre
     """The reasons by the ids of those snapshots that cannot be removed; ``texts`` are their definitions."""
     why = {one.id: why_not_removed(one, texts[one.id], now) for one in snapshots}
     return {snapshot_id: reason for snapshot_id, reason in why.items() if reason}
+
+
+def ways_restored(vm: str, ways: Sequence[Way], daemon_version: int) -> tuple[Way, ...]:
+    """How snapshots can be taken of a VM that has not run since its memory came back from a file."""
+    found = []
+    for way in ways:
+        refusals = dict(way.refusals)
+        if way.kind == EXTERNAL:
+            # "Can't migrate the vm that was paused due to previous migration"
+            refusals.setdefault("memory", f"No snapshot with the memory of {vm} can be taken: it {_RUN_ONCE}")
+        elif daemon_version >= _BY_JOBS:
+            refusals.setdefault("create", f"No internal snapshot of {vm} can be taken: it {_RUN_ONCE}")
+        found.append(dataclasses.replace(way, refusals=refusals))
+    return tuple(found)
 
 
 def _disks(snapshot_xml: str) -> set[str]:

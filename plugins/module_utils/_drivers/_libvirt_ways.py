@@ -9,10 +9,21 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+    CPUS_COME_BACK,
+    CPUS_LOST,
+    HAS_CRASHED,
+    MOST_IMAGES,
+    Seen,
+    bitmap_hinders,
+    bitmaps_hinder,
+    chain_near_limit,
+    plugged_cpus,
+    why_not_deeper,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     INTERNAL,
@@ -22,21 +33,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
     outside_of_snapshots,
     read_disks,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Way, chain_of
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way, chain_of
 
 _SAVED = (
     "its memory is saved to disk (managed save), and a snapshot would not hold that; "
     "start it first, or drop it with virsh managedsave-remove"
-)
-
-
-# virDomainState and virDomainShutoffReason in libvirt-domain.h.
-CRASHED = 6
-MIGRATED_AWAY = (5, 4)
-
-# 9.0, 11.3: it is taken, and the VM is off after a revert to it.
-_CRASHED = (
-    "its guest has crashed, and a revert would bring back a VM that is off; restart it first (virsh reset, then virsh resume)"
 )
 
 
@@ -53,51 +54,65 @@ class Daemon:
         return f"libvirt {self.version // 1_000_000}.{self.version // 1000 % 1000}"
 
 
-# 9.0 fails ("Unknown savevm section or instance 'cpu_common'"), 11.3 does not: since 10.9 QEMU is started first, and goes back then.
-CPUS_COME_BACK = 10_009_000
-CPUS_LOST = "libvirt before 10.9 fails the revert to a snapshot with the memory of such a VM and leaves the VM off"
-
-# libvirt 11.3 starts no VM of which a disk has more than 25 images, those of a template included: 'failed to parse JSON: nesting too deep'. An
-# external snapshot adds one. Some are left for what adds images beside us: a backup job, a block copy, a person.
-_IMAGES_TO_START, _MOST_IMAGES, _MANY_IMAGES = 25, 20, 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Seen:
-    """What was seen of the disk images of a VM."""
-
-    strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the command that removes it."""
-    checkpoints: Sequence[str] = ()
-    """Those of incremental backups."""
-    crashed: bool = False
-    """Whether the guest has crashed, and QEMU was kept as it was."""
-    depth: int | None = None
-    """How many images the disk has that has the most; None where that is not known."""
-
-
-def ways(
-    name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon, seen: Seen = Seen()
-) -> tuple[Way, ...]:
+def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | None, daemon: Daemon, seen: Seen) -> tuple[Way, ...]:
     """How snapshots of the VM can be taken by QEMU.
 
     ``saved`` is that its memory is on disk, ``fork`` the snapshot that it was reverted to, where others were taken on top of that.
     """
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
-    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or bitmaps_hinder(name, seen.checkpoints)
-    why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or _why_not_deeper(seen.depth)
+    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or _why_no_way_back(name, seen)
+    why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or why_not_deeper(seen.depth)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
         why_not_external = (
             f"it was reverted to {fork}, on which other snapshots stand, and libvirt loses those when a second branch beside them is "
             "removed again; remove them first"
         )
+    internal, external = _refusals(name, domain_xml, power, crashed=seen.crashed)
+    if why_not_internal:
+        internal["create"] = f"No internal snapshot of {name} can be taken: {why_not_internal}"
+    if why_not_external:
+        external["create"] = f"No external snapshot of {name} can be taken: {why_not_external}"
+    near = chain_near_limit(name, seen.depth)
+    taken = {
+        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; {remedy}, "
+        "or choose another name"
+        for stray, remedy in seen.strays.items()
+    }
+    unsearched = (
+        f"An image of {name} could not be searched for an older snapshot of this name, which a revert would bring back ({seen.unsearched}); run "
+        "this on the host, or make the folder a storage pool (virsh pool-create-as)"
+    )
+    with_memory = _missed(name, domain, EXTERNAL, memory=True)
+    return (
+        Way(
+            INTERNAL,
+            internal,
+            memory_implied=True,
+            taken=taken,
+            warnings=(unsearched,) if seen.unsearched else (),
+            warnings_without_memory=_missed(name, domain, INTERNAL, memory=False),
+        ),
+        Way(
+            EXTERNAL,
+            external,
+            unrecorded=("filesystem",),
+            taken=taken,
+            # Where the images could not be seen the snapshots are counted, and a template's own images are not.
+            deepest=MOST_IMAGES - 1 if seen.depth is None else None,
+            warnings=(*with_memory, *([near.message] if near else [])),
+            warnings_without_memory=tuple(one for one in _missed(name, domain, EXTERNAL, memory=False) if one not in with_memory),
+        ),
+    )
+
+
+def _refusals(name: str, domain_xml: str, power: str, *, crashed: bool) -> tuple[dict[str, str], dict[str, str]]:
+    """What an internal and an external snapshot cannot do besides being taken."""
     internal = _memory_and_quiesce(name, power)
     external = dict(internal)
-    if seen.crashed:
-        why_not_internal = why_not_internal or _CRASHED
-        external["memory"] = f"No snapshot with the memory of {name} can be taken: {_CRASHED}"
+    if crashed:
+        external["memory"] = f"No snapshot with the memory of {name} can be taken: {HAS_CRASHED}"
     if power != "off":
         internal["quiesce"] = (
             f"{name} cannot be quiesced for an internal snapshot, which would hold the memory of a frozen guest; set quiesce=never (the "
@@ -110,74 +125,18 @@ def ways(
         reason = _why_not_quiesced(domain_xml, power)
         if reason:
             external["quiesce"] = f"{name} cannot be quiesced: {reason}, or set quiesce=never"
-    if why_not_internal:
-        internal["create"] = f"No internal snapshot of {name} can be taken: {why_not_internal}"
-    if why_not_external:
-        external["create"] = f"No external snapshot of {name} can be taken: {why_not_external}"
-    missed = {
-        (kind, memory): tuple(
-            f"A snapshot of {name} does not hold {part}, and a revert leaves it as it is"
-            for part in outside_of_snapshots(domain, kind=kind, memory=memory)
-        )
-        for kind in (INTERNAL, EXTERNAL)
-        for memory in (True, False)
-    }
-    taken = {
-        stray: f"A disk of {name} holds a snapshot {stray!r} that libvirt does not know, and a revert would bring that one back; remove it on the "
-        f"host, while the VM is off ({command}), or choose another name"
-        for stray, command in seen.strays.items()
-    }
-    return (
-        Way(
-            INTERNAL,
-            internal,
-            memory_implied=True,
-            taken=taken,
-            warnings_without_memory=missed[INTERNAL, False],
-        ),
-        Way(
-            EXTERNAL,
-            external,
-            unrecorded=("filesystem",),
-            taken=taken,
-            # Where the images could not be seen the snapshots are counted, and a template's own images are not.
-            deepest=_MOST_IMAGES - 1 if seen.depth is None else None,
-            warnings=(*missed[EXTERNAL, True], *(one.message for one in [chain_near_limit(name, seen.depth)] if one)),
-            warnings_without_memory=tuple(one for one in missed[EXTERNAL, False] if one not in missed[EXTERNAL, True]),
-        ),
-    )
+    return internal, external
 
 
-def plugged_cpus(domain: ElementTree.Element) -> bool:
-    """Whether a VM that is up has CPUs that QEMU was not started with."""
-    return any(cpu.get("enabled") == cpu.get("hotpluggable") == "yes" for cpu in domain.iterfind("vcpus/vcpu"))
+def _why_no_way_back(name: str, seen: Seen) -> str | None:
+    """Why there would be no way back to an internal snapshot."""
+    loose = next((bitmap_hinders(bitmap, place) for bitmap, place in seen.bitmaps.items()), None)
+    return bitmaps_hinder(name, seen.checkpoints) or loose or (HAS_CRASHED if seen.crashed else None)
 
 
-def findings_of_state(vm: str, state: int, reason: int, *, where: str) -> list[Finding]:
-    """What libvirt's state of a VM says that a person should know; ``where`` is the URI without secrets."""
-    command = f"virsh -c {shlex.quote(where)}"
-    if (state, reason) == MIGRATED_AWAY:
-        return [
-            Finding(
-                "migrated_away",
-                f"{vm} was migrated to another host, and runs there; its definition is still here",
-                f"remove the definition: {command} undefine {shlex.quote(vm)}",
-            )
-        ]
-    if state == CRASHED:
-        said = f"The guest of {vm} has crashed, and QEMU was stopped and kept for a look into it (on_crash=preserve)"
-        return [
-            Finding("guest_crashed", said, f"restart it: {command} reset {shlex.quote(vm)} && {command} resume {shlex.quote(vm)}")
-        ]
-    return []
-
-
-def why_not_written(vm: str) -> str:
-    """Why nothing is done to a VM that was migrated away. Its images may be on shared storage: an external snapshot works (9.0, 11.3)."""
-    return (
-        f"Nothing is done to {vm} on this host, because it was migrated to another one, runs there and writes to the same images; use the other "
-        f"host, and remove the definition here (virsh undefine {vm})"
-    )
+def _missed(name: str, domain: ElementTree.Element, kind: str, *, memory: bool) -> tuple[str, ...]:
+    parts = outside_of_snapshots(domain, kind=kind, memory=memory)
+    return tuple(f"A snapshot of {name} does not hold {part}, and a revert leaves it as it is" for part in parts)
 
 
 def test_driver_ways(name: str, *, power: str, saved: bool) -> tuple[Way, ...]:
@@ -234,72 +193,6 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
             obstacles = {"revert": "has lost its data: the VM writes to the image that it is based on; remove it (state=absent)"}
         found.append(dataclasses.replace(one, obstacles=obstacles))
     return found
-
-
-def chain_near_limit(vm: str, depth: int | None) -> Finding | None:
-    """The finding about a VM of which a disk has so many images that there will soon be no room for further snapshots."""
-    if depth is None or depth < _MANY_IMAGES:
-        return None
-    return Finding(
-        "chain_near_limit",
-        f"A disk of {vm} consists of {depth} images, one on top of the other; with more than {_IMAGES_TO_START} the VM does not start any more, "
-        f"and from {_MOST_IMAGES} on no external snapshot is taken",
-        "remove external snapshots that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)",
-    )
-
-
-def _why_not_deeper(depth: int | None) -> str | None:
-    if depth is None or depth < _MOST_IMAGES:
-        return None
-    return (
-        f"a disk of it consists of {depth} images, and with more than {_IMAGES_TO_START} the VM does not start any more; remove external snapshots "
-        "that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)"
-    )
-
-
-def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
-    """Why there is no way back to an internal snapshot while an image has a bitmap, whenever that was added.
-
-    QEMU 7.2 and 10.0: 'Device has active dirty bitmaps', after libvirt has stopped the VM (9.0, 11.3). A checkpoint can be deleted while the VM is
-    up only.
-    """
-    if not checkpoints:
-        return None
-    commands = "; ".join(f"virsh checkpoint-delete {shlex.quote(vm)} {shlex.quote(one)}" for one in checkpoints)
-    return (
-        f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup, whose bitmap makes QEMU fail the revert and leave the VM off; "
-        f"start the VM, and delete it ({commands}), after which the next backup has to be a full one"
-    )
-
-
-def losses(
-    vm: str, snapshots: Sequence[Snapshot], bases: Mapping[str, Mapping[str, str]], disks: Sequence[Disk]
-) -> list[Snapshot]:
-    """The snapshots, parents before their children; those whose data are gone carry the finding that says so.
-
-    ``bases`` are the images that external snapshots are based on, by their ids and the names of the disks; ``disks`` are the VM's disks of
-    today. libvirt itself writes to such an image only while it removes the snapshot. A backup tool that merges snapshots (virsh blockcommit)
-    leaves the record, and so does a daemon that dies during a removal; a revert of libvirt 11.3 then "returns" to the data of today.
-    """
-    written = {place: disk.target for disk in disks for place in (disk.image, disk.merging_into) if place and disk.writable}
-    lost: dict[str, tuple[str, str]] = {}
-    found = []
-    for one in snapshots:
-        hit = [(written[place], place) for place in bases.get(one.id, {}).values() if place in written]
-        # What was taken on top of one that is lost is based on the same image.
-        if hit or (one.parent in lost and one.kind == EXTERNAL):
-            lost[one.id] = hit[0] if hit else lost[one.parent or ""]
-        found.append(dataclasses.replace(one, lost=_lost(vm, one, *lost[one.id])) if one.id in lost else one)
-    return found
-
-
-def _lost(vm: str, snapshot: Snapshot, target: str, place: str) -> Finding:
-    return Finding(
-        "snapshot_lost",
-        f"The snapshot {snapshot} of {vm} has lost its data: the VM writes to the image that the snapshot is based on (disk {target}, {place}), "
-        "because the snapshot was merged without libvirt, or its removal was interrupted",
-        "remove it (state=absent); this removes libvirt's record of it and nothing else",
-    )
 
 
 def _memory_and_quiesce(name: str, power: str) -> dict[str, str]:

@@ -49,11 +49,11 @@ _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
         "another removal, a replication or a migration works on it, try again later",
     ),
     (r"needed by replication job", _errors.Unsupported, "let the replication run first"),
-    (r"requires QEMU machine version >= 10\.0", _errors.Unsupported, "set a newer machine version and start the VM anew"),
+    (r"requires QEMU machine version >= 10\.0", _errors.Unsupported, "set a newer machine version and start the VM again"),
     (r"TPM state .* cannot be removed while the VM is running", _errors.Unsupported, "switch the VM off first"),
     (r"Cannot live-migrate, snapshot \(with RAM\), or hibernate", _errors.Unsupported, "leave memory out"),
     (r"reserved name", _errors.InvalidOption, "choose another name"),
-    (r"received interrupt", _errors.BackendFailed, "somebody has stopped the task; PVE has cleaned up"),
+    (r"received interrupt", _errors.BackendFailed, "a user has stopped the task; PVE has cleaned up"),
     (
         r"unexpected status",
         _errors.BackendFailed,
@@ -78,7 +78,7 @@ _WAYS_OUT = {
     "suspended": "the VM is suspended to disk; resume it first",
     "suspending": "the VM is being suspended to disk",
     "migrate": "it is being migrated",
-    "mounted": "somebody has mounted it; run pct unmount on its node",
+    "mounted": "a user has mounted it; run pct unmount on its node",
 }
 
 

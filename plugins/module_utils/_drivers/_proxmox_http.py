@@ -13,8 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import ssl
 import time
 import traceback
 import typing as t
@@ -82,14 +80,11 @@ class Http:
         """Nothing is sent yet.
 
         :raises LibraryMissing: requests is not installed.
-        :raises InvalidOption: ca_path names no certificates.
         """
         if MISSING:
             raise _errors.LibraryMissing(*MISSING)
-        host = f"[{hostname}]" if ":" in hostname and not hostname.startswith("[") else hostname
-        self.where = f"{host}:{port}"
-        if ca_path is not None:
-            _check_ca_path(ca_path)
+        # hostname and ca_path are as _server.py read them: an IPv6 address is in brackets, and the file has certificates.
+        self.where = f"{hostname}:{port}"
         # Given with each request, so that REQUESTS_CA_BUNDLE stands in for True only.
         self._verify: str | bool = ca_path or validate_certs
         if not self._verify:
@@ -213,17 +208,3 @@ class Http:
     def close(self) -> None:
         """Close the connections."""
         self._session.close()
-
-
-def _check_ca_path(path: str) -> None:
-    try:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if os.path.isdir(path):
-            context.load_verify_locations(capath=path)
-        else:
-            context.load_verify_locations(cafile=path)
-    except (OSError, ValueError) as exc:
-        why = (exc.strerror if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError) else None) or str(exc)
-        raise _errors.InvalidOption(
-            f"ca_path={path!r} is no file of certificates in PEM format: {why}; name the file of the CA (on a node: /etc/pve/pve-root-ca.pem)"
-        ) from exc

@@ -93,6 +93,14 @@ class Inventory:
     def refresh(self) -> list[Guest]:
         """All guests, as they are now. One request."""
         guests = self.call("list the guests", lambda: self._session.read("cluster/resources", _read_guests, type="vm"))
+        # Of a guest that is new, or whose node is down, this list has neither; its node had, when it was asked.
+        known = self._guests
+        guests = [
+            dataclasses.replace(guest, name=known[guest.vmid].name, template=known[guest.vmid].template)
+            if guest.name is None and guest.vmid in known
+            else guest
+            for guest in guests
+        ]
         self._guests = {guest.vmid: guest for guest in guests}
         return guests
 
@@ -117,7 +125,7 @@ class Inventory:
             raise refused(exc, what, where=self._session.where, node=node) from exc
 
     def of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
-        """What ``call`` says of a guest, asked once more where the guest was migrated meanwhile."""
+        """What ``call`` says of a guest, asked once more where the guest was migrated since."""
         guest = self.guest(vm)
         try:
             return call(guest)

@@ -224,7 +224,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def is_slow(error: BaseException) -> bool:
-    """Whether an answer is lost because somebody gave up waiting for it, so that the work may begin only later."""
+    """Whether an answer is lost because a proxy or we gave up waiting for it, so that the work may begin only later."""
     if isinstance(error, Refused):
         return error.status in (504, *_NODE_LOST)
     return isinstance(error, Lost) and error.slow

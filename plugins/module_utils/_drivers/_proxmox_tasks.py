@@ -30,7 +30,7 @@ _LONGEST_PAUSE = 2.0
 _LINES = 5000
 # Rows of a node's list; the default of 50 is what a busy node starts in a minute.
 _ROWS = 1000
-# How long a node may be silent while tasks of ours run there: it may be started anew. Then it is told that their end is not known.
+# How long a node may be silent while tasks of ours run there: its services may be restarted. Then it is told that their end is not known.
 _NODE_SECONDS = 60.0
 # PVE::Tools, upid_status_is_error: with a warning it has worked (pve-common 9.2).
 _WORKED = re.compile(r"OK|WARNINGS: \d+")
@@ -45,7 +45,7 @@ class TaskFailed(Exception):
 
 
 class _Waiting:
-    """A task that somebody waits for."""
+    """A task that is waited for."""
 
     def __init__(self, upid: str) -> None:
         self.upid = upid
@@ -109,7 +109,7 @@ class Tasks:
                 if self._look(node, waiting):
                     pause = pauses(_LONGEST_PAUSE)
                 time.sleep(next(pause))
-            except BaseException as exc:  # whoever waits would wait for ever
+            except BaseException as exc:  # or those who wait would wait for ever
                 self._fail(waiting, exc)
 
     def _look(self, node: str, waiting: list[_Waiting]) -> int:
@@ -166,7 +166,7 @@ class Tasks:
 
 
 def holds(row: Row) -> bool:
-    """Whether a task can hold its guest; that of an open console does not, and runs for as long as somebody looks at it."""
+    """Whether a task can hold its guest; that of an open console does not, and runs for as long as it is open."""
     return not row.get("endtime") and not re.search("proxy|shell|console", str(row.get("type")))
 
 

@@ -44,7 +44,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Safepo
 
 # After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
 _SLACK_SECONDS = 1
-# How long that task may take to be begun and to be listed: PVE answers in 0.05 to 0.15 s when the worker runs (9.2). Where somebody gave up waiting for
+# How long that task may take to be begun and to be listed: PVE answers in 0.05 to 0.15 s when the worker runs (9.2). Where a proxy or we gave up waiting for
 # the answer, the node may be busy, and the worker begin later.
 _LOOK_SECONDS = 3.0
 _SLOW_LOOK_SECONDS = 20.0

@@ -28,8 +28,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import (
     UNANSWERED,
+    UNREADABLE,
+    BadAnswer,
     NotSent,
     Session,
+    expect,
     typed,
     vim,
     vmodl,
@@ -108,6 +111,8 @@ class Actions:
                 return
             try:
                 made = self._session.raw(step.make)
+                if step.task:
+                    expect(made, vim.Task, "task")
             except BaseException as exc:
                 error = exc
                 continue
@@ -139,7 +144,7 @@ class Actions:
                 if seconds is None:
                     raise
                 yield _Pause(seconds)
-            except (TaskLost, *UNANSWERED) as exc:
+            except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
                 done = yield from self._look_up(action, sent, exc, is_done)
                 if done is not None:
                     return done

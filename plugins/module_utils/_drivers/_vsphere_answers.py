@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable
 from xml.etree import ElementTree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import pyvmomi
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import LARGEST_ANSWER, BadAnswer, pyvmomi
 
 _NS = "{urn:vim25}"
 _PROP_SET = _NS + "propSet"
@@ -54,8 +54,8 @@ class LazyStub:
         stub.ReturnConnection(connection)
         if answer.status not in (200, 500):
             raise http.client.HTTPException(f"{answer.status} {answer.reason}")
-        if answer.getheader("Content-Encoding", "").lower() == "gzip":
-            body = zlib.decompress(body, 16 + zlib.MAX_WBITS)
+        if answer.headers.get("Content-Encoding", "").lower() == "gzip":
+            body = _unpacked(body)
         if answer.status == 500 or b"missingSet>" in body or b"MethodFault" in body:
             # Faults have many shapes, and are rare.
             read = pyvmomi.SoapAdapter.SoapResponseDeserializer(stub).Deserialize(io.BytesIO(body), info.result)
@@ -70,6 +70,19 @@ class LazyStub:
             raise http.client.HTTPException(f"an answer that is no SOAP, but <{envelope.tag}>")
         found = envelope.find(f".//{_NS}returnval")
         return None if found is None else Lazy(found, info.result, stub)
+
+
+def _unpacked(body: bytes) -> bytes:
+    packed = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        plain = packed.decompress(body, LARGEST_ANSWER)
+    except zlib.error as exc:
+        raise http.client.HTTPException(f"an answer that cannot be unpacked: {exc}") from exc
+    if packed.unconsumed_tail:
+        raise BadAnswer(f"more than {LARGEST_ANSWER} bytes")
+    if not packed.eof:
+        raise http.client.HTTPException("a packed answer that is cut off")
+    return plain
 
 
 class Lazy:

@@ -33,7 +33,20 @@ except Exception:  # pyVmomi 9.1 raises a bare one on Python 3.9, for which ther
     pyvmomi = SoapStubAdapter = vim = vmodl = None
     PYVMOMI_IMPORT_ERROR = traceback.format_exc()
 
-__all__ = ["PYVMOMI_IMPORT_ERROR", "UNANSWERED", "NotSent", "Session", "pyvmomi", "typed", "vim", "vmodl"]
+__all__ = [
+    "LARGEST_ANSWER",
+    "PYVMOMI_IMPORT_ERROR",
+    "UNANSWERED",
+    "UNREADABLE",
+    "BadAnswer",
+    "NotSent",
+    "Session",
+    "expect",
+    "pyvmomi",
+    "typed",
+    "vim",
+    "vmodl",
+]
 
 # 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
 _VERSION = "vim.version.version11"
@@ -48,10 +61,46 @@ _LATE_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
+# In bytes. One of 500 VMs has 3 MB with their devices; nothing that we ask for comes near, and memory is not to be filled by whoever answers.
+LARGEST_ANSWER = 256 * 1024**2
+# Of those that pyVmomi reads itself, piece by piece: logins, views and tasks of some kB. It takes minutes for 100 MB (9.1).
+_LARGEST_SMALL_ANSWER = 4 * 1024**2
+_PIECE = 1024**2
+
 _T = t.TypeVar("_T")
 
 # A request that was sent, or was about to be, and got no answer of vCenter: a cut or silent connection, a proxy's 502, a page that is no SOAP.
 UNANSWERED = (OSError, http.client.HTTPException, ExpatError)
+
+
+# What pyVmomi and our own reading raise on an answer of a wrong shape.
+UNREADABLE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+
+
+class BadAnswer(Exception):
+    """An answer that is none of this request: without a value, of a wrong shape, only a part, or too large. To ask again would bring the same."""
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer of which no more is read than it may have."""
+
+    _read_so_far = 0
+
+    def read(self, amt: int | None = None) -> bytes:
+        if amt is None:
+            return b"".join(iter(lambda: self._read(_PIECE, LARGEST_ANSWER), b""))
+        return self._read(amt, _LARGEST_SMALL_ANSWER)
+
+    def _read(self, amount: int, most: int) -> bytes:
+        piece = super().read(amount)
+        self._read_so_far += len(piece)
+        if self._read_so_far > most:
+            raise BadAnswer(f"more than {most} bytes")
+        return piece
+
+    def getheader(self, name: str, default: t.Any = None) -> t.Any:
+        # pyVmomi would unpack without a limit what it has not asked to be packed.
+        return default if name.lower() == "content-encoding" else super().getheader(name, default)
 
 
 class NotSent(OSError):
@@ -72,6 +121,7 @@ def _make_stub(limit: Callable[[], float], **settings: t.Any) -> t.Any:
                 raise NotSent(str(exc)) from exc
             if connection.sock is not None:
                 connection.sock.settimeout(seconds)
+            connection.response_class = _Response
             return connection
 
     return Stub(**settings)
@@ -115,13 +165,14 @@ class Session:
             sslContext=context,
             poolSize=_POOL,
             connectionPoolTimeout=_IDLE_SECONDS,
+            acceptCompressedResponses=False,
         )
         instance = vim.ServiceInstance("ServiceInstance", self.stub)
         try:
-            self.content = instance.RetrieveContent()
+            self.content = expect(instance.RetrieveContent(), vim.ServiceInstanceContent, "content of the service")
             self._login()
             # Ages are counted by the clock that the snapshots have their times from.
-            self.ahead: timedelta = instance.CurrentTime() - datetime.now(timezone.utc)
+            self.ahead: timedelta = expect(instance.CurrentTime(), datetime, "time") - datetime.now(timezone.utc)
         except _errors.SafepointError:
             raise
         except Exception as exc:
@@ -200,6 +251,16 @@ class Session:
         self.stub.DropConnections()
 
 
+def expect(value: t.Any, kind: t.Any, what: str) -> t.Any:
+    """The value of an answer, which must be of that kind of the API.
+
+    :raises BadAnswer: it is not.
+    """
+    if not isinstance(value, kind):
+        raise BadAnswer(f"no {what}")
+    return value
+
+
 def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointError:
     """A fault of the server, or what kept us from reaching it, as one of ours."""
     if isinstance(error, _errors.SafepointError):
@@ -215,7 +276,11 @@ def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointEr
     if isinstance(error, UNANSWERED):
         return failed(f"No vCenter or ESXi answered at {where} on the way to {what}: {_words(error)}; check hostname and port")
     if not isinstance(error, vmodl.MethodFault):
-        return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
+        # What is read of an answer is all that can fail here.
+        said = str(error) if isinstance(error, BadAnswer) else f"what could not be read ({type(error).__name__}: {error})"
+        return failed(
+            f"{where}, asked to {what}, answered with {said}; see what stands between it and this machine, and its own log"
+        )
     return _fault(error, what)
 
 

@@ -14,7 +14,15 @@ from datetime import timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _label
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import Lazy, LazyStub
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import QUIESCE_ADVICE, Session, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import (
+    QUIESCE_ADVICE,
+    BadAnswer,
+    Session,
+    pyvmomi,
+    typed,
+    vim,
+    vmodl,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, VmState, Way
 
@@ -38,8 +46,10 @@ MEMORY_WAYS = (
     "datastore",
 )
 QUIESCE_WAYS = ("capability.quiescedSnapshotsSupported", "guest.toolsRunningStatus")
+# So many objects are named in an error.
+_NAMED = 3
 # No property has this name.
-UNREADABLE = ""
+NOT_READ = ""
 CONFIGURATION = ("config.hardware.numCPU", "config.hardware.memoryMB", "config.hardware.device")
 
 # vSphere 8 documentation, "Snapshot Limitations" and TooManySnapshotLevels: a chain has 32 levels at most.
@@ -65,31 +75,52 @@ def plain(name: str) -> str:
 
 
 def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[t.Any, Properties]]:
-    """The objects that the filter specs select, with those of the properties that are set. One request, and one more for each full page."""
+    """The objects that the filter specs select, with those of the properties that are set. One request, and one more for each full page.
+
+    There must be one at least: an answer without a value is taken for none.
+    """
     collector = vmodl.query.PropertyCollector(session.content.propertyCollector._moId, LazyStub(session.stub))
 
     def ask() -> list[tuple[t.Any, Properties]]:
         found: list[tuple[t.Any, Properties]] = []
         try:
-            page = collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions())
-            while page is not None:
-                found += [(one.obj, _properties(one)) for one in page.objects]
-                page = collector.ContinueRetrievePropertiesEx(page.token) if page.token else None
+            page = _page(collector.RetrievePropertiesEx(specs, vmodl.query.PropertyCollector.RetrieveOptions()))
+            while True:
+                found += [(_object(one), _properties(one)) for one in page.objects]
+                if not page.token:
+                    return found
+                page = _page(collector.ContinueRetrievePropertiesEx(page.token))
         except vmodl.fault.ManagedObjectNotFound as exc:
             raise Gone(exc.obj._moId if exc.obj else "") from exc
-        return found
 
     return session.call(what, ask)
 
 
+def _page(answer: t.Any) -> t.Any:
+    """One page of objects.
+
+    :raises BadAnswer: it is none, or has no objects. A server has no pages without.
+    """
+    if answer is None or not answer.objects:
+        raise BadAnswer("no objects at all")
+    return answer
+
+
+def _object(one: t.Any) -> t.Any:
+    """The managed object that something is said about."""
+    if not isinstance(one.obj, pyvmomi.VmomiSupport.ManagedObject):
+        raise BadAnswer("properties that are of no object")
+    return one.obj
+
+
 def _properties(one: t.Any) -> dict[str, t.Any]:
-    """What was read of an object, and under UNREADABLE by its path what could not be, with the fault."""
+    """What was read of an object, and under NOT_READ by its path what could not be, with the fault."""
     if isinstance(one, Lazy):  # then nothing is missing
         return one.properties()
     seen = {prop.name: prop.val for prop in one.propSet}
     missing = {lost.path: lost.fault for lost in one.missingSet or ()}
     if missing:
-        seen[UNREADABLE] = missing
+        seen[NOT_READ] = missing
     return seen
 
 
@@ -104,11 +135,17 @@ def retrieve_each(
             propSet=[vmodl.query.PropertyCollector.PropertySpec(type=kind, pathSet=list(names)) for kind, names in paths.items()],
         )
         try:
-            return {one._moId: properties for one, properties in retrieve(session, what, [spec])}
+            found = {one._moId: properties for one, properties in retrieve(session, what, [spec])}
         except Gone as exc:
             if exc.id not in left:
                 raise
             del left[exc.id]
+            continue
+        # One that is gone would have been a fault, see Gone; one of which nothing is set has no properties, and is there.
+        missing = left.keys() - found.keys()
+        if missing:
+            raise typed(BadAnswer(f"nothing about {', '.join(sorted(missing)[:_NAMED])}"), what, where=session.where)
+        return found
     return {}
 
 

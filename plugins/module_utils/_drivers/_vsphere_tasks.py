@@ -17,7 +17,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import (
     UNANSWERED,
+    UNREADABLE,
+    BadAnswer,
     Session,
+    expect,
     typed,
     vim,
     vmodl,
@@ -118,7 +121,7 @@ class Tasks:
         with self._lock:
             tasks = [one.task for one in self._pending.values()]
         login = self._session.logins
-        view = self._session.content.viewManager.CreateListView(obj=tasks)
+        view = expect(self._session.content.viewManager.CreateListView(obj=tasks), vim.view.ListView, "view")
         over_view = collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)
         spec = collector.FilterSpec(
             objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
@@ -153,7 +156,7 @@ class Tasks:
                     self._anew = True
                     if not self._forget(exc):
                         raise
-                except UNANSWERED:
+                except (BadAnswer, *UNREADABLE, *UNANSWERED):
                     self._anew = True
                     if not self._session.pause(tries):
                         raise
@@ -172,9 +175,15 @@ class Tasks:
             self._add()
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=self._longest_wait())
         collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
+        asked = time.monotonic()
         update = collector.WaitForUpdatesEx(self._version, options)
         if update is None:
+            if time.monotonic() - asked < options.maxWaitSeconds - 1:
+                # Nothing to tell is told when the time is up. The server may think that it has told something.
+                raise BadAnswer("no update, before its time")
             return
+        if not update.filterSet:
+            raise BadAnswer("an update of nothing")
         self._version = update.version
         ended = self._note(update)
         now = time.monotonic()

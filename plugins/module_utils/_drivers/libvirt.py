@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,7 +20,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_actions, _libvirt_images, _libvirt_judge
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
+    _libvirt_actions,
+    _libvirt_images,
+    _libvirt_judge,
+    _libvirt_removal,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     CHECK,
     LIBVIRT_IMPORT_ERROR,
@@ -32,16 +36,19 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import hindrances, present
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
     CRASHED,
     MIGRATED_AWAY,
-    Daemon,
+    PAUSED_FOR_SNAPSHOT,
     findings_of_state,
+    left_by_dead_daemon,
+    why_not_written,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import (
+    Daemon,
     test_driver_ways,
     ways,
-    why_not_written,
     with_obstacles,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
@@ -68,10 +75,6 @@ __all__ = ["CHECK", "LibvirtDriver"]
 # virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
 _OFF = 5
 _POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
-# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_SAVE or _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
-_PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
-# VIR_DOMAIN_SHUTOFF with VIR_DOMAIN_SHUTOFF_DAEMON: a libvirtd that was started again could not go on with this QEMU, and has ended it.
-_ENDED_BY_DAEMON = (5, 8)
 
 _T = t.TypeVar("_T")
 
@@ -266,21 +269,23 @@ class LibvirtDriver(SnapshotDriver):
         # A VM that is not among the states ceased to exist since it was found, and says so itself.
         state = seen or tuple(domain.state())
         busy = _holder(domain) if state[0] != _OFF else None
-        if state in _PAUSED_FOR_SNAPSHOT and not busy:
+        if state in PAUSED_FOR_SNAPSHOT and not busy:
             state = tuple(domain.state())  # the snapshot may have been finished between the two
         power = _POWERS.get(state[0], "running")
-        if state in _PAUSED_FOR_SNAPSHOT and busy:
+        if state in PAUSED_FOR_SNAPSHOT and busy:
             power = "running"  # and it runs on when the snapshot is finished
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
                 f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
             )
-        left = self._left(vm, state) if not busy else None
+        left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
         if state == MIGRATED_AWAY:
             refusals["write"] = why_not_written(vm.name)
         how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
+        if state == _libvirt_removal.RESTORED and self._is_qemu:
+            how = _libvirt_removal.ways_restored(vm.name, how, self._daemon.version)
         if left is not None:
             warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
             how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
@@ -295,24 +300,6 @@ class LibvirtDriver(SnapshotDriver):
         xml = domain.XMLDesc()
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
-
-    def _left(self, vm: Vm, state: tuple[int, int]) -> Finding | None:
-        """The state in which a libvirtd that died in the middle of an operation has left the VM, if it is one."""
-        command = f"virsh -c {shlex.quote(self._where)} %s {shlex.quote(vm.name)}"
-        if state in _PAUSED_FOR_SNAPSHOT:
-            return Finding(
-                "left_paused",
-                f"{vm} is paused since a snapshot that libvirtd did not live to finish",
-                f"let it run again: {command % 'resume'}",
-            )
-        if state == _ENDED_BY_DAEMON:
-            return Finding(
-                "left_off",
-                f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
-                "had in memory, as in a power cut",
-                f"start it, or revert it to a snapshot: {command % 'start'}",
-            )
-        return None
 
     def _list(self, domain: t.Any) -> tuple[Snapshot, ...]:
         handles = domain.listAllSnapshots()
@@ -333,7 +320,8 @@ class LibvirtDriver(SnapshotDriver):
                     raise
         judged = self._judge.judged(domain, parents_first(found), texts)
         if self._is_qemu:
-            self._hindrances[domain.UUIDString()] = _hindrances(domain, judged, texts)
+            now = _libvirt_removal.look(domain, judged, self._daemon.version)
+            self._hindrances[domain.UUIDString()] = _libvirt_removal.hindrances(judged, texts, now)
             judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in found):
             return tuple(judged)
@@ -374,13 +362,6 @@ def _holder(domain: t.Any) -> str | None:
         return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
     held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
-
-
-def _hindrances(domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> dict[str, str]:
-    """One request more for a VM with snapshots, since a removal may end libvirtd (9.0), and one for external ones, since the VM may not start after it."""
-    external = any(one.kind == EXTERNAL for one in snapshots)
-    now = present(domain.name(), domain.XMLDesc(), saved=external and bool(domain.hasManagedSaveImage()))
-    return hindrances(snapshots, texts, now)
 
 
 def _current(domain: t.Any) -> t.Any:

@@ -13,22 +13,30 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_actions import Actions
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session, typed, vim, vmodl
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import (
+    BadAnswer,
+    Session,
+    expect,
+    typed,
+    vim,
+    vmodl,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lookup import Lookup
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_read import (
     CONFIGURATION,
     MEMORY_WAYS,
+    NOT_READ,
     QUIESCE_WAYS,
     STATE,
-    UNREADABLE,
     WAYS,
     Properties,
     plain,
@@ -80,6 +88,25 @@ def _vm(moid: str, seen: Properties) -> Vm:
     return Vm(plain(seen.get("name", moid)), moid, seen.get("config.instanceUuid") or seen.get("config.uuid"))
 
 
+_Method = t.TypeVar("_Method", bound=Callable[..., t.Any])
+
+
+def _reads(what: str) -> Callable[[_Method], _Method]:
+    """A method that only reads. An answer of a shape in which it cannot be read is an error of the endpoint, which names what was asked."""
+
+    def around(method: _Method) -> _Method:
+        @functools.wraps(method)
+        def read(self: VsphereDriver, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as exc:
+                raise typed(exc, what, where=self._session.where) from exc
+
+        return t.cast("_Method", read)
+
+    return around
+
+
 class VsphereDriver(SnapshotDriver):
     """One login. The id of a snapshot is its managed object id, which is never used again."""
 
@@ -98,6 +125,7 @@ class VsphereDriver(SnapshotDriver):
     def now(self) -> datetime:
         return datetime.now(timezone.utc) + self._session.ahead
 
+    @_reads("find the VMs")
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         if all(ref.startswith("id:") for ref in refs):
             # Without a look at the inventory, whatever its size.
@@ -108,9 +136,11 @@ class VsphereDriver(SnapshotDriver):
         index = _Index(self._inventory())
         return {ref: self._pick(ref, index) for ref in refs}
 
+    @_reads("list the VMs")
     def vms(self) -> Sequence[Vm]:
         return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
 
+    @_reads("look at the VMs")
     def inspect(
         self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
     ) -> Mapping[str, VmState | SafepointError]:
@@ -130,6 +160,7 @@ class VsphereDriver(SnapshotDriver):
             states[vm.id] = read_state(vm.name, seen[vm.id], ways=ways, busy=busy, free=free)
         return states
 
+    @_reads("list the snapshots")
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
         paths = ["snapshot", *(["layoutEx"] if sizes else [])]
         seen = retrieve_each(self._session, "list the snapshots", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
@@ -137,6 +168,7 @@ class VsphereDriver(SnapshotDriver):
         self._lookup.note_snapshots({vm_id: one for vm_id, one in found.items() if not isinstance(one, SafepointError)})
         return found
 
+    @_reads("read the configurations")
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
     ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
@@ -176,12 +208,20 @@ class VsphereDriver(SnapshotDriver):
         kinds = [vim.VirtualMachine, vim.Folder, vim.Datacenter]
         view = self._session.call(
             "list the VMs",
-            lambda: content.viewManager.CreateContainerView(container=content.rootFolder, type=kinds, recursive=True),
+            lambda: expect(
+                content.viewManager.CreateContainerView(container=content.rootFolder, type=kinds, recursive=True),
+                vim.view.ContainerView,
+                "view",
+            ),
         )
         collector = vmodl.query.PropertyCollector
         over_view = collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
         spec = collector.FilterSpec(
-            objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
+            # With the root folder, which is in no view of itself: an answer without any object is none, then, and no estate without VMs.
+            objectSet=[
+                collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view]),
+                collector.ObjectSpec(obj=content.rootFolder),
+            ],
             propSet=[
                 collector.PropertySpec(type=vim.VirtualMachine, pathSet=["parent", *_NAMES]),
                 collector.PropertySpec(type=vim.Folder, pathSet=["name", "parent"]),
@@ -192,8 +232,8 @@ class VsphereDriver(SnapshotDriver):
         # The view goes with the log-out, without a request of its own.
 
         def path(moid: str | None) -> str:
-            if moid not in seen:
-                return ""  # the root folder is not in its own view
+            if moid not in seen or moid == content.rootFolder._moId:
+                return ""
             properties = seen[moid][1]
             return path(getattr(properties.get("parent"), "_moId", None)) + "/" + plain(properties.get("name", "?"))
 
@@ -222,7 +262,9 @@ class VsphereDriver(SnapshotDriver):
         """Why a property of the VM is not known: unset is something else than not to be read."""
         if vm.id not in seen:
             return self._gone(vm)
-        fault = seen[vm.id].get(UNREADABLE, {}).get(path)
+        fault = seen[vm.id].get(NOT_READ, {}).get(path)
+        if fault is None and path == "runtime.powerState" and path not in seen[vm.id]:
+            fault = BadAnswer(f"no {path}")  # each VM has one
         return typed(fault, f"read {path} of {vm}", where=self._session.where) if fault is not None else None
 
     def _gone(self, vm: Vm) -> _errors.VmNotFound:

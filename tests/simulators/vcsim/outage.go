@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +20,12 @@ const (
 	outageGateway       = "502"         // the work is done, and a proxy answers 502
 	outageGatewayBefore = "502_before"  // a proxy answers 502, and nothing was done
 	outageSilent        = "silent"      // this request and all after it get no answer, until the outage is replaced
+
+	// The work is done, and the answer is none that anyone could use.
+	outageNull  = "null"  // an answer without a value
+	outageShape = "shape" // an answer whose value is of a wrong shape
+	outageHalf  = "half"  // the first half of the answer, as if that was all
+	outageHuge  = "huge"  // an answer that does not end before the client gives up
 )
 
 // outage strikes the request of a number, counted over all SOAP requests whose method fits from when it was set.
@@ -44,6 +51,7 @@ func (o *outage) set(text []byte) error {
 	}
 	switch wanted.Kind {
 	case "", outageGone, outageLost, outageLostBefore, outageGateway, outageGatewayBefore, outageSilent:
+	case outageNull, outageShape, outageHalf, outageHuge:
 	default:
 		return fmt.Errorf("%q is no kind of outage", wanted.Kind)
 	}
@@ -81,7 +89,7 @@ func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *cal
 		panic(http.ErrAbortHandler)
 	case outageSilent:
 		g.settings.setMute(true)
-	case outageLost, outageGateway:
+	case outageLost, outageGateway, outageNull, outageShape, outageHuge:
 		g.doCall(discard{http.Header{}}, r, c)
 	}
 	switch kind {
@@ -89,8 +97,58 @@ func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *cal
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	case outageGateway, outageGatewayBefore:
 		http.Error(w, "<html><body>Bad Gateway</body></html>", http.StatusBadGateway)
+	case outageNull:
+		writeResponse(w, c.method, emptyResponse{})
+	case outageShape:
+		writeResponse(w, c.method, oddResponse{oddValue{"odd", oddObject{"odd"}}})
+	case outageHalf:
+		whole := &recorder{header: w.Header()}
+		g.doCall(whole, r, c)
+		w.Header().Del("Content-Length")
+		_, _ = w.Write(whole.body[:len(whole.body)/2])
+	case outageHuge:
+		writeForever(w, c.method)
 	default:
 		g.doCall(w, r, c)
+	}
+}
+
+// oddResponse has elements that most values have, with what none of them has in them.
+type oddResponse struct {
+	Returnval oddValue `xml:"returnval"`
+}
+
+type oddValue struct {
+	Version string    `xml:"version"`
+	Objects oddObject `xml:"objects"`
+}
+
+type oddObject struct {
+	PropSet string `xml:"propSet"`
+}
+
+// recorder takes the place of a connection, and keeps the answer.
+type recorder struct {
+	header http.Header
+	body   []byte
+}
+
+func (r *recorder) Header() http.Header { return r.header }
+func (r *recorder) WriteHeader(int)     {}
+func (r *recorder) Write(b []byte) (int, error) {
+	r.body = append(r.body, b...)
+	return len(b), nil
+}
+
+// writeForever writes an answer of white space until the connection is closed.
+func writeForever(w http.ResponseWriter, method string) {
+	w.Header().Set("Content-Type", "text/xml; charset=utf-8")
+	fmt.Fprintf(w, `<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><%sResponse xmlns="urn:vim25">`, method)
+	blanks := bytes.Repeat([]byte(" "), 1<<20)
+	for {
+		if _, err := w.Write(blanks); err != nil {
+			return
+		}
 	}
 }
 
