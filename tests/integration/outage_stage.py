@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import itertools
+import socket
 import threading
 import typing as t
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from pve_server import PveServer
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
@@ -46,7 +48,7 @@ class Stage(abc.ABC):
 
     @abc.abstractmethod
     def calm(self) -> int:
-        """No more faults; how many requests were counted since."""
+        """No more faults, and wait until the server is back; how many requests were counted since."""
 
     @abc.abstractmethod
     def state(self, vm: str) -> tuple[str, list[str], str]:
@@ -61,6 +63,19 @@ class Stage(abc.ABC):
         """End the simulator."""
 
 
+def wait_for(hostname: str, port: int) -> None:
+    """Wait until a server listens again: a call may have had what it needed before the outage was over."""
+
+    def listens() -> bool | None:
+        try:
+            with socket.create_connection((hostname, port), timeout=5):
+                return True
+        except OSError:
+            return None
+
+    Deadline(30).poll("the server", listens)
+
+
 class VsphereStage(Stage):
     def __init__(self) -> None:
         self.vcenter = VCenter(vms=0).start()
@@ -71,7 +86,9 @@ class VsphereStage(Stage):
         self.vcenter.outage(fault, nth=k, seconds=2)
 
     def calm(self) -> int:
-        return self.vcenter.end_outage()
+        seen = self.vcenter.end_outage()
+        wait_for(self.vcenter.hostname, self.vcenter.port)
+        return seen
 
     def state(self, vm: str) -> tuple[str, list[str], str]:
         seen = self.vcenter.vm(vm)
@@ -83,7 +100,7 @@ class VsphereStage(Stage):
 
     def close(self) -> None:
         self.vcenter.stop()
-        assert self.vcenter.errors == ""
+        assert not self.vcenter.errors, self.vcenter.errors
 
 
 class ProxmoxStage(Stage):
@@ -109,6 +126,7 @@ class ProxmoxStage(Stage):
         seen = self._rule.seen if self._rule else 0
         self.pve.clear_faults()
         self.pve.unmute()
+        wait_for(self.pve.hostname, self.pve.port)
         return seen
 
     def state(self, vm: str) -> tuple[str, list[str], str]:
@@ -121,7 +139,7 @@ class ProxmoxStage(Stage):
 
     def close(self) -> None:
         self.pve.stop()
-        assert self.pve.errors == ""
+        assert not self.pve.errors, self.pve.errors
 
 
 STAGES: dict[str, Callable[[], Stage]] = {"vsphere": VsphereStage, "proxmox": ProxmoxStage}

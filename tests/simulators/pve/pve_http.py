@@ -142,6 +142,8 @@ class Front:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             return await self._answer(request)
+        except ConnectionResetError:
+            return web.Response()  # the client has gone, or was cut off, while its request was read
         except Exception:
             self.cluster.note_error()
             return web.Response(status=500, reason="the simulator failed")
