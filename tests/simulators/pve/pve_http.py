@@ -80,8 +80,12 @@ class Front:
         """Shake hands; a client that does not like the certificate, or has gone, is its own affair."""
         await self._while_muted()
         self._waiting.discard(connection)
+        if connection.fileno() < 0:  # dropped before it was its turn
+            return
         with contextlib.suppress(OSError):
-            await asyncio.get_running_loop().connect_accepted_socket(server, connection, ssl=context)
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, connection, ssl=context)
+            if self._listener is None:  # all went while they shook hands
+                t.cast(asyncio.WriteTransport, transport).abort()
 
     def go(self, seconds: float) -> None:
         """Be gone for a while: connections are cut, and new ones are refused."""
