@@ -20,7 +20,7 @@ from libvirt_model import Machine
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 OPERATIONS = int(os.environ.get("FUZZ_OPERATIONS", "60"))
-FIRST, _dash, LAST = os.environ.get("FUZZ_SEEDS", "0-2").partition("-")
+FIRST, _dash, LAST = os.environ.get("FUZZ_SEEDS", "0-9").partition("-")
 SEEDS = range(int(FIRST), int(LAST or FIRST) + 1)
 
 

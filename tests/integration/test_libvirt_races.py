@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
@@ -191,7 +192,7 @@ def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_
 
 
 def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
-    vm = tiny("passing", running=True, memory_mib=1000)
+    vm = tiny("passing", running=True, memory_mib=3000)
     mine = domain(lab, vm)
     with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
         other = pool.submit(take, lab.uri, vm, "x")
@@ -202,6 +203,26 @@ def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab
         assert (view.state.power, view.state.findings) == ("running", ())
         assert view.state.busy
     other.result()
+
+
+def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("confirmed", running=True, memory_mib=3000)
+    take(lab.uri, vm, "x")
+    mine = domain(lab, vm)
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+
+        def other_run() -> None:
+            stack.enter_context(crawling(qemu_pid(lab, vm)))
+            pool.submit(take, lab.uri, vm, "y")
+            until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+
+        before_the_next(monkeypatch, "hasManagedSaveImage", other_run)  # the revert is done then, and not yet looked at
+        done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
+        assert (done.word, done.error) == ("reverted", None)
+        assert mine.state() == [3, 3]  # it still is
 
 
 @pytest.mark.slow
