@@ -174,15 +174,19 @@ def check_call(module: str, options: dict[str, t.Any], check_mode: bool, diff: b
     assert not (module == "snapshot_info" and endpoint.actions)
     assert changed <= {name for name, row in rows.items() if row["changed"]}
     if endpoint.actions and params.get("audit_file"):
-        check_audit(params["audit_file"], answer)
+        check_audit(params["audit_file"], answer, len(endpoint.actions))
     return "refused by us" if answer.failure and "vms" not in answer.result else "wrote" if endpoint.actions else "looked"
 
 
-def check_audit(audit_file: str, answer: Answer) -> None:
-    """Each change has its line. Where no line can be written, nothing is."""
+def check_audit(audit_file: str, answer: Answer, writes: int) -> None:
+    """Each write has its intent and its outcome, each change its result. Where no line can be written, nothing else is."""
     assert Path(audit_file).is_file()
     lines = [json.loads(line) for line in Path(audit_file).read_text().splitlines()]
-    assert {row["vm"]["name"] for row in answer.result["vms"] if row["changed"]} <= {line["vm"] for line in lines}
+    assert {row["vm"]["name"] for row in answer.result["vms"] if row["changed"]} <= {
+        line["vm"] for line in lines if line["event"] == "result"
+    }
+    for event_of_a_write in ("intent", "outcome"):
+        assert sum(line["event"] == event_of_a_write for line in lines) == writes
 
 
 @pytest.fixture(autouse=True)
