@@ -29,7 +29,7 @@ for _core in $(seq "$(nproc)"); do
         for _turn in {1..20000}; do :; done
     done &
 done
-trap 'kill $(jobs -p)' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 failed=0
 for run in $(seq "$runs"); do

@@ -228,6 +228,7 @@ class LibvirtDriver(SnapshotDriver):
         return self._endings.wait(jobs, deadline)
 
     def close(self) -> None:
+        self._domains.clear()  # a handle keeps its connection open
         self._connections.close()
 
     # one VM
