@@ -109,15 +109,7 @@ class Look:
         except TimedOut:
             if not waited or any(outcome.after is None for outcome in waiting):
                 raise  # nothing answered, and no lock was seen
-            for outcome in waiting:
-                outcome.refuse(self._locked(outcome, lock, deadline))
-
-    def _locked(self, outcome: Outcome, lock: Deadline, deadline: Deadline) -> Locked:
-        holder = (outcome.after.state.busy if outcome.after else None) or "another operation"
-        option = "lock_timeout" if deadline.left() > 0 else "timeout"
-        return Locked(
-            f"{outcome.vm} is still held by {holder} after {lock.seconds:.3g} seconds; try again later, or set a longer {option}"
-        )
+            _refuse_held(waiting, lock, option="lock_timeout" if deadline.left() > 0 else "timeout")
 
     def _read(self, vms: Sequence[Vm], deadline: Deadline, *, plan: Plan | None, sizes: bool) -> dict[str, View | SafepointError]:
         # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
@@ -179,6 +171,17 @@ class Look:
                 one.later = read
             else:
                 one.now = read
+
+
+def _refuse_held(outcomes: Sequence[Outcome], lock: Deadline, *, option: str) -> None:
+    """Say of VMs that they are still held; a longer ``option`` would have waited longer."""
+    for one in outcomes:
+        holder = (one.after.state.busy if one.after else None) or "another operation"
+        one.refuse(
+            Locked(
+                f"{one.vm} is still held by {holder} after {lock.seconds:.3g} seconds; try again later, or set a longer {option}"
+            )
+        )
 
 
 def without_gone(outcomes: Sequence[Outcome]) -> list[Outcome]:
