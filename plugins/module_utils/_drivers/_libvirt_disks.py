@@ -9,6 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import os
+import stat
 import typing as t
 from collections.abc import Sequence
 from xml.etree import ElementTree
@@ -16,9 +17,6 @@ from xml.etree import ElementTree
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, read_image
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk, read_disks
-
-# More images than QEMU can open (about 25): a chain that is longer is a circle.
-_LONGEST = 200
 
 
 class Unreadable(Exception):
@@ -85,18 +83,22 @@ class Images:
         """The images that the disk consists of, its own first and then those that it is based on; None where that cannot be found out.
 
         libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
+        Only what is said to be qcow2 is read as such, by the definition or by the image above it: a guest writes all of a raw one, and with a
+        header in it would choose the files of the host that are opened. libvirt probes a base without a format too, and allows raw only.
         """
         if up:
             return disk.chain
         found: list[str] = []
         try:
-            path = self.place(disk) if asking else disk.image
-            while path is not None and len(found) < _LONGEST:
+            path, known = self.place(disk) if asking else disk.image, disk.format
+            while path is not None:
+                if path in found:
+                    return None  # images that are based on each other
                 if not asking and not (self._local and os.access(path, os.R_OK)):
                     return None
                 found.append(path)
-                image = self.read(path)
-                backing = image.backing if image else None
+                image = self.read(path) if known == "qcow2" else None
+                backing, known = (image.backing, image.backing_format or "raw") if image else (None, "raw")
                 path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
         except Unreadable:
             return None
@@ -120,13 +122,14 @@ class Images:
 
     def _read_file(self, path: str) -> Image | None:
         try:
-            with open(path, "rb") as file:
-
-                def read(offset: int, length: int) -> bytes:
-                    file.seek(offset)
-                    return file.read(length)
-
-                return read_image(read)
+            # Before it is opened, since that may block (a FIFO) or do something (a device).
+            _refuse_special(os.stat(path))
+            file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                _refuse_special(os.fstat(file))
+                return read_image(lambda offset, length: os.pread(file, length, offset))
+            finally:
+                os.close(file)
         except OSError as exc:
             raise Unreadable(f"it is not readable: {exc.strerror}", gone=isinstance(exc, FileNotFoundError)) from exc
 
@@ -153,3 +156,8 @@ class Images:
             return read_image(read)
         except libvirt.libvirtError as exc:
             raise Unreadable(f"libvirt cannot read it ({clean(exc)})") from exc
+
+
+def _refuse_special(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
+        raise Unreadable("it is neither a file nor a block device")

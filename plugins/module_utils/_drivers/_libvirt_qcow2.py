@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 Read = t.Callable[[int, int], bytes]
 """The bytes from an offset on, so many, or fewer at the end of the image."""
@@ -22,9 +22,11 @@ Read = t.Callable[[int, int], bytes]
 _CHUNK = 64 * 1024
 # The fixed part and the extensions behind it, which are few.
 _HEADER_BYTES, _SMALLEST_HEADER = 4096, 72
-_BITMAPS = 0x23852875
+_BITMAPS, _BACKING_FORMAT = 0x23852875, 0xE2792ACA
 # The limits of QEMU itself (block/qcow2.h and qcow2-bitmap.c of 7.2): what is larger is no image.
 _MOST_SNAPSHOTS, _MOST_BITMAPS, _LONGEST_EXTRA, _LONGEST_BACKING = 65536, 65535, 1024, 1023
+# QEMU itself allows 64 MiB for the snapshots. 65536 with names of 100 bytes have 10.
+_LONGEST_TABLE = 16 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Image:
     """The backing file as written in the image: a path, relative to the image's own, or a URL or json: text."""
     bitmaps: tuple[str, ...] = ()
     """The names of its dirty bitmaps; QEMU writes those that were added since it opened the image when it closes it."""
+    backing_format: str | None = None
+    """The format of the backing file, where the image says it: a raw one may begin with anything that a guest has written."""
 
 
 def read_image(read: Read) -> Image | None:
@@ -61,9 +65,19 @@ def read_image(read: Read) -> Image | None:
     count, table = struct.unpack_from(">IQ", header, 60)
     if count > _MOST_SNAPSHOTS or length > _LONGEST_BACKING:
         raise ValueError("its header cannot be right")
-    backing = read(where, length).decode(errors="replace") if where else None
-    bitmaps = tuple(_bitmaps(read, header)) if version >= 3 else ()
-    return Image(tuple(_snapshots(read, table, count)), backing, bitmaps)
+    backing = _at(read, where, length).decode(errors="replace") if where else None
+    if backing is not None and "\0" in backing:
+        raise ValueError("the name of its backing file cannot be right")
+    extensions = dict(_extensions(header, version, where))
+    bitmaps = tuple(_bitmaps(read, header, extensions)) if version >= 3 else ()
+    backing_format = extensions[_BACKING_FORMAT].decode(errors="replace") if _BACKING_FORMAT in extensions else None
+    return Image(tuple(_snapshots(read, table, count)), backing, bitmaps, backing_format)
+
+
+def _at(read: Read, offset: int, length: int) -> bytes:
+    if offset + length >= 2**63:  # beyond every file, and Python cannot say it to the system
+        raise ValueError("an offset in it cannot be right")
+    return read(offset, length)
 
 
 class _Table:
@@ -72,18 +86,20 @@ class _Table:
     def __init__(self, read: Read, offset: int) -> None:
         self._read = read
         self._offset = offset
-        self._data = b""
+        self._data = bytearray()
         self._at = 0
 
     def take(self, length: int) -> bytes:
         """The next bytes."""
         while len(self._data) < self._at + length:
-            more = self._read(self._offset + len(self._data), _CHUNK)
+            if len(self._data) >= _LONGEST_TABLE:
+                raise ValueError("a table in it is too long")
+            more = _at(self._read, self._offset + len(self._data), _CHUNK)
             if not more:
                 raise ValueError("a table in it ends too early")
             self._data += more
         self._at += length
-        return self._data[self._at - length : self._at]
+        return bytes(self._data[self._at - length : self._at])
 
     def align(self) -> None:
         """Go on to the begin of the next entry."""
@@ -106,22 +122,29 @@ def _snapshots(read: Read, offset: int, count: int) -> Iterator[Kept]:
         yield Kept(names[:id_bytes].decode(errors="replace"), names[id_bytes:].decode(errors="replace"), taken)
 
 
-def _bitmaps(read: Read, header: bytes) -> Iterator[str]:
-    autoclear, length = struct.unpack_from(">88xQ4xI", header.ljust(104, b"\0"))
-    if not autoclear & 1:
-        return  # written by something that does not know bitmaps: QEMU ignores them
-    while length + 8 <= len(header):
-        kind, size = struct.unpack_from(">II", header, length)
-        if kind == _BITMAPS and length + 32 <= len(header):
-            count, offset = struct.unpack_from(">I12xQ", header, length + 8)
-            if count > _MOST_BITMAPS:
-                raise ValueError("its header cannot be right")
-            table = _Table(read, offset)
-            for _number in range(count):
-                table.align()
-                name_bytes, extra = struct.unpack(">18xHI", table.take(24))
-                table.skip(extra)
-                yield table.take(name_bytes).decode(errors="replace")
-        if kind == 0:
+def _extensions(header: bytes, version: int, backing: int) -> Iterator[tuple[int, bytes]]:
+    """The extensions of the header, by their numbers; they end before the name of the backing file, which is at ``backing``."""
+    at = struct.unpack_from(">I", header, 100)[0] if version >= 3 and len(header) >= 104 else _SMALLEST_HEADER
+    end = min(len(header), backing or len(header))
+    while at + 8 <= end:
+        kind, size = struct.unpack_from(">II", header, at)
+        if kind == 0 or at + 8 + size > end:
             return
-        length += 8 + size + -size % 8
+        yield kind, header[at + 8 : at + 8 + size]
+        at += 8 + size + -size % 8
+
+
+def _bitmaps(read: Read, header: bytes, extensions: Mapping[int, bytes]) -> Iterator[str]:
+    (autoclear,) = struct.unpack_from(">88xQ", header.ljust(96, b"\0"))
+    said = extensions.get(_BITMAPS, b"")
+    if not autoclear & 1 or len(said) < 24:
+        return  # written by something that does not know bitmaps: QEMU ignores them
+    count, offset = struct.unpack_from(">I12xQ", said)
+    if count > _MOST_BITMAPS:
+        raise ValueError("its header cannot be right")
+    table = _Table(read, offset)
+    for _number in range(count):
+        table.align()
+        name_bytes, extra = struct.unpack(">18xHI", table.take(24))
+        table.skip(extra)
+        yield table.take(name_bytes).decode(errors="replace")
