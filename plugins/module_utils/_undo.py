@@ -14,11 +14,15 @@ from collections.abc import Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete, Finished, Job
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SnapshotNotFound
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import Locked, SnapshotNotFound
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Jobs
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
+
+# Between two tries to remove a snapshot of a VM that another operation holds, and between two looks at whether it is time for one.
+_LOCK_PAUSE_SECONDS = 1.0
+_WAIT_SECONDS = 0.25
 
 
 class Undo:
@@ -30,6 +34,8 @@ class Undo:
         self._ready: collections.deque[Outcome] = collections.deque()
         self._late: dict[Job, Outcome] = {}
         self._running: dict[Job, Outcome] = {}
+        # Each with when it is tried again, and with the refusal.
+        self._locked: list[tuple[Deadline, Outcome, Locked]] = []
         self._removed = 0
 
     def perform(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
@@ -45,7 +51,7 @@ class Undo:
         self._late.update((one.in_flight, one) for one in outcomes if one.in_flight and isinstance(one.in_flight.action, Create))
         total = len(self._ready) + len(self._late)
         deadline, why = self._deadline, "the time for the undo was up"
-        while self._ready or self._late or self._running:
+        while self._ready or self._late or self._running or self._locked:
             if self._jobs.stop.by is None:
                 self._begin()
             elif deadline is self._deadline:
@@ -62,6 +68,9 @@ class Undo:
         self._give_up(why)
 
     def _begin(self) -> None:
+        due = [locked for locked in self._locked if locked[0].left() <= 0]
+        self._locked = [locked for locked in self._locked if locked not in due]
+        self._ready.extend(one for _again, one, _error in due)
         while self._ready and len(self._running) < self._jobs.at_once:
             one = self._ready.popleft()
             if one.made and one.vm and one.decision and one.decision.snapshot:
@@ -70,7 +79,10 @@ class Undo:
 
     def _wait(self, deadline: Deadline) -> list[Finished]:
         jobs = [*self._late, *self._running]
-        return self._jobs.wait(jobs, deadline) if jobs else []
+        if jobs:
+            return self._jobs.wait(jobs, deadline)
+        deadline.within(_WAIT_SECONDS).sleep()
+        return []
 
     def _note(self, end: Finished, because: Outcome) -> None:
         if end.job in self._late:
@@ -87,11 +99,16 @@ class Undo:
         if end.error is None or isinstance(end.error, SnapshotNotFound):
             one.mark_undone(because)
             self._removed += 1
+        elif isinstance(end.error, Locked) and self._deadline.left() > 0:
+            # Another operation holds the VM for a while; nothing was removed.
+            self._locked.append((Deadline(_LOCK_PAUSE_SECONDS), one, end.error))
         else:
             one.left_behind(str(end.error))
 
     def _give_up(self, why: str) -> None:
         for one in [*self._ready, *self._running.values()]:
             one.left_behind(why)
+        for _again, one, error in self._locked:
+            one.left_behind(f"{why}: {error}")
         for one in self._late.values():
             one.warnings.append(f"A snapshot of {one.vm} was still being taken when {why}, and may yet appear")

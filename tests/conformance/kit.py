@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
@@ -81,11 +81,13 @@ class Backend(abc.ABC):
         dry_run: bool = False,
         drift: bool = False,
         fails_at: int | None = None,
+        locked_at: int | None = None,
         meanwhile: t.Callable[[], object] | None = None,
         later: timedelta = timedelta(0),
         **bounds: t.Any,
     ) -> list[Outcome]:
-        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything.
+        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything, and
+        the number ``locked_at`` is refused because another operation holds the VM.
 
         ``meanwhile`` happens between the look and the first write. The plan is told a time that is ``later`` than the real one.
         """
@@ -93,7 +95,7 @@ class Backend(abc.ABC):
         if meanwhile is not None:
             _before_the_first_write(driver, meanwhile)
         try:
-            used = Tripwire(driver, fails_at) if fails_at else driver
+            used = Tripwire(driver, fails_at, locked_at) if fails_at else driver
             fleet = Fleet(used, Bounds(**{"timeout": 120.0, **bounds}), now=lambda: datetime.now(timezone.utc) + later)
             named = [Target(one) if isinstance(one, str) else one for one in targets]
             return fleet.apply(named, plan, dry_run=dry_run, drift=drift)
@@ -159,20 +161,25 @@ class Tripwire(SnapshotDriver):
 
     name = "tripwire"
 
-    def __init__(self, driver: SnapshotDriver, fails_at: int) -> None:
+    def __init__(self, driver: SnapshotDriver, fails_at: int, locked_at: int | None) -> None:
         self._driver = driver
-        self._left = fails_at
+        self._number = 0
+        self._fails_at = fails_at
+        self._locked_at = locked_at
         self._failed: list[Finished] = []
         self.name_rule = driver.name_rule  # type: ignore[misc]
         for forwarded in ("find", "vms", "inspect", "snapshots", "configurations", "imagine", "foresee", "set_deadline", "close"):
             setattr(self, forwarded, getattr(driver, forwarded))
 
     def start(self, action: Action) -> Job:
-        self._left -= 1
-        if self._left:
+        self._number += 1
+        if self._number not in (self._fails_at, self._locked_at):
             return self._driver.start(action)
         job = Job(action)
-        self._failed.append(Finished(job, error=BackendFailed(f"To {action} failed: no space left on device")))
+        error: SafepointError = BackendFailed(f"To {action} failed: no space left on device")
+        if self._number == self._locked_at:
+            error = Locked(f"To {action} was refused: a backup holds the VM")
+        self._failed.append(Finished(job, error=error))
         return job
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:

@@ -109,6 +109,12 @@ class FleetOfVms:
         assert [one.target.ref for one in done if one.changed] == made
         assert code(done[failed]) == "backend_failed" and "no space left" in str(done[failed].error)
 
+    def test_an_undo_waits_for_a_vm_that_another_operation_holds(self, backend: Backend) -> None:
+        vms = [backend.vm(power="off") for _each in range(2)]
+        done = backend.run(Present(Request(name="sx")), *vms, on_error="undo", max_parallel=1, fails_at=2, locked_at=3)
+        assert [(code(one), one.changed) for one in done] == [("undone", False), ("backend_failed", False)]
+        assert [backend.names(vm) for vm in vms] == [[], []]
+
     def test_all_vms_of_the_endpoint_are_seen(self, backend: Backend) -> None:
         vms = [backend.vm(power="off") for _each in range(3)]
         backend.take(vms[1], "sx")

@@ -15,9 +15,12 @@ from datetime import datetime, timezone
 
 import pytest
 from lab import Lab
-from libvirt_kit import is_busy, stopped, tiny_vms, until
+from libvirt_kit import Make, is_busy, stopped, tiny_vms, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -92,6 +95,25 @@ def test_a_further_connection_that_is_refused_is_done_without(hasty: Lab) -> Non
         finally:
             hasty.socket.with_suffix(".away").rename(hasty.socket)
         assert words(done) == ["created"] * 9
+
+
+def started_again(lab: t.Any, driver: LibvirtDriver) -> None:
+    """Let the daemon be another one than the one the driver is connected to."""
+    lab.kill_daemon()
+    lab.start_daemon()
+    until(lambda: not driver._connection.isAlive())
+
+
+def test_nothing_is_written_when_the_connection_for_the_looks_is_gone(lab: t.Any, tiny: Make) -> None:
+    names = [tiny(f"unseen{number}") for number in range(3)]
+    with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        vms = [vm for vm in driver.vms() if vm.name in names]
+        driver.inspect(vms, ways=True)
+        started_again(lab, driver)
+        jobs = [driver.start(Create(vm, "x", "", memory=False)) for vm in vms]
+        ends = [end for job in jobs for end in driver.wait([job], Deadline(60))]
+    assert [type(end.error) for end in ends] == [NotReached] * 3
+    assert [lab.connect().lookupByName(vm).snapshotListNames() for vm in names] == [[]] * 3
 
 
 @pytest.mark.slow

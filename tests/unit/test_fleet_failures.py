@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime, timezone
 
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _work
+from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _undo, _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound, Unsupported
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
@@ -18,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 VMS = ["web01", "web02"]
@@ -123,3 +125,31 @@ def test_a_revert_that_fails_when_the_vm_is_back_already_has_changed_it(hypervis
     done = run(hypervisor, Reverted(Request(name="older")), max_parallel=1, on_error="continue")
     assert codes(done) == ["unsupported", "unsupported"]
     assert [one.changed for one in done] == [True, False]
+
+
+# the undo of a VM that another operation holds
+
+
+def test_an_undo_that_stays_locked_says_what_is_left_behind_and_why(
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_phases, "_UNDO_SECONDS", 0.5)
+    monkeypatch.setattr(_undo, "_LOCK_PAUSE_SECONDS", 0.1)
+    hypervisor.failures.update({number: Locked("a backup has it") for number in range(3, 1000)})
+    hypervisor.failures[2] = BackendFailed("no space")
+    done = run(hypervisor, Present(Request(name="x")), on_error="undo", max_parallel=1, timeout=1.0)
+    assert codes(done) == ["backend_failed", "backend_failed"]
+    assert [one.changed for one in done] == [True, False]
+    assert "left behind" in done[0].warnings[0] and "a backup has it" in done[0].warnings[0]
+    assert len(hypervisor.actions) > 4  # it was tried again
+
+
+def test_a_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) -> None:
+    stop = Stop()
+    hypervisor.failures.update({2: BackendFailed("no space"), 3: Locked("a backup has it")})
+    hypervisor.before_failing[3] = lambda: stop.tell(signal.SIGTERM)
+    settings = Bounds(timeout=60.0, max_parallel=1, on_error="undo")
+    fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc), stop=stop)
+    done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+    assert len(hypervisor.actions) == 3
+    assert "SIGTERM" in str(done[0].error) and "a backup has it" in str(done[0].error) and done[0].changed

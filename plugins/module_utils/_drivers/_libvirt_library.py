@@ -85,7 +85,8 @@ class _Shared:
 class Connections:
     """Connections for calls that may take long: as many as are needed for the daemon to go on reading each of them.
 
-    They begin with the caller's own. Where no further one can be opened, calls wait for their turn on those that there are.
+    They begin with the caller's own. Where no further one can be opened, calls wait for their turn on those that there are. When the caller's own has
+    broken, no call begins any more: nobody could see what it does, since all reads go over that one.
     """
 
     def __init__(self, uri: str, first: t.Any) -> None:
@@ -100,7 +101,7 @@ class Connections:
     def lease(self) -> Iterator[t.Any]:
         """A connection for one call at a time. Blocks until there is one.
 
-        :raises NotReached: all connections broke, and no new one could be opened.
+        :raises NotReached: the caller's own connection broke.
         """
         with self._changed:
             shared = self._free()
@@ -121,17 +122,14 @@ class Connections:
 
     def _free(self) -> _Shared:
         while True:
-            alive = [shared for shared in self._all if shared.connection.isAlive()]
-            for shared in alive:
-                if shared.calls < _CALLS_PER_CONNECTION:
-                    return shared
-            refused = self._refused
-            if refused is not None and not alive:
-                self._refused = None
+            if not self._all[0].connection.isAlive():
                 raise _errors.NotReached(
-                    f"The connection to libvirt at {public_uri(self._uri)} broke, and no new one could be opened: {clean(refused)}; {CHECK}"
-                ) from refused
-            if refused is None and not self._opening:
+                    f"The connection to libvirt at {public_uri(self._uri)} broke before anything was sent; {CHECK}, and try again"
+                )
+            for shared in self._all:
+                if shared.calls < _CALLS_PER_CONNECTION and shared.connection.isAlive():
+                    return shared
+            if self._refused is None and not self._opening:
                 # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread: a daemon that has max_clients answers only
                 # when another client has left.
                 self._opening = True
