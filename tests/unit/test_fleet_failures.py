@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _work
+from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound, Unsupported
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
@@ -30,6 +31,12 @@ def hypervisor() -> Hypervisor:
     for name in VMS:
         made.add(name)
     return made
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, phase in enumerate(("_CONFIRM_SECONDS", "_UNDO_SECONDS", "_LAST_LOOK_SECONDS"), start=1):
+        monkeypatch.setattr(_phases, phase, 0.3 * number)
 
 
 def run(hypervisor: Hypervisor, plan: Plan, **bounds: object) -> list[Outcome]:
@@ -178,3 +185,21 @@ def test_of_a_vm_whose_snapshot_was_taken_it_is_not_said_that_nothing_was_done(h
     assert codes(done) == ["timed_out"] * 2
     assert [one.changed for one in done] == [True] * 2
     assert all("could describe snapshot" in str(one.error) for one in done)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue", "undo"])
+def test_what_was_sent_and_did_not_end_in_time_is_unverified_and_what_was_not_sent_is_not(
+    hypervisor: Hypervisor, on_error: str, short_grace: None
+) -> None:
+    hypervisor.hangs.add(1)
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error=on_error)
+    assert codes(done) == ["timed_out", "not_started"]
+    assert [(one.word, one.changed) for one in done] == [("unverified", True), ("none", False)]
+
+
+def test_what_did_not_end_in_time_and_was_taken_back_is_failed(hypervisor: Hypervisor) -> None:
+    hypervisor.slow[1] = threading.Event()
+    threading.Timer(1.5, hypervisor.slow[1].set).start()
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error="undo")
+    assert [(one.word, one.changed) for one in done] == [("failed", False), ("none", False)]
+    assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]
