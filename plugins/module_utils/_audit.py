@@ -126,7 +126,10 @@ class AuditFile:
                 self._write("result", {"id": None, **_entry(row, options), "seconds": seconds})
         except OSError as exc:
             self.warnings.append(f"The results of the VMs are not in audit_file={self._path!r}: {_why(exc)}")
-        os.close(self._descriptor)
+        try:
+            os.close(self._descriptor)
+        except OSError as exc:  # NFS tells here that there was no space, or that the quota was used up
+            self.warnings.append(f"audit_file={self._path!r} could not be closed; its last lines may not be in it: {_why(exc)}")
 
     def _write(self, event: str, fields: Mapping[str, t.Any]) -> None:
         """Add a line in one write to a file that is open for appending, so that lines of several runs never mix.

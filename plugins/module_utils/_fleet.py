@@ -126,9 +126,7 @@ class Fleet:
             for outcome in outcomes:
                 outcome.predict()
             return outcomes
-        self._act(acting, plan)
-        if drifting and self._stop.by is None:
-            self._look.configure(drifting, [], self._phases.last_look(), again=True)
+        self._act(acting, plan, drifting)
         for outcome in outcomes:
             outcome.conclude()
         return outcomes
@@ -199,12 +197,25 @@ class Fleet:
 
     # act
 
-    def _act(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Do what was decided; after a signal say what is known."""
+    def _act(self, outcomes: Sequence[Outcome], plan: Plan, drifting: Sequence[Outcome]) -> None:
+        """Do what was decided, and see what the VMs of ``drifting`` are made of then; after a signal say what is known.
+
+        From the first write on no signal gets out of here, and none is raised after it: each VM has its result.
+        """
+        confirmed = False
         try:
             self._carry_out(outcomes, plan)
+            confirmed = True
+            if drifting:
+                self._look.configure(drifting, [], self._phases.last_look(), again=True)
+            self._stop.keep()
         except Stopped:
-            self._end_early(outcomes, plan)
+            if not confirmed:
+                self._end_early(outcomes, plan)
+            for one in drifting:
+                one.warnings.append(
+                    f"The configuration of {one.vm} was not read again: the module was stopped by {self._stop.by}"
+                )
 
     def _end_early(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
         """Look once, for a moment, at what was written, and write nothing more."""

@@ -198,6 +198,9 @@ def _failed_word(outcome: Outcome) -> str:
     """How the result calls what failed: what was sent and is not known to have failed is not called failed."""
     if outcome.started is None:
         return "none"
+    if isinstance(outcome.error, TimedOut):
+        # An action that has ended is not in doubt: it was the next one that the time was not enough for.
+        return "failed" if outcome.undone or outcome.started in outcome.done else "unverified"
     return "unverified" if isinstance(outcome.error, (Interrupted, Unverified)) else "failed"
 
 

@@ -62,6 +62,10 @@ class Stop:
         with self._set(False):
             yield
 
+    def keep(self) -> None:
+        """From now on until the end of breakable() let no signal raise: there are results that must not be lost, and nothing is waited for any more."""
+        self._breakable = False
+
     @contextlib.contextmanager
     def _set(self, breakable: bool) -> Iterator[None]:
         before, self._breakable = self._breakable, breakable

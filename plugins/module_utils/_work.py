@@ -92,12 +92,10 @@ class _Batch:
         self._failed: Outcome | None = None
 
     def run(self) -> None:
-        while self._running or self._locked or (self._ready and self._failed is None):
+        while self._running or self._locked or self._ready:
             if self._failed is not None and self._bounds.on_error != "continue":
-                # What was begun on a VM is carried through; what was only tried is not.
-                hold_back((one for _again, one, _error in self._locked if not one.done), because=self._failed)
-                self._locked = [locked for locked in self._locked if locked[1].todo]
-                if not (self._running or self._locked):
+                self._leave_untouched(self._failed)
+                if not (self._running or self._locked or self._ready):
                     break
             if self._deadline.left() > 0:
                 self._begin()
@@ -110,20 +108,21 @@ class _Batch:
                 finished = self._jobs.wait(self._running, Deadline(LAST_WORD_SECONDS)) if self._running else []
                 if not finished:
                     self._end_in_time()
-                    break
+                    return
             for end in finished:
                 self._end(end)
-        if self._failed is not None:
-            hold_back(self._ready, because=self._failed)
+
+    def _leave_untouched(self, failed: Outcome) -> None:
+        """What was begun on a VM, in this batch or before, is carried through; what was only tried is not."""
+        hold_back([one for one in self._ready if not one.done], because=failed)
+        hold_back([one for _again, one, _error in self._locked if not one.done], because=failed)
+        self._ready = collections.deque(one for one in self._ready if one.todo)
+        self._locked = [locked for locked in self._locked if locked[1].todo]
 
     def _begin(self) -> None:
         """Begin as many as may be under way, those first that were held by another operation and are due again."""
         due = [one for one in self._locked if one[0].left() <= 0]
-        while (
-            self._jobs.stop.by is None
-            and len(self._running) < self._jobs.at_once
-            and (due or (self._ready and self._failed is None))
-        ):
+        while self._jobs.stop.by is None and len(self._running) < self._jobs.at_once and (due or self._ready):
             if due:
                 self._locked.remove(due[0])
                 self._start(due.pop(0)[1])
@@ -168,22 +167,29 @@ class _Batch:
 
     def _end_in_time(self) -> None:
         """The time is up: say so of all that was not finished."""
-        timeout = f"timeout={self._bounds.timeout:g} seconds"
         for job, outcome in self._running.items():
             outcome.in_flight = job
             outcome.refuse(
                 TimedOut(
-                    f"{timeout} was not enough to {_named(job)}; it may still end at the hypervisor: look with snapshot_info before the next "
-                    "try, and set a longer timeout"
+                    f"timeout={self._bounds.timeout:g} seconds was not enough to {_named(job)}; it may still end at the hypervisor: look with "
+                    "snapshot_info before the next try, and set a longer timeout"
                 )
             )
         for _again, outcome, error in self._locked:
             outcome.refuse(error)
-        late = [*self._running.values(), *(one for _again, one, _error in self._locked)]
+        begun = [one for one in self._ready if one.done]
+        for one in begun:
+            one.refuse(self._used_up(one))
+        late = [*self._running.values(), *(one for _again, one, _error in self._locked), *begun]
         if not late:
-            late = [self._ready.popleft()]
-            late[0].refuse(TimedOut(f"{timeout} was used up before anything was done on {late[0].vm}; set a longer timeout"))
-        self._failed = self._failed or late[0]
+            late = [self._ready[0]]
+            late[0].refuse(self._used_up(late[0]))
+        hold_back(self._ready, because=self._failed or late[0])
+
+    def _used_up(self, outcome: Outcome) -> TimedOut:
+        """The error of a VM whose next action was not begun in time."""
+        before = f"this call could {outcome.todo[0]}" if outcome.done else f"anything was done on {outcome.vm}"
+        return TimedOut(f"timeout={self._bounds.timeout:g} seconds was used up before {before}; set a longer timeout")
 
     def _end(self, end: Finished) -> None:
         outcome = self._running.pop(end.job)
@@ -195,6 +201,8 @@ class _Batch:
                 self._locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, end.error))
                 return
         _note(outcome, end)
+        if outcome.todo and self._deadline.left() <= 0:
+            outcome.refuse(self._used_up(outcome))
         if outcome.error is not None and self._bounds.on_error != "continue":
             self._failed = self._failed or outcome
         elif outcome.todo:

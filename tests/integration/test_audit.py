@@ -257,3 +257,12 @@ def test_half_a_line_that_a_full_disk_took_does_not_swallow_the_next(tmp_path: P
     audit.finish([], None)
     half, whole = path.read_text().splitlines()
     assert len(half) == 100 and json.loads(whole)["event"] == "intent"
+
+
+def test_a_file_that_cannot_even_be_closed_costs_no_row(tmp_path: Path) -> None:
+    audit = AuditFile(
+        str(tmp_path / "audit"), module="safepoint.vm.snapshot", options={"backend": "fake"}, by={}, seconds=900, secrets=[]
+    )
+    os.close(audit._descriptor)  # as EIO or EDQUOT, which NFS tells at the close
+    audit.finish([], None)
+    assert len(audit.warnings) == 1 and "audit_file=" in audit.warnings[0] and "Bad file descriptor" in audit.warnings[0]

@@ -231,7 +231,7 @@ def test_what_was_done_in_time_is_no_failure_although_the_time_is_up(hypervisor:
     hypervisor.latency = 0.05
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="continue")
     assert codes(done) == [None, None, None, "timed_out"]
-    assert [one.word for one in done] == ["created", "created", "created", "failed"]
+    assert [one.word for one in done] == ["created", "created", "created", "unverified"]
 
 
 def test_a_creation_that_never_was_needs_no_undoing(hypervisor: Hypervisor) -> None:

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import signal
-from datetime import datetime, timezone
+import threading
+import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
 from fake import FakeDriver, Hypervisor
@@ -31,6 +33,12 @@ def hypervisor() -> Hypervisor:
     for name in VMS:
         made.add(name)
     return made
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, phase in enumerate(("_CONFIRM_SECONDS", "_UNDO_SECONDS", "_LAST_LOOK_SECONDS"), start=1):
+        monkeypatch.setattr(_phases, phase, 0.3 * number)
 
 
 def run(hypervisor: Hypervisor, plan: Plan, **bounds: object) -> list[Outcome]:
@@ -153,3 +161,75 @@ def test_a_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) ->
     done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
     assert len(hypervisor.actions) == 3
     assert "SIGTERM" in str(done[0].error) and "a backup has it" in str(done[0].error) and done[0].changed
+
+
+# a VM with several actions
+
+
+def test_the_next_action_of_a_vm_is_not_begun_when_the_time_is_up(hypervisor: Hypervisor) -> None:
+    for name in ("one", "two", "three", "four", "five", "six"):
+        run(hypervisor, Present(Request(name=name)))
+    hypervisor.actions.clear()
+    hypervisor.latency = 0.3  # of each request, and so of each action
+    begun = time.monotonic()
+    done = run(hypervisor, Reverted(Request(name="one", discard_newer=True)), timeout=1.5, max_parallel=2)
+    assert time.monotonic() - begun < 6  # all of it would be 4 looks and 12 actions
+    assert set(codes(done)) <= {"timed_out", "not_started"} and "timed_out" in codes(done)
+    assert len(hypervisor.actions) < 6
+    first = next(one for one in done if one.done)
+    assert (first.changed, first.word) == (True, "failed")  # nothing is in doubt: what was begun has ended
+    assert "could remove snapshot" in str(first.error)
+
+
+class FiveHoursAhead(FakeDriver):
+    """A hypervisor whose clock is not ours, so that the expiry in each new label has to be set right."""
+
+    def now(self) -> datetime:
+        return datetime.now(timezone.utc) - timedelta(hours=5)
+
+
+def create_with_expiry(driver: FakeDriver, **bounds: object) -> list[Outcome]:
+    fleet = Fleet(driver, Bounds(**{"timeout": 10.0, "max_parallel": 1, **bounds}))  # type: ignore[arg-type]
+    return fleet.apply([Target(name) for name in VMS], Present(Request(name="x", expires=timedelta(hours=72))), dry_run=False)
+
+
+def test_the_label_of_a_vm_is_set_right_although_another_one_has_failed(hypervisor: Hypervisor) -> None:
+    hypervisor.failures[3] = BackendFailed("no space")  # after two creations
+    done = create_with_expiry(FiveHoursAhead(hypervisor))
+    assert codes(done) == ["backend_failed", None]
+    assert [(one.word, one.changed) for one in done] == [("failed", True), ("created", True)]
+
+
+class Slow(FiveHoursAhead):
+    """Ends the creations when the time is up, and says so in time."""
+
+    def _run(self, job, number):  # type: ignore[no-untyped-def]
+        end = super()._run(job, number)
+        if isinstance(job.action, Create):
+            time.sleep(1.2)
+        return end
+
+
+def test_of_a_vm_whose_snapshot_was_taken_it_is_not_said_that_nothing_was_done(hypervisor: Hypervisor) -> None:
+    done = create_with_expiry(Slow(hypervisor), timeout=1.0, max_parallel=2)
+    assert codes(done) == ["timed_out"] * 2
+    assert [one.changed for one in done] == [True] * 2
+    assert all("could describe snapshot" in str(one.error) for one in done)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "continue", "undo"])
+def test_what_was_sent_and_did_not_end_in_time_is_unverified_and_what_was_not_sent_is_not(
+    hypervisor: Hypervisor, on_error: str, short_grace: None
+) -> None:
+    hypervisor.hangs.add(1)
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error=on_error)
+    assert codes(done) == ["timed_out", "not_started"]
+    assert [(one.word, one.changed) for one in done] == [("unverified", True), ("none", False)]
+
+
+def test_what_did_not_end_in_time_and_was_taken_back_is_failed(hypervisor: Hypervisor) -> None:
+    hypervisor.slow[1] = threading.Event()
+    threading.Timer(1.5, hypervisor.slow[1].set).start()
+    done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error="undo")
+    assert [(one.word, one.changed) for one in done] == [("failed", False), ("none", False)]
+    assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]

@@ -17,10 +17,10 @@ from fake import FakeDriver, Hypervisor
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Target, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
@@ -37,7 +37,10 @@ class Told(FakeDriver):
         self.at_look = 0
         """The number of the look that it is sent at; that look, and with ``mute`` the later ones, never end."""
         self.mute = False
+        self.at_configurations = 0
+        """The number of the read of configurations that it is sent at."""
         self._looks = 0
+        self._read = 0
         self._never = threading.Event()
 
     def start(self, action: Action) -> Job:
@@ -53,6 +56,15 @@ class Told(FakeDriver):
         if self._looks == self.at_look or (self.mute and self.at_look and self._looks > self.at_look):
             self._never.wait(60)
         return super().snapshots(vms, sizes=sizes)
+
+    def configurations(
+        self, wanted: Sequence[tuple[Vm, Snapshot | None]]
+    ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
+        self._read += 1
+        if self._read == self.at_configurations:
+            os.kill(os.getpid(), signal.SIGTERM)
+            self._never.wait(60)
+        return super().configurations(wanted)
 
 
 @pytest.fixture
@@ -73,10 +85,10 @@ def stop() -> Iterator[Stop]:
         signal.signal(number, handler)
 
 
-def run(driver: FakeDriver, stop: Stop, **bounds: t.Any) -> list[Outcome]:
+def run(driver: FakeDriver, stop: Stop, plan: Plan | None = None, *, drift: bool = False, **bounds: t.Any) -> list[Outcome]:
     fleet = Fleet(driver, Bounds(**{"timeout": 60.0, "max_parallel": 1, **bounds}), stop=stop)
     with stop.breakable():
-        return fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+        return fleet.apply([Target(name) for name in VMS], plan or Present(Request(name="x")), dry_run=False, drift=drift)
 
 
 def codes(outcomes: list[Outcome]) -> list[str | None]:
@@ -121,6 +133,32 @@ def test_in_the_second_look_another_short_one_says_what_is_there(hypervisor: Hyp
     done = run(driver, stop)
     assert codes(done) == (["interrupted"] * 3 if mute else [None] * 3)
     assert all(one.changed for one in done)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(1, True), (2, False)])
+def test_a_read_of_the_configurations_after_the_writes_does_not_cost_the_rows(
+    hypervisor: Hypervisor, stop: Stop, number: int, raised: bool
+) -> None:
+    run(FakeDriver(hypervisor), stop)
+    driver = Told(hypervisor)
+    driver.at_configurations = number
+    hypervisor.actions.clear()
+    try:
+        done = run(driver, stop, Reverted(Request(name="x")), drift=True)
+    except Stopped:
+        assert raised and hypervisor.actions == []
+        return
+    assert not raised and stop.by == "SIGTERM"
+    assert [(one.word, one.changed, one.error) for one in done] == [("reverted", True, None)] * 3
+    assert all("was not read" in one.warnings[-1] for one in done)
+
+
+def test_no_signal_after_the_writes_takes_the_rows(hypervisor: Hypervisor, stop: Stop) -> None:
+    fleet = Fleet(FakeDriver(hypervisor), Bounds(timeout=60.0), stop=stop)
+    with stop.breakable():
+        done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+        signal.raise_signal(signal.SIGTERM)
+    assert [one.changed for one in done] == [True] * 3
 
 
 def test_an_undo_begins_no_more_removals_and_says_what_is_left(hypervisor: Hypervisor, stop: Stop) -> None:
