@@ -11,7 +11,7 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from kit import at_once, code, only
+from kit import at_once, code, only, pruning
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
@@ -323,6 +323,47 @@ def test_what_is_not_known_to_be_done_is_undone_with_the_others(backend: Proxmox
 
 
 # -- others --------------------------------------------------------------------------------------------------------------
+
+
+def replace_snapshot(cluster: PveServer, vmid: int) -> None:
+    """Another user removes the snapshot and takes one of that name, of another owner and some seconds later."""
+    cluster.remove_snapshot(vmid, "old")
+    cluster.set_guest(vmid, data="later")
+    cluster.snapshot_by_hand(vmid, "old", description="by another user")
+    cluster.set_snapshot(vmid, "old", snaptime=int(time.time()) + 5)
+
+
+@pytest.mark.parametrize("kind", ["qemu", "lxc"])
+@pytest.mark.parametrize("what", ["absent", "prune", "revert", "describe"])
+def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(cluster: PveServer, kind: str, what: str) -> None:
+    vmid = cluster.make_guest("web01", type=kind, storage="lvmthin")
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    begun = len(cluster.task_list())
+    plan = {
+        "absent": Absent(Request(name="old")),
+        "prune": pruning(everything=True, confirm=1),
+        "revert": Reverted(Request(name="old")),
+        "describe": Present(Request(name="old", description="text")),
+    }[what]
+    done = only(Meanwhile(cluster, lambda: replace_snapshot(cluster, vmid)).run(plan, "web01", on_error="stop"))
+    assert not done.changed
+    (left,) = cluster.guest(vmid)["snapshots"]
+    assert left["description"].rstrip() == "by another user" and len(cluster.task_list()) == begun
+    # A prune finds gone what was to go; the others decide again, about a snapshot that is not theirs.
+    assert code(done) == (None if what == "prune" else "foreign")
+    assert cluster.guest(vmid)["data"] == "later"
+
+
+def test_a_write_after_an_outage_does_not_go_to_a_snapshot_that_has_taken_the_name(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int
+) -> None:
+    """The first try does not arrive, and in the time until the second the snapshot is replaced."""
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    cluster.fault("DELETE", "*/snapshot/old", status=595, delay=1.5)
+    threading.Timer(0.8, replace_snapshot, [cluster, vmid]).start()
+    done = only(backend.run(Absent(Request(name="old")), "web01", on_error="stop"))
+    assert (code(done), done.changed, names(cluster, vmid)) == ("foreign", False, ["old"])
+    assert cluster.task_list("qmdelsnapshot") == []
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])

@@ -163,7 +163,7 @@ def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
             Snapshot(
                 id=name,
                 name=name,
-                created=datetime.fromtimestamp(int(row["snaptime"]), timezone.utc) if row.get("snaptime") else None,
+                created=read_snapshot_time(row),
                 parent=row.get("parent") or None,
                 description=description,
                 memory=memory,
@@ -175,6 +175,11 @@ def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
         )
     unfinished = {name: str(row["snapstate"]) for name, row in by_name.items() if row.get("snapstate")}
     return Listing(parents_first(snapshots), bool(int(now.get("running") or 0)), unfinished)
+
+
+def read_snapshot_time(row: Row) -> datetime | None:
+    """The creation time of a snapshot, from its row in the list or from its configuration."""
+    return datetime.fromtimestamp(int(row["snaptime"]), timezone.utc) if row.get("snaptime") else None
 
 
 def _remove_by_force(guest: Guest, name: str) -> str:

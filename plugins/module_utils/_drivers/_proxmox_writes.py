@@ -38,7 +38,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_lib
     rows,
     upid,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, read_listing
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_read import Guest, read_listing, read_snapshot_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 
@@ -115,6 +115,8 @@ class Writes:
         path = f"{guest.path}/{tail}"
         pause, node_silent_since = _FIRST_PAUSE_SECONDS, 0.0
         while True:
+            if tail.startswith("snapshot/"):
+                self._check_same(guest, action)
             # By the node's clock, in whole seconds.
             since = int(time.time() + self._session.ahead.total_seconds()) - _SLACK_SECONDS
             try:
@@ -135,6 +137,21 @@ class Writes:
                 raise self._not_done(error, action, guest)
             time.sleep(min(pause, left))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _check_same(self, guest: Guest, action: Action) -> None:
+        """Refuse to work on another snapshot that has taken the name since the look; PVE has no other id. One request more for each write: without it a
+        prune removes, and a revert goes back to, a snapshot that nobody decided about. The creation time has whole seconds.
+
+        :raises SnapshotNotFound: the snapshot that was decided about is not there any more.
+        """
+        if isinstance(action, Create) or action.snapshot.created is None:
+            return  # the snapshot is our own, and a moment old
+        name = action.snapshot.id
+        created = self._session.read(f"{guest.path}/snapshot/{name}/config", lambda data: read_snapshot_time(mapping(data)))
+        if created != action.snapshot.created:
+            raise _errors.SnapshotNotFound(
+                f"Nothing was sent to {action}: the snapshot {name!r} that was there is gone, and another one has that name now; look with snapshot_info"
+            )
 
     def _not_done(self, error: Exception, action: Action, guest: Guest) -> Exception:
         if not is_lost(error):
@@ -185,6 +202,7 @@ class Writes:
         def send(guest: Guest) -> None:
             path, pause = f"{guest.path}/snapshot/{name}/config", _FIRST_PAUSE_SECONDS
             while True:
+                self._check_same(guest, action)
                 try:
                     return self._session.write("put", path, lambda _data: None, description=description)
                 except (Refused, _errors.ConnectionFailed) as exc:
