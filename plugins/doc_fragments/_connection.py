@@ -82,6 +82,6 @@ options:
     type: str
     default: 15m
 requirements:
-  - libvirt-python for libvirt, requests for Proxmox VE, pyVmomi for vSphere.
+  - libvirt-python for libvirt, proxmoxer and requests for Proxmox VE, pyVmomi for vSphere.
   - They are needed on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
 """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import typing as t
 import venv
@@ -127,6 +128,11 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, l
     interpreter = ("-e", f"ansible_python_interpreter={python}")
     failed, _shown = run_module("snapshot_info", {**login, "vm": "x"}, *interpreter)
     assert failed["error"] == "library_missing" and f"{python} -m pip install requests" in failed["msg"]
+    (site,) = (tmp_path / "bare" / "lib").glob("python3*/site-packages")
+    for name in ("requests", "urllib3", "certifi", "idna", "charset_normalizer"):
+        (site / name).symlink_to(Path(importlib.import_module(name).__path__[0]))
+    failed, _shown = run_module("snapshot_info", {**login, "vm": "x"}, *interpreter)
+    assert failed["error"] == "library_missing" and f"{python} -m pip install proxmoxer" in failed["msg"]
 
 
 def test_a_task_that_outlives_the_timeout_is_named_and_the_next_run_finds_its_snapshot(module: Run, cluster: PveServer) -> None:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Answer, Http, Lost
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Http, Lost, ResourceException
 
 __all__ = ["PARALLEL", "Lost", "Refused", "Row", "Session", "is_lost", "is_slow", "mapping", "may_pass", "pauses", "rows", "upid"]
 
@@ -63,11 +63,12 @@ class Session:
     ) -> None:
         """Log in; with a ``token``, its name and secret, nothing is sent for that.
 
-        :raises LibraryMissing: requests is not installed.
+        :raises LibraryMissing: proxmoxer or requests is not installed.
         :raises ConnectionFailed: nothing answered, or not with a certificate that is trusted.
         :raises PermissionDenied: the login was refused.
         """
-        self._http = Http(hostname=hostname, port=port, validate_certs=validate_certs, ca_path=ca_path)
+        self._http = Http(hostname=hostname, port=port, validate_certs=validate_certs, ca_path=ca_path, seconds=self._seconds)
+        self._http.session.hooks["response"].append(self._read_clock)
         self.where = self._http.where
         self.user = user if token is None else f"{user}!{token[0]}"
         self.ahead = timedelta(0)
@@ -76,32 +77,30 @@ class Session:
         self._lock = threading.Lock()
         self._password = password
         self._logins = 0
-        self._headers: dict[str, str] = {}
         if token is not None:
-            self._headers = {"Authorization": f"PVEAPIToken={self.user}={token[1]}"}
+            self._http.use_token(user, *token)
         else:
             self._log_in()
 
     # -- login ---------------------------------------------------------------------------------------------------------
 
     def _log_in(self) -> None:
-        what = "access/ticket"
-        answer = self._http.send(
-            "post", what, {"username": self.user, "password": self._password or ""}, {}, seconds=self._seconds()
-        )
-        if answer.status == 401:
+        answer = self._http.fetch_ticket(self.user, self._password or "")
+        if answer.status_code == 401:
             raise self._not_let_in()
-        if answer.status in _PROXY_LOST:
-            raise Lost(f"{self.where} answered the login with {answer.status} {answer.reason}; check that Proxmox VE is up there")
+        if answer.status_code in _PROXY_LOST:
+            raise Lost(
+                f"{self.where} answered the login with {answer.status_code} {answer.reason}; check that Proxmox VE is up there"
+            )
         try:
-            data = mapping(answer.json()["data"] if answer.status == 200 else None)
+            data = mapping(answer.json()["data"] if answer.status_code == 200 else None)
             ticket, token = str(data["ticket"]), str(data["CSRFPreventionToken"])
             second = data.get("NeedTFA")
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise self._http.no_pve("log in") from exc
         if second:
             raise _errors.PermissionDenied(f"{self.user!r} needs a second factor to log in at {self.where}; use an API token")
-        self._headers = {"Cookie": f"PVEAuthCookie={ticket}", "CSRFPreventionToken": token}
+        self._http.use_ticket(ticket, token)
         self._logins += 1
 
     def _not_let_in(self) -> _errors.PermissionDenied:
@@ -110,12 +109,13 @@ class Session:
             f"{self.where} refused the login of {self.user!r}; check username (with its realm) and {what}"
         )
 
-    def _read_clock(self, said: str | None) -> None:
+    def _read_clock(self, answer: t.Any, **_more: t.Any) -> None:
         """Ages are counted by the clock that the snapshots have their times from."""
+        said = answer.headers.get("Date")
         if said:
             try:
                 self.ahead = email.utils.parsedate_to_datetime(said) - datetime.now(timezone.utc)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 pass  # a proxy's own idea of a date
 
     # -- requests ------------------------------------------------------------------------------------------------------
@@ -196,20 +196,15 @@ class Session:
 
     def _once(self, method: str, path: str, values: Mapping[str, t.Any]) -> t.Any:
         what = f"{method.upper()} {path}"
-        answer = self._http.send(method, path, values, self._headers, seconds=self._seconds())
-        self._read_clock(answer.date)
-        if answer.status == 404:  # PVE has none (9.2)
-            raise self._http.no_pve(what)
-        if answer.status != 200:
-            raise Refused(answer.status, _text(answer))
         try:
-            found = answer.json()
-            if not isinstance(found, dict) or "data" not in found:
-                raise ValueError("no data")
+            return getattr(self._http.api(path), method)(**values)
+        except ResourceException as exc:
+            if exc.status_code == 404:  # PVE has none (9.2)
+                raise self._http.no_pve(what) from exc
+            raise Refused(exc.status_code, _text(exc)) from exc
         except ValueError as exc:
             made = self._http.no_pve(what)
             raise made if method == "get" else Lost(str(made)) from exc
-        return found["data"]
 
     def close(self) -> None:
         """Close the connections; a ticket has no log-out (PVE 9.2)."""
@@ -272,19 +267,13 @@ def _short(data: t.Any) -> str:
     return "null" if data is None else type(data).__name__
 
 
-def _text(answer: Answer) -> str:
+def _text(error: t.Any) -> str:
     """What PVE says, in one line, with the options that it finds wrong."""
-    said = answer.reason
-    wrong: Row = {}
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None  # of a proxy, or of a 401
-    if isinstance(found, dict):
-        # Since PVE 8.4; before, and without a body, the reason is all there is.
-        said = str(found.get("message") or said)
-        wrong = found["errors"] if isinstance(found.get("errors"), dict) else {}
-    said = " ".join(said.split()) or f"HTTP status {answer.status}"
+    found = error.errors or {}
+    # The message since PVE 8.4; before, and without a body, the reason is all there is.
+    said = str(found.get("message") or error.content)
+    wrong = found["errors"] if isinstance(found.get("errors"), dict) else {}
+    said = " ".join(said.split()) or f"HTTP status {error.status_code}"
     details = [f"{name}: {' '.join(str(why).split())}" for name, why in wrong.items() if isinstance(why, str)]
     return said + "".join(f" ({one})" for one in details)
 
