@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import typing as t
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import clean, libvirt
@@ -90,19 +90,39 @@ class Images:
             return disk.chain
         found: list[str] = []
         try:
-            path, known = self.place(disk) if asking else disk.image, disk.format
-            while path is not None:
+            for path in self._walk(disk, asking=asking):
                 if path in found:
                     return None  # images that are based on each other
-                if not asking and not (self._local and os.access(path, os.R_OK)):
-                    return None
                 found.append(path)
-                image = self.read(path) if known == "qcow2" else None
-                backing, known = (image.backing, image.backing_format or "raw") if image else (None, "raw")
-                path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
         except Unreadable:
             return None
         return found
+
+    def in_use(self, disk: Disk) -> set[str]:
+        """The images that the disk of a VM or of a snapshot consists of, as far as they exist.
+
+        :raises Unreadable: one of them cannot be read, so that nobody knows which are below it.
+        """
+        found: set[str] = set()
+        try:
+            for path in self._walk(disk, asking=True):
+                if path in found:
+                    break
+                found.add(path)
+        except Unreadable as exc:
+            if not exc.gone:
+                raise
+        return found | set(disk.chain)
+
+    def _walk(self, disk: Disk, *, asking: bool) -> Iterator[str]:
+        path, known = self.place(disk) if asking else disk.image, disk.format
+        while path is not None:
+            if not asking and not (self._local and os.access(path, os.R_OK)):
+                raise Unreadable("it is not at hand")
+            yield path
+            image = self.read(path) if known == "qcow2" else None
+            backing, known = (image.backing, image.backing_format or "raw") if image else (None, "raw")
+            path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
 
     def owner(self, path: str, name: str, *, but: str) -> str | None:
         """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.

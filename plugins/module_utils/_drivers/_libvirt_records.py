@@ -43,13 +43,16 @@ class Record:
     """The images that hold it, by the names of the disks."""
 
 
-def ghost(vm: str, name: str, target: str, place: str, problem: str) -> Finding:
-    """The finding that a record has no data: one of its images holds no snapshot of its name and time."""
+def ghost(vm: str, name: str, target: str, place: str, problem: str, *, others: Iterable[str] = ()) -> Finding:
+    """The finding that a record lacks data: one of its images holds no snapshot of its name and time; ``others`` still hold one."""
+    held = ", ".join(others)
+    rest = f", and {held} still holds its part" if held else ""
     return Finding(
         "snapshot_lost",
-        f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}; a revert would fail "
-        "and leave the VM off",
-        "remove it (state=absent); this removes libvirt's record of it and nothing else",
+        f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}{rest}; a revert would "
+        "fail and leave the VM off",
+        # libvirt removes from each image what it finds there, and ignores that another one has nothing (9.0, 11.3).
+        f"remove it (state=absent); this removes {'what is left of it' if held else 'the record of libvirt'} and nothing else",
     )
 
 
