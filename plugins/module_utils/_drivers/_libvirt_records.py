@@ -22,6 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
     read_disks,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import is_number_below
 
 # libvirt dates the record before the snapshot is taken, by the same clock; both may wait for each other, and the clock may be set.
 _EARLIER_SECONDS, _LATER_SECONDS = 60, 600
@@ -82,7 +83,7 @@ def read_record(images: Images, snapshot_xml: str) -> Record:
 
 def is_number(name: str) -> bool:
     """Whether QEMU may take the name of a snapshot for the number of another one."""
-    return name.isdigit() and int(name) < LOWEST_NUMBER
+    return is_number_below(name, LOWEST_NUMBER)
 
 
 def picked(kept: Sequence[Kept], name: str) -> Kept:
