@@ -19,6 +19,7 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 import pytest
+from hanging_file import hanging
 from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -315,6 +316,17 @@ def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any
     finally:
         os.kill(pid, signal.SIGCONT)
     assert found == {hangs: ["images_not_checked"], lives: ["orphan"]}
+
+
+def test_storage_that_hangs_does_not_keep_the_other_vms_from_being_listed(lab: t.Any, tiny: Make) -> None:
+    hang = [tiny(f"mute{number}") for number in range(4)]
+    lives = tiny("prompt")
+    for vm in [*hang, lives]:
+        by_hand(lab, vm, "x")
+    with hanging(*[image(lab, vm) for vm in hang]), contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        seen = Fleet(driver, Bounds(timeout=60), now=lambda: datetime.now(timezone.utc)).look(None)
+        found = [(one.vm.name, [two.name for two in one.after.snapshots]) for one in seen if one.vm and one.after]
+    assert sorted(found) == [(vm, ["x"]) for vm in sorted([*hang, lives])]
 
 
 @pytest.mark.parametrize("far", [False, True])
