@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import typing as t
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -90,18 +90,21 @@ class Images:
         except Unreadable:
             return None
 
-    def layers(self, disk: Disk, *, up: bool, asking: bool) -> Sequence[str] | None:
+    def layers(
+        self, disk: Disk, *, up: bool, asking: bool, already: Mapping[str, Image | None] | None = None
+    ) -> Sequence[str] | None:
         """The images that the disk consists of, its own first and then those that it is based on; None where that cannot be found out.
 
         libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
         Only what is said to be qcow2 is read as such, by the definition or by the image above it: a guest writes all of a raw one, and with a
-        header in it would choose the files of the host that are opened. libvirt probes a base without a format too, and allows raw only.
+        header in it would choose the files of the host that are opened. libvirt probes a base without a format too, and allows raw only. What was
+        read ``already``, by its path, is not read again.
         """
         if up:
             return disk.chain
         found: list[str] = []
         try:
-            for path in self._walk(disk, asking=asking):
+            for path in self._walk(disk, asking=asking, already=already or {}):
                 if path in found:
                     return None  # images that are based on each other
                 found.append(path)
@@ -116,7 +119,7 @@ class Images:
         """
         found: set[str] = set()
         try:
-            for path in self._walk(disk, asking=True):
+            for path in self._walk(disk, asking=True, already={}):
                 if path in found:
                     break
                 found.add(path)
@@ -125,11 +128,13 @@ class Images:
                 raise
         return found | set(disk.chain)
 
-    def _walk(self, disk: Disk, *, asking: bool) -> Iterator[str]:
+    def _walk(self, disk: Disk, *, asking: bool, already: Mapping[str, Image | None]) -> Iterator[str]:
         path, known = self.place(disk) if asking else disk.image, disk.format
         while path is not None:
             yield path
-            image = (self.read(path) if asking else self._read_here(path)) if known == "qcow2" else None
+            image = None
+            if known == "qcow2":
+                image = already[path] if path in already else self.read(path) if asking else self._read_here(path)
             backing, known = (image.backing, image.backing_format or "raw") if image else (None, "raw")
             path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
 

@@ -39,7 +39,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rec
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
-    Disk,
     external_bases,
     read_disks,
     read_snapshot,
@@ -125,12 +124,12 @@ class Judge:
             chain = chain_of(snapshots)
             disks = read_disks(ElementTree.fromstring(definition))
             up = bool(domain.isActive())
-            depth = self._depth(disks, up=up, asking=False) or len(chain) + 1
+            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
+            known = {target: images for target, images in layers.items() if images is not None}
+            depth = _depth(known.values()) or len(chain) + 1
             near = chain_near_limit(domain.name(), depth)
             self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
-            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
-            known = {target: images for target, images in layers.items() if images is not None}
             seen = losses(domain.name(), snapshots, bases, disks, known)
             # A removal that is under way changes the images first and the record then.
             return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
@@ -222,6 +221,7 @@ class Judge:
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
         found: dict[str, str] = {}
         bitmaps: dict[str, str] = {}
+        read: dict[str, Image | None] = {}
         unsearched = None
         for disk in disks:
             if disk.format != "qcow2":
@@ -237,14 +237,15 @@ class Judge:
             except Unreadable as exc:
                 unsearched = f"{disk.image or disk.target}: {exc}"
                 continue
+            read[place or ""] = image
             found.update({one.name: place or "" for one in image.snapshots} if image else {})
             bitmaps.update(dict.fromkeys(image.bitmaps, place or "") if image else {})
         known = set(domain.snapshotListNames()) if found else set()
         strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
         named = checkpoints(domain)
         loose = {bitmap: place for bitmap, place in bitmaps.items() if bitmap not in named}
-        depth = self._depth(disks, up=up, asking=True)
-        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=depth)
+        layers = [self._images.layers(disk, up=up, asking=True, already=read) for disk in disks]
+        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=_depth(layers))
 
     def _remedy(self, uuid: str, name: str, place: str) -> str:
         """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
@@ -253,10 +254,10 @@ class Judge:
             return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
         return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
 
-    def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
-        """The number of images of the disk that has the most; None where it is not known of any."""
-        layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
-        return max((len(images) for images in layers if images is not None), default=None)
+
+def _depth(layers: Iterable[Sequence[str] | None]) -> int | None:
+    """The number of images of the disk that has the most; None where it is not known of any."""
+    return max((len(images) for images in layers if images is not None), default=None)
 
 
 def _is_held(domain: t.Any) -> bool:
