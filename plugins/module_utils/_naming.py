@@ -53,12 +53,19 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
     wrong = sorted({char for char in name if not _plain(char) and char not in rule.extra})
     if wrong:
         raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
-    if name.isdigit() and int(name) < rule.numbers_from:
+    if is_number_below(name, rule.numbers_from):
         raise InvalidOption(
             f"{option}={shown!r} is a number, and the backend would take it for the number of another snapshot; add a letter, for example s{name}"
         )
     if name.lower() in rule.reserved:
         raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
+
+
+def is_number_below(name: str, limit: int) -> bool:
+    """Whether the name is a decimal number below the limit. Digits of other scripts, such as \u00b2, are letters here."""
+    # Without its zeros a number that is longer is no smaller; int() refuses 4300 digits and more.
+    digits = name.lstrip("0")
+    return name != "" and name.isascii() and name.isdigit() and len(digits) <= len(str(limit)) and int(digits or "0") < limit
 
 
 def did_you_mean(name: str, there: Iterable[str]) -> str | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -18,8 +19,11 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 import pytest
+from hanging_file import hanging
 from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, write
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
@@ -150,6 +154,61 @@ def test_a_record_without_data_is_told_not_vouched_for_and_removed(either: t.Any
     revert(either.uri, vm, "y")
 
 
+@pytest.mark.parametrize("state", ["off", "paused"])
+def test_a_snapshot_that_one_of_two_images_lacks_is_told_with_the_other_and_removed_from_both(
+    either: t.Any, make: Make, state: str
+) -> None:
+    vm = make(f"half{state}", disks=2)
+    take(either.uri, vm, "x")
+    # The first disk, so that the look goes on after it has found something.
+    do(f"qemu-img snapshot -d x {image(either, vm)}")
+    if state == "paused":
+        domain(either, vm).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+    other = image(either, vm, "vdb")
+    lost = listed(either.uri, vm)["x"].lost
+    assert lost and lost.code == "snapshot_lost" and f"{other} still holds" in lost.message
+    (finding,) = images(either, vm)
+    assert finding == lost
+    assert remove(either.uri, vm, "x").word == "removed" and listed(either.uri, vm) == {}
+    if state == "paused":
+        domain(either, vm).destroy()
+    shown = subprocess.run(["qemu-img", "snapshot", "-l", str(other)], capture_output=True, text=True, check=True)
+    assert shown.stdout == "" and images(either, vm) == []
+
+
+def delete_as_lost(lab: t.Any, vm: str, name: str) -> SafepointError | None:
+    """Delete a snapshot that was whole again when that began: it was called lost while another run worked on it."""
+    with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        (found,) = driver.find([vm]).values()
+        assert not isinstance(found, SafepointError)
+        (seen,) = driver.snapshots([found]).values()
+        assert not isinstance(seen, SafepointError)
+        (one,) = [one for one in seen if one.name == name]
+        job = driver.start(Delete(found, dataclasses.replace(one, lost=Finding("snapshot_lost", "", ""))))
+        (done,) = driver.wait([job], Deadline(60))
+        return done.error
+
+
+def test_an_internal_snapshot_that_was_finished_since_it_was_called_lost_is_removed_with_its_data(
+    either: t.Any, make: Make
+) -> None:
+    """qemu-img takes it while the VM is off, which may take longer than two looks; libvirt's own removal waits for that."""
+    vm = make("finished")
+    take(either.uri, vm, "x")
+    assert delete_as_lost(either, vm, "x") is None
+    assert listed(either.uri, vm) == {} and in_image(either, vm) == []
+
+
+def test_an_external_snapshot_that_was_called_lost_and_has_its_data_is_not_forgotten(either: t.Any, make: Make) -> None:
+    vm = make("whole", running=True)
+    domain(either, vm).snapshotCreateXML(
+        "<domainsnapshot><name>x</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    )
+    error = delete_as_lost(either, vm, "x")
+    assert error and error.code == "backend_failed" and "nothing was removed" in str(error)
+    assert list(listed(either.uri, vm)) == ["x"]
+
+
 def test_a_snapshot_in_the_image_of_another_time_than_the_record_is_neither_relied_on_nor_removed(lab: t.Any, tiny: Make) -> None:
     vm = tiny("otherwise")
     take(lab.uri, vm, "x")
@@ -257,6 +316,17 @@ def test_a_vm_that_hangs_does_not_keep_the_others_from_being_searched(lab: t.Any
     finally:
         os.kill(pid, signal.SIGCONT)
     assert found == {hangs: ["images_not_checked"], lives: ["orphan"]}
+
+
+def test_storage_that_hangs_does_not_keep_the_other_vms_from_being_listed(lab: t.Any, tiny: Make) -> None:
+    hang = [tiny(f"mute{number}") for number in range(4)]
+    lives = tiny("prompt")
+    for vm in [*hang, lives]:
+        by_hand(lab, vm, "x")
+    with hanging(*[image(lab, vm) for vm in hang]), contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        seen = Fleet(driver, Bounds(timeout=60), now=lambda: datetime.now(timezone.utc)).look(None)
+        found = [(one.vm.name, [two.name for two in one.after.snapshots]) for one in seen if one.vm and one.after]
+    assert sorted(found) == [(vm, ["x"]) for vm in sorted([*hang, lives])]
 
 
 @pytest.mark.parametrize("far", [False, True])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
@@ -13,6 +14,7 @@ import libvirt
 import pytest
 from lab_counting import CountingLab
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import Judge
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
@@ -21,7 +23,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 pytestmark = pytest.mark.qemu
 
 # remote_procedure in libvirt's remote_protocol.x
-OPEN, DOMAIN_XML, SNAPSHOT_XML, DOMAIN_STATE, ALL_STATS = 1, 14, 186, 212, 344
+OPEN, DOMAIN_XML, SNAPSHOT_XML, VOLUME_DOWNLOAD, DOMAIN_STATE, ALL_STATS = 1, 14, 186, 209, 212, 344
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +83,62 @@ def test_a_vm_that_goes_away_is_told_and_does_not_take_the_others_with_it(counti
     told = {vm.name: getattr(states[vm.id], "code", None) for vm in vms}
     assert told == {"stays": None, "goes": "vm_not_found"}
     counting.remove("stays")
+
+
+def test_a_vm_with_external_snapshots_is_defined_once_in_a_listing(counting: CountingLab) -> None:
+    counting.define_tiny("outer", running=True).snapshotCreateXML(
+        "<domainsnapshot><name>x</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    )
+    with counting.counted() as asked:
+        look(counting, "outer")
+    assert asked[DOMAIN_XML] == asked[SNAPSHOT_XML] == 1
+    counting.remove("outer")
+
+
+def test_many_unknown_snapshots_do_not_ask_for_all_vms_each(counting: CountingLab) -> None:
+    domain = counting.define_tiny("messy")
+    for number in range(5):
+        handle = domain.snapshotCreateXML(f"<domainsnapshot><name>x{number}</name></domainsnapshot>")
+        handle.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    names = [f"beside{number}" for number in range(5)]
+    for name in names:
+        counting.define_tiny(name)
+    with counting.counted() as asked:
+        look(counting, "messy", images=True)
+    # two looks, and each of the six VMs once
+    assert asked[DOMAIN_XML] == 2 + 6
+    for name in [*names, "messy"]:
+        counting.remove(name)
+
+
+def test_the_image_of_a_vm_on_another_host_is_read_once(counting: CountingLab) -> None:
+    xml = counting.define_tiny("remote").XMLDesc()
+    pool = counting.connect().storagePoolCreateXML(
+        f"<pool type='dir'><name>remote</name><target><path>{counting.disk_folder('remote')}</path></target></pool>"
+    )
+    judge = Judge(counting.connect(), local=False, version=lambda: 9_000_000)
+    domain = counting.connect().lookupByName("remote")
+    with counting.counted() as asked:
+        seen = judge.seen(domain, xml, up=False, crashed=False)
+    assert (seen.depth, seen.unsearched, asked[VOLUME_DOWNLOAD]) == (1, None, 1)
+    pool.destroy()
+    counting.remove("remote")
+
+
+def test_doubtful_vms_wait_together_for_the_second_look(counting: CountingLab) -> None:
+    """A second for each would make twelve."""
+    names = [f"doubt{number}" for number in range(12)]
+    for name in names:
+        domain = counting.define_tiny(name)
+        kept = domain.snapshotCreateXML("<domainsnapshot><name>x</name></domainsnapshot>").getXMLDesc()
+        domain.snapshotLookupByName("x").delete()
+        domain.snapshotCreateXML(kept, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+    begun = time.monotonic()
+    with contextlib.closing(LibvirtDriver(counting.uri)) as driver:
+        vms = [vm for vm in driver.vms() if vm.name in names]
+        seen = driver.snapshots(vms)
+    assert time.monotonic() - begun < 12
+    for found in seen.values():
+        assert not isinstance(found, Exception) and [bool(one.lost) for one in found] == [True]
+    for name in names:
+        counting.remove(name)

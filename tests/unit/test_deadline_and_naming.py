@@ -19,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
     parse_moment,
     parse_time,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import is_number
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, check_name, did_you_mean
 
@@ -141,3 +142,13 @@ def test_a_name_that_passes_is_short_plain_ascii(name: str) -> None:
 def test_a_reserved_name_is_refused() -> None:
     with pytest.raises(InvalidOption, match="current"):
         check_name("current", NameRule(max_bytes=40, reserved=frozenset({"current"})))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("1", True), ("0", True), ("007", True), ("999999", True), ("1000000", False), ("", False), ("a1", False)]
+    + [("\u00b2", False), ("1\u00b2", False), ("\u0663", False), ("9" * 5000, False), ("0" * 5000 + "1", True)],
+)
+def test_only_plain_decimal_digits_make_a_number(name: str, expected: bool) -> None:
+    """libvirt takes any name, and the listing asks this of each."""
+    assert is_number(name) is expected

@@ -18,8 +18,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Job, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_guest import NotQuiesced, quiesced, set_clock
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import checkpoints
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import Judge, checkpoints, read_listing
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal, unused_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
     clean,
@@ -31,7 +31,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rem
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
-    external_files,
     new_snapshot,
     read_disks,
     with_description,
@@ -265,22 +264,17 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
 
 def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
-    why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), look(domain, [action.snapshot], daemon.version))
+    why = why_not_removed(
+        action.snapshot, snapshot.getXMLDesc(), look(domain, domain.XMLDesc(), [action.snapshot], daemon.version)
+    )
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None
     if action.snapshot.kind == EXTERNAL and action.snapshot.memory and daemon.version < 9_001_000:
         memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
         left = memory.get("file") if memory is not None else None
-    if action.snapshot.lost is not None:
-        # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
-        files = ", ".join(external_files(snapshot.getXMLDesc()))
-        snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
-        left = f"; where nothing else needs them, remove the files that were made for it: {files}" if files else ""
-        said = (
-            f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
-        )
-        return Finished(job, warnings=(said,))
+    if action.snapshot.lost is not None and action.snapshot.kind == EXTERNAL:
+        return _delete_lost(job, action, domain, snapshot, uri=uri, daemon=daemon)
     with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
         doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
@@ -290,6 +284,32 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
         else ()
     )
     return Finished(job, warnings=(*doubts, *warnings))
+
+
+def _delete_lost(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
+    """Remove the record of an external snapshot that another program merged: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
+
+    It is judged once more, since without its record a snapshot that still has its data would be lost indeed.
+    """
+    listing = read_listing(domain)
+    judged = Judge(domain.connect(), local=is_local(uri), version=lambda: daemon.version).judged(
+        domain, listing, domain.XMLDesc()
+    )
+    if not any(one.id == action.snapshot.id and one.lost for one in judged):
+        raise _errors.BackendFailed(
+            f"The snapshot {action.snapshot} of {action.vm} had lost its data, and has not any more, because another run has changed it; nothing "
+            "was removed, look at the VM (snapshot_info) and run this again"
+        )
+    others = [listing.texts[one.id] for one in judged if not one.lost]
+    files = unused_files(listing.texts[action.snapshot.id], domain, others, local=is_local(uri))
+    snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
+    left = (
+        f"; no disk of the VM and no other snapshot of it uses these files that were made for it: remove them where no other VM does: {', '.join(files)}"
+        if files
+        else ""
+    )
+    said = f"The snapshot {action.snapshot} of {action.vm} had lost its data, and only libvirt's record of it was removed{left}"
+    return Finished(job, warnings=(said,))
 
 
 def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import SECOND_LOOK_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
@@ -42,8 +43,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_ti
 # A QEMU that hangs never answers. Each that does keeps one of the five requests that a connection may have open (max_client_requests).
 _MONITOR_SECONDS = 10.0
 _MOST_HUNG = 2
-# What is being taken or removed while it is looked at is in one of the two places only, for a moment.
-_SECOND_LOOK_SECONDS = 1.0
 
 
 class Search:
@@ -65,7 +64,7 @@ class Search:
         """
         found = self._compare(vm, domain)
         if any(one.code != "images_not_checked" for one in found):
-            time.sleep(_SECOND_LOOK_SECONDS)
+            time.sleep(SECOND_LOOK_SECONDS)
             again = self._compare(vm, domain)
             found = [one for one in again if one in found]
         return tuple(found)
@@ -153,23 +152,28 @@ class Search:
         return f"run: virsh -c {shlex.quote(self._where)} qemu-monitor-command {shlex.quote(vm.name)} --hmp {delete}"
 
     def _ghost(self, vm: Vm, record: Record, held: Mapping[str, Sequence[Kept]], now: Collection[str]) -> list[Finding]:
+        missing: list[tuple[str, str, str]] = []
+        others = []
         for target, place in record.places.items():
             kept = held.get(place)
             try:
                 if kept is None and place not in now:
                     image = self._images.read(place)  # the VM had another image then, and a revert brings it back
                     kept = image.snapshots if image else ()
-                if kept is None or fitting(kept, record) is not None:
-                    continue
-                other = differing(vm.name, record, target, place, kept)
-                if other is not None:
-                    return [other]
-                problem: str | None = "does not hold it"
             except Unreadable as exc:
-                problem = "does not exist" if exc.gone else None
-            if problem:
-                return [ghost(vm.name, record.name, target, place, problem)]
-        return []
+                if exc.gone:
+                    missing.append((target, place, "does not exist"))
+                continue
+            if kept is None:
+                continue
+            if fitting(kept, record) is not None:
+                others.append(place)
+                continue
+            other = differing(vm.name, record, target, place, kept)
+            if other is not None:
+                return [other]
+            missing.append((target, place, "does not hold it"))
+        return [ghost(vm.name, record.name, *missing[0], others=others)] if missing else []
 
 
 def _texts(domain: t.Any) -> list[str]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import time
 import typing as t
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree import ElementTree
@@ -27,7 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lim
     plugged_cpus,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_merges import losses
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     NUMBER,
     Record,
@@ -40,14 +39,60 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rec
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
-    Disk,
     external_bases,
     read_disks,
+    read_snapshot,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Vm, chain_of
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Vm, chain_of, parents_first
 
 # What is being taken or removed while it is looked at is in one of the two places only, for a moment.
-_SECOND_LOOK_SECONDS = 1.0
+SECOND_LOOK_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The snapshots of a VM as libvirt lists them."""
+
+    snapshots: Sequence[Snapshot]
+    """Parents before their children."""
+    texts: Mapping[str, str]
+    """Their definitions, by their ids."""
+    current: str | None
+    """The id of the one that the VM's present state descends from."""
+
+
+def read_listing(domain: t.Any) -> Listing:
+    """Read it, with one request for the list, one for the current one, and one for each snapshot.
+
+    :raises libvirtError: the VM did not answer.
+    """
+    handles = domain.listAllSnapshots()
+    if not handles:
+        return Listing((), {}, None)
+    latest = current_snapshot(domain)
+    current = latest.getName() if latest is not None else None
+    found = []
+    texts = {}
+    for handle in handles:
+        try:
+            xml = handle.getXMLDesc()
+            found.append(read_snapshot(xml, current=current))
+            texts[found[-1].id] = xml
+        except libvirt.libvirtError as exc:
+            # Deleted by another client since it was listed.
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                raise
+    return Listing(parents_first(found), texts, current)
+
+
+def current_snapshot(domain: t.Any) -> t.Any:
+    """The snapshot that the VM's present state descends from, or None."""
+    try:
+        return domain.snapshotCurrent()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+            raise
+        return None
 
 
 class Judge:
@@ -64,25 +109,27 @@ class Judge:
         """What the last listing of the VM's snapshots told about the VM itself."""
         return self._near.get(vm.id, ())
 
-    def judged(self, domain: t.Any, snapshots: Sequence[Snapshot], texts: Mapping[str, str]) -> Sequence[Snapshot]:
-        """The snapshots of a VM, parents before their children, with those told that cannot be gone back to; ``texts`` are their definitions.
+    def judged(self, domain: t.Any, listing: Listing, definition: str) -> Sequence[Snapshot]:
+        """The snapshots of a VM, parents before their children, with those told that cannot be gone back to.
 
-        One request more for a VM that has external snapshots (the definition of the VM): without it a merged one passes for a way back.
-        Internal ones are looked for in the images where these are files that can be read here, without a request; else a revert finds out.
+        One may be called lost because it was changed while this looked, so that the caller has to look again. ``definition`` is the VM's, read after
+        the listing: without it a merged one passes for a way back. Internal ones are looked for in the images where these are files that can be read
+        here, without a request; else a revert finds out.
 
         :raises libvirtError: the VM did not answer.
         """
+        snapshots, texts = listing.snapshots, listing.texts
         if any(one.kind == EXTERNAL for one in snapshots):
             # One that is being made is listed before the VM leaves the image that it is based on, and before it is the current one.
             chain = chain_of(snapshots)
-            disks = read_disks(ElementTree.fromstring(domain.XMLDesc()))
+            disks = read_disks(ElementTree.fromstring(definition))
             up = bool(domain.isActive())
-            depth = self._depth(disks, up=up, asking=False) or len(chain) + 1
+            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
+            known = {target: images for target, images in layers.items() if images is not None}
+            depth = _depth(known.values()) or len(chain) + 1
             near = chain_near_limit(domain.name(), depth)
             self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
-            layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
-            known = {target: images for target, images in layers.items() if images is not None}
             seen = losses(domain.name(), snapshots, bases, disks, known)
             # A removal that is under way changes the images first and the record then.
             return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
@@ -95,14 +142,8 @@ class Judge:
             ]
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
         seen = self._judged_internal(domain, snapshots, texts, named)
-        if any(one.lost for one in seen):
-            # What is being taken is in the list only, and what is being removed is so for a moment.
-            if domain.isActive() and _is_held(domain):
-                return snapshots
-            time.sleep(_SECOND_LOOK_SECONDS)
-            there = set(domain.snapshotListNames())
-            seen = self._judged_internal(domain, [one for one in snapshots if one.id in there], texts, named)
-        return seen
+        # What is being taken is in the list only, and what is being removed is so for a moment.
+        return snapshots if any(one.lost for one in seen) and domain.isActive() and _is_held(domain) else seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
         # The text first: only few definitions have the element, and parsing costs time.
@@ -136,6 +177,8 @@ class Judge:
 
         ``named`` are the checkpoints that libvirt knows.
         """
+        missing: list[tuple[str, str]] = []
+        held: dict[str, tuple[str, Image, Kept]] = {}
         for target, place in record.places.items():
             image = read[place]
             if image is None:
@@ -147,8 +190,15 @@ class Judge:
             if other is not None:
                 return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
             if meant is None:
-                why = "has no data: libvirt lists it, and its image does not hold it; remove it (state=absent)"
-                return ghost(domain.name(), record.name, target, place, "does not hold it"), why
+                missing.append((target, place))
+            else:
+                held[target] = place, image, meant
+        if missing:
+            found = ghost(
+                domain.name(), record.name, *missing[0], "does not hold it", others=[place for place, *_rest in held.values()]
+            )
+            return found, f"is no way back: {found.message}; {found.remedy}"
+        for target, (place, image, meant) in held.items():
             first = picked(image.snapshots, record.name)
             if first.name != record.name:
                 return None, NUMBER
@@ -171,6 +221,7 @@ class Judge:
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
         found: dict[str, str] = {}
         bitmaps: dict[str, str] = {}
+        read: dict[str, Image | None] = {}
         unsearched = None
         for disk in disks:
             if disk.format != "qcow2":
@@ -186,14 +237,15 @@ class Judge:
             except Unreadable as exc:
                 unsearched = f"{disk.image or disk.target}: {exc}"
                 continue
+            read[place or ""] = image
             found.update({one.name: place or "" for one in image.snapshots} if image else {})
             bitmaps.update(dict.fromkeys(image.bitmaps, place or "") if image else {})
         known = set(domain.snapshotListNames()) if found else set()
         strays = {name: self._remedy(domain.UUIDString(), name, place) for name, place in found.items() if name not in known}
         named = checkpoints(domain)
         loose = {bitmap: place for bitmap, place in bitmaps.items() if bitmap not in named}
-        depth = self._depth(disks, up=up, asking=True)
-        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=depth)
+        layers = [self._images.layers(disk, up=up, asking=True, already=read) for disk in disks]
+        return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=_depth(layers))
 
     def _remedy(self, uuid: str, name: str, place: str) -> str:
         """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
@@ -202,10 +254,10 @@ class Judge:
             return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
         return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
 
-    def _depth(self, disks: Iterable[Disk], *, up: bool, asking: bool) -> int | None:
-        """The number of images of the disk that has the most; None where it is not known of any."""
-        layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
-        return max((len(images) for images in layers if images is not None), default=None)
+
+def _depth(layers: Iterable[Sequence[str] | None]) -> int | None:
+    """The number of images of the disk that has the most; None where it is not known of any."""
+    return max((len(images) for images in layers if images is not None), default=None)
 
 
 def _is_held(domain: t.Any) -> bool:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The removal of an internal snapshot from the images of a VM that is off.
+"""The files and data that the removal of a snapshot leaves behind.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, fitting, read_record
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import external_files, read_disks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unsupported
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
 
@@ -49,6 +51,25 @@ def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, local: bool) -> I
             f"libvirt removed its record of the snapshot {record.name} of {vm}, and its data are still in {', '.join(left)}; make that writable, and "
             f"remove them on the host while the VM is off: {commands}"
         )
+
+
+def unused_files(snapshot_xml: str, domain: t.Any, others: Iterable[str], *, local: bool) -> list[str]:
+    """The files that were made for an external snapshot whose data are gone, without those that the VM or another snapshot of it consists of.
+
+    After a merge of some disks, or of one image in the middle, the VM runs on such a file. None is named where not all images can be read.
+    ``others`` are the definitions of the VM's other snapshots that still have their data.
+    """
+    images = Images(domain.connect(), local=local)
+    used: set[str] = set()
+    definitions = [ElementTree.fromstring(domain.XMLDesc())]
+    definitions += [then for then in (ElementTree.fromstring(text).find("domain") for text in others) if then is not None]
+    try:
+        for definition in definitions:
+            for disk in read_disks(definition):
+                used |= images.in_use(disk)
+    except Unreadable:
+        return []
+    return [path for path in external_files(snapshot_xml) if path not in used]
 
 
 def _holds(images: Images, place: str, record: Record) -> bool | None:

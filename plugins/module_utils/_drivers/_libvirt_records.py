@@ -22,6 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
     read_disks,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
+from ansible_collections.safepoint.vm.plugins.module_utils._naming import is_number_below
 
 # libvirt dates the record before the snapshot is taken, by the same clock; both may wait for each other, and the clock may be set.
 _EARLIER_SECONDS, _LATER_SECONDS = 60, 600
@@ -43,13 +44,16 @@ class Record:
     """The images that hold it, by the names of the disks."""
 
 
-def ghost(vm: str, name: str, target: str, place: str, problem: str) -> Finding:
-    """The finding that a record has no data: one of its images holds no snapshot of its name and time."""
+def ghost(vm: str, name: str, target: str, place: str, problem: str, *, others: Iterable[str] = ()) -> Finding:
+    """The finding that a record lacks data: one of its images holds no snapshot of its name and time; ``others`` still hold one."""
+    held = ", ".join(others)
+    rest = f", and {held} still holds its part" if held else ""
     return Finding(
         "snapshot_lost",
-        f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}; a revert would fail "
-        "and leave the VM off",
-        "remove it (state=absent); this removes libvirt's record of it and nothing else",
+        f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}{rest}; a revert would "
+        "fail and leave the VM off",
+        # libvirt removes from each image what it finds there, and ignores that another one has nothing (9.0, 11.3).
+        f"remove it (state=absent); this removes {'what is left of it' if held else 'the record of libvirt'} and nothing else",
     )
 
 
@@ -79,7 +83,7 @@ def read_record(images: Images, snapshot_xml: str) -> Record:
 
 def is_number(name: str) -> bool:
     """Whether QEMU may take the name of a snapshot for the number of another one."""
-    return name.isdigit() and int(name) < LOWEST_NUMBER
+    return is_number_below(name, LOWEST_NUMBER)
 
 
 def picked(kept: Sequence[Kept], name: str) -> Kept:

@@ -40,15 +40,15 @@ class Present:
     """Whether it has not run since its memory came back from there."""
 
 
-def look(domain: t.Any, snapshots: Sequence[Snapshot], daemon_version: int) -> Present:
-    """Read what the removal of these snapshots depends on.
+def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon_version: int) -> Present:
+    """Read what the removal of these snapshots depends on, with the definition of the VM, since a removal may end libvirtd (9.0).
 
-    One request, since a removal may end libvirtd (9.0), and one or two more where it may fail, or the VM not start after it.
+    One or two requests where it may fail, or the VM not start after it.
 
     :raises libvirtError: the VM did not answer.
     """
     external = any(one.kind == EXTERNAL for one in snapshots)
-    definition = ElementTree.fromstring(domain.XMLDesc())
+    definition = ElementTree.fromstring(domain_xml)
     targets = (target.get("dev") for target in definition.iterfind("devices/disk/target"))
     up = definition.get("id") is not None
     return Present(
@@ -62,7 +62,7 @@ def look(domain: t.Any, snapshots: Sequence[Snapshot], daemon_version: int) -> P
 
 def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str | None:
     """The reason and the remedy, as the end of a sentence that begins with the name of the snapshot."""
-    if snapshot.lost is not None:
+    if snapshot.lost is not None and snapshot.kind == EXTERNAL:
         return None  # nothing but its record is removed
     if snapshot.kind == EXTERNAL and now.saved:
         # 11.3 merges it, and the VM does not start any more: its saved state names the image that is gone.

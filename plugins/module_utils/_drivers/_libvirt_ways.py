@@ -188,9 +188,9 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
                 f"them away by hand while it is up, the newest first: an internal one with virsh snapshot-delete {vm} NAME, an external one "
                 f"with virsh blockcommit {vm} DISK --active --pivot --delete for each disk and then virsh snapshot-delete {vm} NAME --metadata"
             )
-        if one.lost is not None:
+        if one.lost is not None and one.kind == EXTERNAL:
             # Only its record is left, which can always be removed (_libvirt_actions.py).
-            obstacles = {"revert": "has lost its data: the VM writes to the image that it is based on; remove it (state=absent)"}
+            obstacles = {"revert": f"is no way back: {one.lost.message}; {one.lost.remedy}"}
         found.append(dataclasses.replace(one, obstacles=obstacles))
     return found
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import time
 import typing as t
 from collections.abc import Callable, Mapping, Sequence
 
@@ -54,7 +55,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_way
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     read_configuration,
-    read_snapshot,
     snapshot_configuration,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
@@ -65,7 +65,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import (
     Vm,
     VmState,
     Way,
-    parents_first,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
@@ -165,7 +164,13 @@ class LibvirtDriver(SnapshotDriver):
         }
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
-        return {vm.id: self._each(vm, "list the snapshots of", self._list) for vm in vms}
+        found = {vm.id: self._each(vm, "list the snapshots of", self._list) for vm in vms}
+        doubtful = [vm for vm in vms if _any_lost(found[vm.id])]
+        if doubtful:
+            # Another run may have taken or removed one while it was looked at. The wait is one for all VMs, since it is a part of a short look.
+            time.sleep(_libvirt_judge.SECOND_LOOK_SECONDS)
+            found.update({vm.id: self._each(vm, "list the snapshots of", self._list) for vm in doubtful})
+        return found
 
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
@@ -296,38 +301,27 @@ class LibvirtDriver(SnapshotDriver):
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
             return test_driver_ways(vm.name, power=power, saved=saved)
-        current = _current(domain) if self._daemon.external_revert else None
+        current = _libvirt_judge.current_snapshot(domain) if self._daemon.external_revert else None
         fork = current.getName() if current is not None and current.numChildren() else None
         xml = domain.XMLDesc()
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
     def _list(self, domain: t.Any) -> tuple[Snapshot, ...]:
-        handles = domain.listAllSnapshots()
-        if not handles:
+        listing = _libvirt_judge.read_listing(domain)
+        if not listing.snapshots:
             return ()
-        latest = _current(domain)
-        current = latest.getName() if latest is not None else None
-        found = []
-        texts = {}
-        for handle in handles:
-            try:
-                xml = handle.getXMLDesc()
-                found.append(read_snapshot(xml, current=current))
-                texts[found[-1].id] = xml
-            except libvirt.libvirtError as exc:
-                # Deleted by somebody else since it was listed.
-                if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-                    raise
-        judged = self._judge.judged(domain, parents_first(found), texts)
+        definition = domain.XMLDesc()
+        judged = self._judge.judged(domain, listing, definition)
         if self._is_qemu:
-            now = _libvirt_removal.look(domain, judged, self._daemon.version)
-            self._hindrances[domain.UUIDString()] = _libvirt_removal.hindrances(judged, texts, now)
+            now = _libvirt_removal.look(domain, definition, judged, self._daemon.version)
+            self._hindrances[domain.UUIDString()] = _libvirt_removal.hindrances(judged, listing.texts, now)
             judged = self._hindered(domain.UUIDString(), judged)
-        if all(one.kind != EXTERNAL for one in found):
+        if all(one.kind != EXTERNAL for one in judged):
             return tuple(judged)
         # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
-        branch_lost = any(one.parent == current for one in found) and "<revertDisks>" not in texts.get(current or "", "")
+        current = listing.current
+        branch_lost = any(one.parent == current for one in judged) and "<revertDisks>" not in listing.texts.get(current or "", "")
         return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     def _hindered(self, vm_id: str, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
@@ -365,14 +359,8 @@ def _holder(domain: t.Any) -> str | None:
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
 
 
-def _current(domain: t.Any) -> t.Any:
-    """The snapshot that the VM's present state descends from, or None."""
-    try:
-        return domain.snapshotCurrent()
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-            raise
-        return None
+def _any_lost(found: Sequence[Snapshot] | SafepointError) -> bool:
+    return not isinstance(found, SafepointError) and any(one.lost for one in found)
 
 
 def _configuration(domain: t.Any, *, snapshot: Snapshot | None, moving_files: bool) -> Configuration:
