@@ -8,6 +8,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import typing as t
@@ -22,10 +23,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_jud
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
+    broken_off,
     clean,
+    is_broken,
     is_local,
     libvirt,
-    typed,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import look, why_not_removed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
@@ -41,7 +43,19 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 _NEXT_SECOND = 1.1
 
 
-def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -> Finished:
+@dataclasses.dataclass(eq=False)
+class LibvirtJob(Job):
+    """A job that knows how far it came, for when its connection breaks."""
+
+    sent: str | None = None
+    """The begin of a sentence about what libvirt was asked for, or has done; None as long as nothing was sent."""
+
+    def asks(self) -> None:
+        """The next request may write."""
+        self.sent = f"libvirt was asked to {self.action}"
+
+
+def run(job: LibvirtJob, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -> Finished:
     """Do what the job is about.
 
     :raises SafepointError: it was refused, or failed.
@@ -114,10 +128,11 @@ def _unsaved(action: Create, domain: t.Any, create: Callable[[], Finished]) -> F
     return done
 
 
-def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+def _create(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finished:
     try:
         if action.kind == EXTERNAL:
             return _create_external(job, action, domain, uri)
+        job.asks()
         made = domain.snapshotCreateXML(new_snapshot(action.name, action.description))
     except libvirt.libvirtError as exc:
         # A name that is taken has the generic code of any failed operation, and a text in the daemon's language.
@@ -139,7 +154,7 @@ def _advice(said: str) -> str:
     return ""
 
 
-def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+def _create_external(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finished:
     files, memory_file = _new_files(action, domain)
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     if memory_file is None:
@@ -151,6 +166,7 @@ def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finis
         )
 
     warnings = []
+    job.asks()
     try:
         if action.quiesce == "never":
             made = take(action.description)
@@ -163,14 +179,14 @@ def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finis
                     raise exc.error from exc
                 warnings.append(f"The snapshot {action.name} of {action.vm} is not quiesced: {exc.error}")
                 made = take(action.unquiesced_description or action.description)
-    except (libvirt.libvirtError, _errors.ConnectionFailed) as exc:
-        if domain.connect().isAlive():
-            raise  # libvirt removes the new files of a snapshot that fails, but not when it dies
-        error = exc if isinstance(exc, _errors.ConnectionFailed) else typed(exc, f"{action}", where=public_uri(uri), broken=True)
+    except (libvirt.libvirtError, _errors.Unverified) as exc:
+        error: Exception = exc
+        if not isinstance(exc, _errors.Unverified):
+            if not is_broken(exc, domain.connect()):
+                raise  # libvirt removes the new files of a snapshot that fails, but not when it dies
+            error = broken_off(exc, f"{action}", job.sent, where=public_uri(uri))
         left = ", ".join([*files.values(), *([memory_file] if memory_file else [])])
-        raise _errors.ConnectionFailed(
-            f"{error}; where there is no such snapshot then, remove what is left of it: {left}"
-        ) from exc
+        raise _errors.Unverified(f"{error}; where there is no such snapshot then, remove what is left of it: {left}") from exc
     return Finished(job, snapshot_id=made.getName(), warnings=tuple(warnings))
 
 
@@ -192,7 +208,7 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     return files, memory_file
 
 
-def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool) -> Finished:
+def _revert(job: LibvirtJob, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool) -> Finished:
     flags = 0
     if action.power == "on":
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
@@ -205,15 +221,17 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             f"{action.vm} would be off after a revert to {action.snapshot}, which holds no memory, and is transient, so that it would cease to "
             "exist; set power=on, or make it persistent first (virsh define)"
         )
+    job.asks()
     _go_back(action, domain, snapshot, flags)
+    job.sent = f"{action.vm} was reverted to {action.snapshot}"
     try:
         return Finished(job, warnings=tuple(_after_revert(action, domain)))
     except libvirt.libvirtError as exc:
-        if not domain.connect().isAlive():
+        if is_broken(exc, domain.connect()):
             raise
         # Not with a code that says that nothing was done, such as Locked.
         raise _errors.BackendFailed(
-            f"{action.vm} was reverted to {action.snapshot}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
+            f"{job.sent}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
             "(managed save) is gone, or revert again"
         ) from exc
 
@@ -263,7 +281,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
         domain.revertToSnapshot(snapshot, flags)
 
 
-def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
+def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
     why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), look(domain, [action.snapshot], daemon.version))
     if why:
@@ -275,6 +293,7 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
     if action.snapshot.lost is not None:
         # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
         files = ", ".join(external_files(snapshot.getXMLDesc()))
+        job.asks()
         snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
         left = f"; where nothing else needs them, remove the files that were made for it: {files}" if files else ""
         said = (
@@ -282,6 +301,7 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
         )
         return Finished(job, warnings=(said,))
     with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
+        job.asks()
         doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
@@ -297,9 +317,8 @@ def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ..
     try:
         snapshot.delete()
     except libvirt.libvirtError as exc:
-        connected = domain.connect().isAlive()
         if (
-            not connected
+            is_broken(exc, domain.connect())
             or exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
             or action.snapshot.id in domain.snapshotListNames()
         ):
@@ -311,8 +330,9 @@ def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ..
     return ()
 
 
-def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
+def _describe(job: LibvirtJob, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    job.asks()
     try:
         domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
     except libvirt.libvirtError as exc:
