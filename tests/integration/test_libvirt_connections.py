@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
+import libvirt
 import pytest
 from lab import Lab
-from libvirt_kit import Make, is_busy, stopped, tiny_vms, until
+from libvirt_kit import Make, apply, is_busy, stopped, take, tiny_vms, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
@@ -25,7 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 pytestmark = pytest.mark.qemu
@@ -114,6 +115,68 @@ def test_nothing_is_written_when_the_connection_for_the_looks_is_gone(lab: t.Any
         ends = [end for job in jobs for end in driver.wait([job], Deadline(60))]
     assert [type(end.error) for end in ends] == [NotReached] * 3
     assert [lab.connect().lookupByName(vm).snapshotListNames() for vm in names] == [[]] * 3
+
+
+# a connection that breaks during a write
+
+
+@contextlib.contextmanager
+def dies_after(lab: t.Any, monkeypatch: pytest.MonkeyPatch, kind: type, method: str) -> Iterator[None]:
+    """Kill the daemon when it has done the next call of this method, before the answer reaches us; start it at the end of the block."""
+    real = getattr(kind, method)
+    left = [lab.kill_daemon]
+
+    def call(*arguments: t.Any) -> t.Any:
+        answer = real(*arguments)
+        if left:
+            left.pop()()
+            arguments[0].connect().getHostname()  # fails, as the answer would not have come
+        return answer
+
+    monkeypatch.setattr(kind, method, call)
+    yield
+    monkeypatch.undo()
+    lab.start_daemon()
+
+
+WRITES = {
+    "take": (Present(Request(name="y")), libvirt.virDomain, "snapshotCreateXML", "take snapshot y"),
+    "label": (Present(Request(name="x", labels={"step": "two"})), libvirt.virDomain, "snapshotCreateXML", "describe snapshot x"),
+    "remove": (Absent(Request(name="x")), libvirt.virDomainSnapshot, "delete", "remove snapshot x"),
+    "revert": (Reverted(Request(name="x")), libvirt.virDomain, "revertToSnapshot", "revert"),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_write_whose_answer_is_lost_is_unverified(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+    plan, kind, method, said = WRITES[write]
+    vm = tiny(f"lost{write}")
+    take(lab.uri, vm, "x")
+    with dies_after(lab, monkeypatch, kind, method):
+        done = apply(lab.uri, plan, vm)
+    assert done.error and (done.word, done.error.code, done.changed) == ("unverified", "unverified", True)
+    assert f"libvirt was asked to {said}" in str(done.error) and "virsh resume" in str(done.error)
+
+
+def test_a_revert_after_which_the_connection_breaks_says_that_the_vm_was_reverted(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("lostafter", running=True)
+    take(lab.uri, vm, "x")
+    with dies_after(lab, monkeypatch, libvirt.virDomain, "destroy"):
+        done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
+    assert done.error and (done.error.code, done.changed) == ("unverified", True)
+    assert "was reverted to x" in str(done.error)
+
+
+def test_a_connection_that_breaks_before_the_write_has_changed_nothing(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("notsent", paused=True)
+    with dies_after(lab, monkeypatch, libvirt.virDomain, "jobInfo"):  # the last request before a snapshot is taken, but one
+        done = apply(lab.uri, Present(Request(name="x")), vm)
+    assert done.error and (done.error.code, done.changed) == ("connection_failed", False)
+    assert lab.connect().lookupByName(vm).snapshotListNames() == []
 
 
 @pytest.mark.slow

@@ -410,7 +410,7 @@ def test_a_daemon_killed_in_the_middle_leaves_files_that_the_error_names(new_lab
     left = [name for name in files(new_lab, vm) if ".x." in name]
     new_lab.start_daemon()
     error = ends[0].error
-    assert error.code == "connection_failed"
+    assert error.code == "unverified"
     assert left and all(str(new_lab.disk_folder(vm) / name) in str(error) for name in left)
 
 

@@ -152,7 +152,7 @@ def test_a_daemon_that_dies_meanwhile_does_not_leave_the_guest_frozen(new_lab: t
     new_lab.start_daemon()
     thread.join()
     error = ends[0].error
-    assert error and error.code == "connection_failed"
+    assert error and error.code == "unverified"
     assert "may be frozen" not in str(error)
     assert frozen(guest) == "thawed"
     assert listed(new_lab.uri, guest.name) == {}

@@ -8,6 +8,7 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import typing as t
@@ -22,10 +23,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_jud
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal, unused_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     block_job_runs,
+    broken_off,
     clean,
+    is_broken,
     is_local,
     libvirt,
-    typed,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import look, why_not_removed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
@@ -40,7 +42,19 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 _NEXT_SECOND = 1.1
 
 
-def run(job: Job, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -> Finished:
+@dataclasses.dataclass(eq=False)
+class LibvirtJob(Job):
+    """A job that knows how far it came, for when its connection breaks."""
+
+    sent: str | None = None
+    """The begin of a sentence about what libvirt was asked for, or has done; None as long as nothing was sent."""
+
+    def asks(self) -> None:
+        """The next request may write."""
+        self.sent = f"libvirt was asked to {self.action}"
+
+
+def run(job: LibvirtJob, domain: t.Any, *, uri: str, daemon: Daemon, transient: bool) -> Finished:
     """Do what the job is about.
 
     :raises SafepointError: it was refused, or failed.
@@ -113,10 +127,11 @@ def _unsaved(action: Create, domain: t.Any, create: Callable[[], Finished]) -> F
     return done
 
 
-def _create(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+def _create(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finished:
     try:
         if action.kind == EXTERNAL:
             return _create_external(job, action, domain, uri)
+        job.asks()
         made = domain.snapshotCreateXML(new_snapshot(action.name, action.description))
     except libvirt.libvirtError as exc:
         # A name that is taken has the generic code of any failed operation, and a text in the daemon's language.
@@ -138,7 +153,7 @@ def _advice(said: str) -> str:
     return ""
 
 
-def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finished:
+def _create_external(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finished:
     files, memory_file = _new_files(action, domain)
     flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     if memory_file is None:
@@ -150,6 +165,7 @@ def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finis
         )
 
     warnings = []
+    job.asks()
     try:
         if action.quiesce == "never":
             made = take(action.description)
@@ -162,14 +178,14 @@ def _create_external(job: Job, action: Create, domain: t.Any, uri: str) -> Finis
                     raise exc.error from exc
                 warnings.append(f"The snapshot {action.name} of {action.vm} is not quiesced: {exc.error}")
                 made = take(action.unquiesced_description or action.description)
-    except (libvirt.libvirtError, _errors.ConnectionFailed) as exc:
-        if domain.connect().isAlive():
-            raise  # libvirt removes the new files of a snapshot that fails, but not when it dies
-        error = exc if isinstance(exc, _errors.ConnectionFailed) else typed(exc, f"{action}", where=public_uri(uri), broken=True)
+    except (libvirt.libvirtError, _errors.Unverified) as exc:
+        error: Exception = exc
+        if not isinstance(exc, _errors.Unverified):
+            if not is_broken(exc, domain.connect()):
+                raise  # libvirt removes the new files of a snapshot that fails, but not when it dies
+            error = broken_off(exc, f"{action}", job.sent, where=public_uri(uri))
         left = ", ".join([*files.values(), *([memory_file] if memory_file else [])])
-        raise _errors.ConnectionFailed(
-            f"{error}; where there is no such snapshot then, remove what is left of it: {left}"
-        ) from exc
+        raise _errors.Unverified(f"{error}; where there is no such snapshot then, remove what is left of it: {left}") from exc
     return Finished(job, snapshot_id=made.getName(), warnings=tuple(warnings))
 
 
@@ -191,7 +207,7 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     return files, memory_file
 
 
-def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool) -> Finished:
+def _revert(job: LibvirtJob, action: Revert, domain: t.Any, snapshot: t.Any, *, transient: bool) -> Finished:
     flags = 0
     if action.power == "on":
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING
@@ -204,15 +220,17 @@ def _revert(job: Job, action: Revert, domain: t.Any, snapshot: t.Any, *, transie
             f"{action.vm} would be off after a revert to {action.snapshot}, which holds no memory, and is transient, so that it would cease to "
             "exist; set power=on, or make it persistent first (virsh define)"
         )
+    job.asks()
     _go_back(action, domain, snapshot, flags)
+    job.sent = f"{action.vm} was reverted to {action.snapshot}"
     try:
         return Finished(job, warnings=tuple(_after_revert(action, domain)))
     except libvirt.libvirtError as exc:
-        if not domain.connect().isAlive():
+        if is_broken(exc, domain.connect()):
             raise
         # Not with a code that says that nothing was done, such as Locked.
         raise _errors.BackendFailed(
-            f"{action.vm} was reverted to {action.snapshot}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
+            f"{job.sent}, but then libvirt failed: {clean(exc)}; look at its power and whether its saved memory "
             "(managed save) is gone, or revert again"
         ) from exc
 
@@ -262,7 +280,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
         domain.revertToSnapshot(snapshot, flags)
 
 
-def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
+def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
     why = why_not_removed(
         action.snapshot, snapshot.getXMLDesc(), look(domain, domain.XMLDesc(), [action.snapshot], daemon.version)
@@ -276,6 +294,7 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
     if action.snapshot.lost is not None and action.snapshot.kind == EXTERNAL:
         return _delete_lost(job, action, domain, snapshot, uri=uri, daemon=daemon)
     with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
+        job.asks()
         doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
     warnings = (
@@ -286,7 +305,7 @@ def _delete(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: st
     return Finished(job, warnings=(*doubts, *warnings))
 
 
-def _delete_lost(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
+def _delete_lost(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
     """Remove the record of an external snapshot that another program merged: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
 
     It is judged once more, since without its record a snapshot that still has its data would be lost indeed.
@@ -302,6 +321,7 @@ def _delete_lost(job: Job, action: Delete, domain: t.Any, snapshot: t.Any, *, ur
         )
     others = [listing.texts[one.id] for one in judged if not one.lost]
     files = unused_files(listing.texts[action.snapshot.id], domain, others, local=is_local(uri))
+    job.asks()
     snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)
     left = (
         f"; no disk of the VM and no other snapshot of it uses these files that were made for it: remove them where no other VM does: {', '.join(files)}"
@@ -317,9 +337,8 @@ def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ..
     try:
         snapshot.delete()
     except libvirt.libvirtError as exc:
-        connected = domain.connect().isAlive()
         if (
-            not connected
+            is_broken(exc, domain.connect())
             or exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT
             or action.snapshot.id in domain.snapshotListNames()
         ):
@@ -331,8 +350,9 @@ def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ..
     return ()
 
 
-def _describe(job: Job, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
+def _describe(job: LibvirtJob, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
     xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    job.asks()
     try:
         domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
     except libvirt.libvirtError as exc:

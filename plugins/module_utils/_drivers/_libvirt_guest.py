@@ -19,8 +19,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
+    broken_off,
     clean,
     connect,
+    is_broken,
     libvirt,
     typed,
 )
@@ -145,7 +147,7 @@ def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
                 f"it: {thaw.command}"
             )
         )
-    broken = not domain.connect().isAlive()
+    broken = is_broken(failed, domain.connect())
     problem = thaw(at_once=not broken)
     hint = f"; {problem}" if problem else ""
     if code in (_INTERNAL, _AGENT_TIMEOUT, _AGENT_FAILED) and not broken:
@@ -154,7 +156,11 @@ def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
                 f"{vm} cannot be quiesced: {clean(failed)}{hint}; look at qemu-guest-agent in the guest, or set quiesce=never"
             )
         )
-    error = typed(failed, f"take a quiesced snapshot of {vm}", where=thaw.where, broken=broken)
+    asked = f"take a quiesced snapshot of {vm}"
+    if broken:
+        error = broken_off(failed, asked, f"libvirt was asked to {asked}", where=thaw.where)
+    else:
+        error = typed(failed, asked, where=thaw.where, broken=False)
     return type(error)(f"{error}{hint}")
 
 

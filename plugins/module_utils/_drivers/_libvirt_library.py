@@ -32,8 +32,10 @@ __all__ = [
     "CHECK",
     "LIBVIRT_IMPORT_ERROR",
     "Connections",
+    "broken_off",
     "clean",
     "connect",
+    "is_broken",
     "is_local",
     "libvirt",
     "libvirt_qemu",
@@ -169,13 +171,29 @@ def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.Safep
     """The library's error as one of ours, with libvirt's own words; ``broken`` says that the connection is gone."""
     code = error.get_error_code()
     if broken or error.get_error_domain() == libvirt.VIR_FROM_RPC:
-        # A daemon that dies while it takes a snapshot leaves the VM paused for good, or the next one finds it in a state that it ends (9.0, 11.3).
         return _errors.ConnectionFailed(
-            f"The connection to libvirt at {where} broke on the way to {what}: {clean(error)}; "
-            "look at the VM before the next try (snapshot_info): if libvirtd died, the VM may be left paused (virsh resume) or off (virsh start)"
+            f"The connection to libvirt at {where} broke on the way to {what}: {clean(error)}; {CHECK}"
         )
     made: type[_errors.SafepointError] = getattr(_errors, _KINDS.get(code, "BackendFailed"))
     return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")
+
+
+def is_broken(error: t.Any, connection: t.Any) -> bool:
+    """Whether the library's error is about the connection, and not about what was asked for."""
+    return bool(error.get_error_domain() == libvirt.VIR_FROM_RPC or not connection.isAlive())
+
+
+def broken_off(error: t.Any, action: str, sent: str | None, *, where: str) -> _errors.SafepointError:
+    """The error of a write whose connection broke; ``sent`` says what libvirt was asked for until then, or has done, if anything."""
+    if sent is None:
+        return _errors.NotReached(
+            f"The connection to libvirt at {where} broke before libvirt was asked to {action}: {clean(error)}; nothing was sent; {CHECK}, and try again"
+        )
+    # A daemon that dies while it takes a snapshot leaves the VM paused for good, or the next one finds it in a state that it ends (9.0, 11.3).
+    return _errors.Unverified(
+        f"{sent}, and then the connection to libvirt at {where} broke: {clean(error)}; look at the VM before the next try (snapshot_info): if libvirtd "
+        "died, the VM may be left paused (virsh resume) or off (virsh start)"
+    )
 
 
 def block_job_runs(error: t.Any, what: str) -> _errors.Locked:

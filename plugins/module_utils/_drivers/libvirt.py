@@ -31,8 +31,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     CHECK,
     LIBVIRT_IMPORT_ERROR,
     Connections,
+    broken_off,
     clean,
     connect,
+    is_broken,
     is_local,
     libvirt,
     typed,
@@ -199,7 +201,7 @@ class LibvirtDriver(SnapshotDriver):
         return with_obstacles(vm.name, bare, self._daemon)
 
     def start(self, action: Action) -> Job:
-        job = Job(action)
+        job = _libvirt_actions.LibvirtJob(action)
         deadline = self._deadline
 
         def done(end: Finished | None, error: BaseException | None) -> None:
@@ -212,12 +214,14 @@ class LibvirtDriver(SnapshotDriver):
                 try:
                     return self._run(job, connection)
                 except libvirt.libvirtError as exc:
-                    raise typed(exc, f"{action}", where=self._where, broken=not connection.isAlive()) from exc
+                    if is_broken(exc, connection):
+                        raise broken_off(exc, f"{action}", job.sent, where=self._where) from exc
+                    raise typed(exc, f"{action}", where=self._where, broken=False) from exc
 
         begin(work, done)
         return job
 
-    def _run(self, job: Job, connection: t.Any) -> Finished:
+    def _run(self, job: _libvirt_actions.LibvirtJob, connection: t.Any) -> Finished:
         vm = job.action.vm
         # A handle belongs to its connection, so that a VM costs one request more on all but the first.
         domain = self._domain(vm) if connection is self._connection else connection.lookupByUUIDString(vm.id)
