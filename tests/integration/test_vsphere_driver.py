@@ -20,7 +20,7 @@ from vsphere_backend import VsphereBackend
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._model import VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
@@ -78,6 +78,30 @@ def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.An
     done = only(backend.run(Present(Request(name="x")), vm))
     vcenter.clear_faults()
     assert (done.word, done.error) == ("created", None)
+
+
+def test_a_task_that_got_onto_no_list_is_seen_to_end_all_the_same(backend: VsphereBackend, vcenter: t.Any) -> None:
+    """The list is lost while a second task is put on it, and so is the answer to the first try of a new list."""
+    names = [f"app{next(_numbers):02d}" for _each in range(2)]
+    vcenter.make_vms(*({"name": name, "power": "poweredOn"} for name in names))
+    vcenter.set(queue_time=3)  # in which no list has anything to tell
+    driver = backend.open()
+    driver.set_deadline(Deadline(30))
+    vms = [vm for vm in driver.find(names).values() if isinstance(vm, Vm)]
+    vcenter.fault("ModifyListView", "Disconnect", nth=1, when="call")
+    vcenter.fault("CreateListView", "Disconnect", nth=2, when="call")
+    jobs, ended = [], []
+    for one in vms:
+        jobs.append(driver.start(Create(one, "x", "text", memory=False)))
+        time.sleep(1)  # the first wait has begun, and the second task comes into it
+    deadline = Deadline(15)
+    while len(ended) < len(jobs) and deadline.left() > 0:
+        ended += driver.wait([job for job in jobs if job not in [end.job for end in ended]], deadline)
+    tried = [(rule["method"], rule["calls"] >= rule["nth"]) for rule in vcenter.state()["faults"]]
+    vcenter.clear_faults()
+    driver.close()
+    assert tried == [("ModifyListView", True), ("CreateListView", True)]
+    assert [end.error for end in ended] == [None, None]
 
 
 def test_a_call_whose_answer_is_lost_is_looked_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
