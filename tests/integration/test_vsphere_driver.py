@@ -19,6 +19,7 @@ from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_actions
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -131,6 +132,23 @@ def test_what_cannot_be_looked_up_in_time_is_unverified_and_undone_when_vcenter_
     assert done.error and (done.error.code, done.word, done.changed) == ("unverified", "unverified", changed)
     assert "take snapshot x" in str(done.error) and "its answer was lost" in str(done.error)
     assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
+
+
+@pytest.mark.parametrize(("kind", "word"), [("504", "reverted"), ("504_before", "unverified"), ("502_before", "reverted")])
+def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
+    backend: VsphereBackend, vcenter: t.Any, vm: str, monkeypatch: pytest.MonkeyPatch, kind: str, word: str
+) -> None:
+    """It may come later than any other lost one, and a second one would discard what was written after the first."""
+    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 8.0)
+    backend.take(vm, "x")
+    vcenter.set_vm(vm, data="written since")
+    vcenter.reset_counters()
+    vcenter.outage(kind, method="RevertToSnapshot_Task", seconds=4.5)
+    done = backend.revert(vm, "x")
+    sent = vcenter.end_outage()
+    assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
+    assert sent == (2 if kind == "502_before" else 1)
+    assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
 def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(
