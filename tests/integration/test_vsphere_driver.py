@@ -71,6 +71,29 @@ def test_a_login_that_is_refused_in_the_middle_of_a_wait_does_not_pass_for_a_ref
     assert "cannot be told" in str(done.error) and "refused the login" in str(done.error)
 
 
+def test_a_server_that_ends_every_session_at_once_is_not_flooded_with_logins(
+    backend: VsphereBackend, vcenter: t.Any, vm: str
+) -> None:
+    """As a vCenter whose session service is out of order: it takes each login, and does not know it a moment later."""
+    vcenter.set(task_time=5)
+    over = threading.Event()
+
+    def forget() -> None:
+        Deadline(30).poll("the task", lambda: vcenter.counters()["methods"].get("WaitForUpdatesEx") or None, first=0.05)
+        while not over.wait(0.002):
+            vcenter.expire_sessions()
+
+    vcenter.reset_counters()
+    thread = threading.Thread(target=forget)
+    thread.start()
+    done = only(backend.run(Present(Request(name="x")), vm, timeout=4.0))
+    over.set()
+    thread.join()
+    logins = vcenter.counters()["methods"]["Login"]
+    assert done.error and done.word == "unverified"
+    assert logins < 40  # with the tries of other requests, the pauses between which grow to 2 seconds
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
     vcenter.set(task_time=1)

@@ -239,7 +239,9 @@ class Actions:
             call = _Call(lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce))
             made = yield from self._do(action, f"{action}", call, is_done)
         if made is None:
-            raise _errors.BackendFailed(f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); look with snapshot_info")
+            raise _errors.BackendFailed(
+                f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); look with snapshot_info"
+            )
         return Finished(job, snapshot_id=made if isinstance(made, str) else str(made._moId))
 
     def _revert(self, action: Revert, snapshot: t.Any) -> _Steps[None]:

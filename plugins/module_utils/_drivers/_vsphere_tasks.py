@@ -153,8 +153,11 @@ class Tasks:
                     self._round()
                     tries = 0
                 except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
-                    # The session has ended; the tasks go on.
+                    # The session has ended; the tasks go on. A server that forgets each login at once is not to be flooded with them.
                     self._renew = self._anew = True
+                    if not self._session.pause(tries):
+                        raise
+                    tries += 1
                 except vmodl.fault.ManagedObjectNotFound as exc:
                     self._anew = True
                     if not self._forget(exc):
