@@ -53,7 +53,7 @@ def who(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 
 class AuditFile:
-    """The audit file, open for one call. It observes the writes of the call, see Observer in _work.py."""
+    """The audit file, open for one call. It observes the writes of the call, see Observer in _jobs.py."""
 
     def __init__(
         self, path: str, *, module: str, options: Options, by: Mapping[str, str | None], seconds: float, secrets: Collection[str]
@@ -86,7 +86,7 @@ class AuditFile:
             self._write("intent", {**fields, "ends_by": self._ends_by})
         except OSError as exc:
             raise InvalidOption(
-                f"audit_file={self._path!r} cannot be written, so that it was not begun to {action}: {_why(exc)}"
+                f"This call has not begun to {action}, because audit_file={self._path!r} cannot be written: {_why(exc)}"
             ) from exc
         self._intents[action.vm.id] = fields, time.monotonic()
 
@@ -94,9 +94,7 @@ class AuditFile:
         """Record how an action ended. What it did is done: that this cannot be written is a warning."""
         action = end.job.action
         if action.vm.id not in self._intents:  # only an undo goes on without
-            self.warnings.append(
-                f"It is not in audit_file={self._path!r}, which cannot be written, that this call began to {action}"
-            )
+            self.warnings.append(f"audit_file={self._path!r} cannot be written; this write is not recorded in it: {action}")
             return
         fields, began = self._intents.pop(action.vm.id)
         error = end.error
@@ -106,7 +104,7 @@ class AuditFile:
         try:
             self._write("outcome", {**fields, **more, "snapshot_id": snapshot_id, "seconds": seconds})
         except OSError as exc:
-            self.warnings.append(f"How it ended to {action} is not in audit_file={self._path!r}: {_why(exc)}")
+            self.warnings.append(f"The outcome of this write is not in audit_file={self._path!r}: {action} ({_why(exc)})")
 
     def finish(self, rows: Sequence[Row], failure: Options | None) -> None:
         """Record the result of each VM that was acted on or that failed, or one for all of them when the endpoint was never reached; close the file.

@@ -24,6 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     NotStarted,
     SafepointError,
     SnapshotAmbiguous,
+    TimedOut,
     Unsupported,
     Unverified,
 )
@@ -192,7 +193,16 @@ class Fleet:
         actions = [action for one in acting.values() for action in one.todo]
         if not actions:
             return
-        for vm_id, error in in_time("the check", lambda: self._driver.foresee(actions), self._deadline).items():
+        try:
+            foreseen = in_time("the check", lambda: self._driver.foresee(actions), self._deadline)
+        except TimedOut as exc:
+            # As after a wait for a VM that is held: that one has its reason, and the others would not have been begun either.
+            held = next((one for one in outcomes if one.error), None)
+            if held is not None and self._bounds.on_error != "continue":
+                hold_back(outcomes, because=held)
+            refuse_all(acting.values(), exc)
+            return
+        for vm_id, error in foreseen.items():
             acting[vm_id].refuse(error)
 
     # act

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
@@ -22,7 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     VmNotFound,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome, refuse_all
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
@@ -77,39 +77,17 @@ class Look:
 
         :raises SafepointError: nothing could be read.
         """
-        waiting = [outcome for outcome in outcomes if outcome.vm is not None]
-        lock = deadline.within(self._lock_timeout)
-        held: set[str] = set()
-        waited = False
-
-        def probe() -> bool | None:
-            nonlocal waiting, waited
-            views = self._read([outcome.vm for outcome in waiting if outcome.vm is not None], deadline, plan=plan, sizes=sizes)
-            busy = []
-            for outcome in waiting:
-                view = views[outcome.vm.id if outcome.vm else ""]
-                if isinstance(view, SafepointError):
-                    outcome.refuse(view)
-                    continue
-                outcome.note_view(view)
-                # One that was busy is looked at once more when it is not: what was listed before may have been taken back.
-                if wait and view.state.busy and (again or not view.state.settled):
-                    held.add(view.vm.id)
-                    busy.append(outcome)
-                elif view.vm.id in held:
-                    held.remove(view.vm.id)
-                    busy.append(outcome)
-            waiting, waited = busy, waited or bool(busy)
-            return None if busy else True
-
-        if not waiting:
+        read = functools.partial(self._read, deadline=deadline, plan=plan, sizes=sizes)
+        waiting = _Waiting(read, [outcome for outcome in outcomes if outcome.vm is not None], wait=wait, again=again)
+        if not waiting.left:
             return
+        lock = deadline.within(self._lock_timeout)
         try:
-            lock.poll("a lock", probe)
+            lock.poll("a lock", waiting.look)
         except TimedOut:
-            if not waited or any(outcome.after is None for outcome in waiting):
+            if not waiting.waited or any(outcome.after is None for outcome in waiting.left):
                 raise  # nothing answered, and no lock was seen
-            _refuse_held(waiting, lock, option="lock_timeout" if deadline.left() > 0 else "timeout")
+            waiting.end(lock, option="lock_timeout" if deadline.left() > 0 else "timeout")
 
     def _read(self, vms: Sequence[Vm], deadline: Deadline, *, plan: Plan | None, sizes: bool) -> dict[str, View | SafepointError]:
         # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
@@ -171,6 +149,58 @@ class Look:
                 one.later = read
             else:
                 one.now = read
+
+
+class _Waiting:
+    """VMs that are looked at until no other operation holds them."""
+
+    def __init__(
+        self,
+        read: Callable[[list[Vm]], Mapping[str, View | SafepointError]],
+        outcomes: Sequence[Outcome],
+        *,
+        wait: bool,
+        again: bool,
+    ) -> None:
+        """``wait`` and ``again`` are those of Look.see()."""
+        self.left = list(outcomes)
+        self.waited = False
+        """Whether one of them was held."""
+        self._read, self._wait, self._again = read, wait, again
+        self._held: set[str] = set()
+
+    def look(self) -> bool | None:
+        """Look at those that are left; None while some are to be looked at again."""
+        views = self._read([outcome.vm for outcome in self.left if outcome.vm is not None])
+        busy = []
+        for outcome in self.left:
+            view = views[outcome.vm.id if outcome.vm else ""]
+            if isinstance(view, SafepointError):
+                outcome.refuse(view)
+                continue
+            outcome.note_view(view)
+            # One that was busy is looked at once more when it is not: what was listed before may have been taken back.
+            if self._wait and view.state.busy and (self._again or not view.state.settled):
+                self._held.add(view.vm.id)
+                busy.append(outcome)
+            elif view.vm.id in self._held:
+                self._held.remove(view.vm.id)
+                busy.append(outcome)
+        self.left, self.waited = busy, self.waited or bool(busy)
+        return None if busy else True
+
+    def end(self, lock: Deadline, *, option: str) -> None:
+        """Refuse those that are held. One that was let go just now is looked at once more, and no longer waited for."""
+        _refuse_held([one for one in self.left if one.vm and one.vm.id in self._held], lock, option=option)
+        self.left = [one for one in self.left if one.error is None]
+        if not self.left:
+            return
+        try:
+            self.look()
+        except SafepointError as exc:
+            refuse_all(self.left, exc)
+        else:
+            _refuse_held(self.left, lock, option=option)
 
 
 def _refuse_held(outcomes: Sequence[Outcome], lock: Deadline, *, option: str) -> None:

@@ -103,7 +103,7 @@ class Outcome:
             self.before = view
 
     def forget(self) -> None:
-        """What was decided is to be decided anew; nothing was begun."""
+        """It is to be decided again; nothing was begun."""
         self.decision = None
         self.todo.clear()
         self.warnings.clear()
@@ -130,6 +130,16 @@ class Outcome:
         self.decision = None
         self.done.clear()
         self.made = None
+        self.warnings.clear()
+
+    def decide_again(self) -> None:
+        """Another run was faster, and nothing was written; the new decision brings its own warnings."""
+        self.raced += 1
+        self.again = True
+        self.decision = None
+        self.started = None
+        self.todo.clear()
+        self.warnings.clear()
 
     def left_behind(self, why: str) -> None:
         """What this call created could not be removed again."""

@@ -29,6 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._jobs import Observer
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._params import Params, check_params
+from ansible_collections.safepoint.vm.plugins.module_utils._phases import LOG_OUT_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
@@ -43,6 +44,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._report import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._request import (
     at_least_one,
+    longest,
     read_filter,
     read_owner,
     read_request,
@@ -52,9 +54,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._request import (
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import LOGOUT_SECONDS, Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
-
-# With the grace of _phases.py less than the 20 seconds after ``timeout`` in which a call ends.
-_LOG_OUT_SECONDS = 1.5
 
 # As open_driver(), which it is unless a test has a hypervisor of its own.
 Connect = Callable[..., SnapshotDriver]
@@ -147,8 +146,7 @@ def _open_audit(call: Call) -> AuditFile | None:
         module=f"safepoint.vm.{call.module}",
         options=call.params,
         by={**_audit.who(os.environ), "endpoint": address(call.params, os.environ)},
-        # _driver.py: a call ends within its timeout and 20 seconds.
-        seconds=read_seconds(call.params, "timeout") + 20,
+        seconds=longest(call.params),
         secrets=call.secrets,
     )
 
@@ -192,7 +190,7 @@ def _work(
             return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
-            in_time("the log-out", driver.close, Deadline(_LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
+            in_time("the log-out", driver.close, Deadline(LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
         except SafepointError:
             pass  # a mute peer; what matters has been said or raised already
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
 
-# A call ends within timeout + 20 seconds. Each phase may use what is left of the call's own time, and ends so many seconds after it at the latest,
-# so that each of them keeps some of the grace. The rest of the 20 is for the log-out (_perform.py) and the end of the process.
+# A call ends so many seconds after its timeout at the latest, whatever the other side does.
+GRACE_SECONDS = 20.0
+# Each phase may use what is left of the call's own time, and ends so many seconds after it at the latest, so that each of them keeps some of the grace.
+# The rest of it is for the log-out and the end of the process.
 _CONFIRM_SECONDS = 5.0
 _UNDO_SECONDS = 10.0
 _LAST_LOOK_SECONDS = 15.0
+LOG_OUT_SECONDS = 1.5
 
 
 class Phases:

@@ -18,6 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._label import check_d
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._params import Params
+from ansible_collections.safepoint.vm.plugins.module_utils._phases import GRACE_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 
 # Shorter ones can be guessed, given one signed label.
@@ -132,8 +133,7 @@ def read_request(params: Params) -> Request:
         owner=params["owner"],
         foreign_allowed=params.get("foreign") == "allow",
         label_key=params["label_key"],
-        # _driver.py: a call ends within its timeout and 20 seconds.
-        longest=timedelta(seconds=read_seconds(params, "timeout") + 20),
+        longest=timedelta(seconds=longest(params)),
         kind=None if kind == "auto" else kind,
         memory=bool(params.get("memory")),
         quiesce=params.get("quiesce") or "never",
@@ -183,6 +183,11 @@ def read_seconds(params: Params, option: str) -> float:
     if seconds <= 0 and option != "lock_timeout":
         raise InvalidOption(f"{option}={params[option]!r} must be greater than zero; write for example 15s")
     return seconds
+
+
+def longest(params: Params) -> float:
+    """After how many seconds a call with these options has ended, whatever the other side does."""
+    return read_seconds(params, "timeout") + GRACE_SECONDS
 
 
 def at_least_one(params: Params, option: str) -> int:

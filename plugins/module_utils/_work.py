@@ -231,11 +231,7 @@ def _note(outcome: Outcome, end: Finished) -> None:
         outcome.todo.append(action)
     elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and outcome.raced < _MOST_RACES and not outcome.done:
         # Another run was faster between our look and our write: look again, decide again.
-        outcome.raced += 1
-        outcome.again = True
-        outcome.decision = None
-        outcome.started = None
-        outcome.todo.clear()
+        outcome.decide_again()
     else:
         outcome.refuse(end.error)
 

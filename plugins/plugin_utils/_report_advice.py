@@ -52,7 +52,7 @@ def advise_endpoint(endpoint: Data) -> list[Data]:
     """What is to be said of an endpoint itself."""
     name = endpoint["name"]
     if not endpoint["seen"]:
-        remedy = "Mend that, and make the report again. What is on this endpoint is not in this one"
+        remedy = "Fix this and rerun the report. What is on this endpoint is not in this one"
         return [item(endpoint, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint['reason']}", remedy)]
     ahead = endpoint["clock_ahead_seconds"]
     if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
@@ -71,9 +71,7 @@ def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
         _note(one, now)
     said = []
     if vm["error"]:
-        said.append(
-            item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Mend that, and make the report again")
-        )
+        said.append(item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Fix this and rerun the report"))
     for found in vm["findings"]:
         if found["code"] == "deep_chain":
             continue  # the report has a limit of its own, below
@@ -144,7 +142,7 @@ def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
     broken = not label and "[safepoint" in (one.get("description") or "")
     if why and (broken or "label_key" in why):
         what = f"{one['name']} looks as if it were ours, and is not: {why}"
-        remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it anew, once its description has no label line"
+        remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it again, once its description has no label line"
         if not broken:
             remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
         return [item(vm, "look", "label_not_valid", what, remedy, [one])]

@@ -19,8 +19,9 @@ from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_actions
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._model import VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
@@ -70,6 +71,29 @@ def test_a_login_that_is_refused_in_the_middle_of_a_wait_does_not_pass_for_a_ref
     assert "cannot be told" in str(done.error) and "refused the login" in str(done.error)
 
 
+def test_a_server_that_ends_every_session_at_once_is_not_flooded_with_logins(
+    backend: VsphereBackend, vcenter: t.Any, vm: str
+) -> None:
+    """As a vCenter whose session service is out of order: it takes each login, and does not know it a moment later."""
+    vcenter.set(task_time=5)
+    over = threading.Event()
+
+    def forget() -> None:
+        Deadline(30).poll("the task", lambda: vcenter.counters()["methods"].get("WaitForUpdatesEx") or None, first=0.05)
+        while not over.wait(0.002):
+            vcenter.expire_sessions()
+
+    vcenter.reset_counters()
+    thread = threading.Thread(target=forget)
+    thread.start()
+    done = only(backend.run(Present(Request(name="x")), vm, timeout=4.0))
+    over.set()
+    thread.join()
+    logins = vcenter.counters()["methods"]["Login"]
+    assert done.error and done.word == "unverified"
+    assert logins < 40  # with the tries of other requests, the pauses between which grow to 2 seconds
+
+
 @pytest.mark.parametrize("times", [1, 3])
 def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
     vcenter.set(task_time=1)
@@ -78,6 +102,30 @@ def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.An
     done = only(backend.run(Present(Request(name="x")), vm))
     vcenter.clear_faults()
     assert (done.word, done.error) == ("created", None)
+
+
+def test_a_task_that_got_onto_no_list_is_seen_to_end_all_the_same(backend: VsphereBackend, vcenter: t.Any) -> None:
+    """The list is lost while a second task is put on it, and so is the answer to the first try of a new list."""
+    names = [f"app{next(_numbers):02d}" for _each in range(2)]
+    vcenter.make_vms(*({"name": name, "power": "poweredOn"} for name in names))
+    vcenter.set(queue_time=3)  # in which no list has anything to tell
+    driver = backend.open()
+    driver.set_deadline(Deadline(30))
+    vms = [vm for vm in driver.find(names).values() if isinstance(vm, Vm)]
+    vcenter.fault("ModifyListView", "Disconnect", nth=1, when="call")
+    vcenter.fault("CreateListView", "Disconnect", nth=2, when="call")
+    jobs, ended = [], []
+    for one in vms:
+        jobs.append(driver.start(Create(one, "x", "text", memory=False)))
+        time.sleep(1)  # the first wait has begun, and the second task comes into it
+    deadline = Deadline(15)
+    while len(ended) < len(jobs) and deadline.left() > 0:
+        ended += driver.wait([job for job in jobs if job not in [end.job for end in ended]], deadline)
+    tried = [(rule["method"], rule["calls"] >= rule["nth"]) for rule in vcenter.state()["faults"]]
+    vcenter.clear_faults()
+    driver.close()
+    assert tried == [("ModifyListView", True), ("CreateListView", True)]
+    assert [end.error for end in ended] == [None, None]
 
 
 def test_a_call_whose_answer_is_lost_is_looked_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
@@ -107,6 +155,23 @@ def test_what_cannot_be_looked_up_in_time_is_unverified_and_undone_when_vcenter_
     assert done.error and (done.error.code, done.word, done.changed) == ("unverified", "unverified", changed)
     assert "take snapshot x" in str(done.error) and "its answer was lost" in str(done.error)
     assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
+
+
+@pytest.mark.parametrize(("kind", "word"), [("504", "reverted"), ("504_before", "unverified"), ("502_before", "reverted")])
+def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
+    backend: VsphereBackend, vcenter: t.Any, vm: str, monkeypatch: pytest.MonkeyPatch, kind: str, word: str
+) -> None:
+    """It may come later than any other lost one, and a second one would discard what was written after the first."""
+    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 8.0)
+    backend.take(vm, "x")
+    vcenter.set_vm(vm, data="written since")
+    vcenter.reset_counters()
+    vcenter.outage(kind, method="RevertToSnapshot_Task", seconds=4.5)
+    done = backend.revert(vm, "x")
+    sent = vcenter.end_outage()
+    assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
+    assert sent == (2 if kind == "502_before" else 1)
+    assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
 def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(

@@ -15,7 +15,13 @@ from fake import FakeDriver, Hypervisor
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _undo, _work
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SnapshotNotFound, Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+    BackendFailed,
+    Locked,
+    SnapshotExists,
+    SnapshotNotFound,
+    Unsupported,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -233,3 +239,39 @@ def test_what_did_not_end_in_time_and_was_taken_back_is_failed(hypervisor: Hyper
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error="undo")
     assert [(one.word, one.changed) for one in done] == [("failed", False), ("none", False)]
     assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]
+
+
+# races
+
+
+def faster(hypervisor: Hypervisor) -> None:
+    """Have another run take a snapshot of the same name on web01 right before this one does."""
+    machine = next(iter(hypervisor.machines.values()))
+    original = hypervisor.request
+
+    def request(name: str) -> None:
+        original(name)
+        if name == "Create web01" and not machine.snapshots:
+            FakeDriver(hypervisor)._create(machine, Create(machine.vm, "x", "[safepoint v=1 owner=safepoint]", memory=False))
+
+    hypervisor.request = request  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("unique_names", [True, False])
+def test_who_lost_a_race_does_not_warn_about_its_own_snapshot(hypervisor: Hypervisor, unique_names: bool) -> None:
+    hypervisor.unique_names = unique_names
+    for machine in hypervisor.machines.values():
+        machine.agent = "broken"
+    faster(hypervisor)
+    done = run(hypervisor, Present(Request(name="x", quiesce="prefer")))
+    assert codes(done) == [None, None]
+    assert [one.word for one in done] == ["lost_race", "created"]
+    assert "failed to quiesce" in done[1].warnings[0]
+    assert not any("quiesce" in warning for warning in done[0].warnings)
+
+
+def test_a_warning_of_the_first_decision_is_given_once_after_a_race(hypervisor: Hypervisor) -> None:
+    hypervisor.failures[1] = SnapshotExists("another run was faster")  # and has removed it since
+    alone = run(hypervisor, Present(Request(name="x", quiesce="prefer")))
+    assert codes(alone) == [None, None]
+    assert alone[0].warnings == [one.replace("web02", "web01") for one in alone[1].warnings] != []

@@ -141,6 +141,53 @@ def test_a_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
     assert hypervisor.actions == []
 
 
+class FreedLate(FakeDriver):
+    """web02 is held, and let go right before the end of lock_timeout."""
+
+    taken_again = False
+    _inspected = 0
+
+    def inspect(self, vms, **asked):  # type: ignore[no-untyped-def]
+        self._inspected += 1
+        machine = list(self.hypervisor.machines.values())[1]
+        if self._inspected == 2:
+            time.sleep(1.0)
+            machine.busy = None
+        elif self._inspected == 3 and self.taken_again:
+            machine.busy = "a replication"
+        return super().inspect(vms, **asked)
+
+
+@pytest.mark.parametrize("taken_again", [False, True])
+def test_a_vm_that_is_free_at_the_end_of_lock_timeout_is_not_called_held(hypervisor: Hypervisor, taken_again: bool) -> None:
+    list(hypervisor.machines.values())[1].busy = "a backup"
+    driver = FreedLate(hypervisor)
+    driver.taken_again = taken_again
+    fleet = Fleet(driver, Bounds(timeout=20.0, lock_timeout=0.8, on_error="continue"))
+    done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+    assert codes(done) == [None, "locked" if taken_again else None, None]
+    assert [one.changed for one in done] == [True, not taken_again, True]
+    if taken_again:
+        assert "held by a replication" in str(done[1].error)
+
+
+class SlowCheck(FakeDriver):
+    """A backend whose check of what would be refused takes a while."""
+
+    def foresee(self, actions):  # type: ignore[no-untyped-def]
+        time.sleep(1.5)
+        return super().foresee(actions)
+
+
+@pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
+def test_in_check_mode_too_a_busy_vm_has_a_row(hypervisor: Hypervisor, on_error: str, others: str) -> None:
+    list(hypervisor.machines.values())[1].busy = "a backup"
+    fleet = Fleet(SlowCheck(hypervisor), Bounds(timeout=0.5, lock_timeout=60.0, on_error=on_error))
+    done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=True)
+    assert codes(done)[1] == "locked" and codes(done)[2] in (others, "timed_out")
+    assert [one.changed for one in done] == [False] * 3
+
+
 # other runs
 
 

@@ -33,6 +33,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lib
     NotSent,
     Session,
     expect,
+    is_slow,
     typed,
     vim,
     vmodl,
@@ -50,6 +51,9 @@ _QUIESCE_MINUTES = 5
 _LOOK_SECONDS = 0.5
 # A request whose connection was cut may still be on its way into the server. For so long nothing must be seen of it before it counts as not done.
 _CALM_SECONDS = 3.0
+# The same for a revert where a proxy (504) or we gave up waiting for the answer: vCenter may be busy, and begin it later. A second one would discard
+# what the VM has written since the first, so that it is not sent; as with Proxmox VE.
+_SLOW_CALM_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,11 +131,13 @@ class Actions:
         self._lookup.over.add(str(job.handle))
         self._crew.do(lambda: self._advance(job, steps, made, error))
 
-    def _do(self, action: Action, sent: str, call: _Call, is_done: Callable[[Seen], t.Any]) -> _Steps[t.Any]:
+    def _do(
+        self, action: Action, sent: str, call: _Call, is_done: Callable[[Seen], t.Any], *, once: bool = False
+    ) -> _Steps[t.Any]:
         """Make a call and return the result of it or of its task.
 
         Where the answer is lost, ``is_done`` says of what is seen afterwards what the result was, or None where nothing was done: then it is sent again.
-        ``sent`` is how people are told of it.
+        ``sent`` is how people are told of it. ``once`` is for what must not come twice, however late the first one comes.
 
         :raises NotSent: there was no connection until the deadline.
         :raises Unverified: it was sent, and by the deadline it could not be known whether it was done.
@@ -145,13 +151,18 @@ class Actions:
                     raise
                 yield _Pause(seconds)
             except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
-                done = yield from self._look_up(action, sent, exc, is_done)
+                done = yield from self._look_up(action, sent, exc, is_done, may_come=once and is_slow(exc))
                 if done is not None:
                     return done
         raise AssertionError  # there is no end to the numbers
 
-    def _look_up(self, action: Action, sent: str, lost: BaseException, is_done: Callable[[Seen], t.Any]) -> _Steps[t.Any]:
-        """What ``is_done`` says when no task is at work on the VM any more, or None where nothing was done."""
+    def _look_up(
+        self, action: Action, sent: str, lost: BaseException, is_done: Callable[[Seen], t.Any], *, may_come: bool
+    ) -> _Steps[t.Any]:
+        """The result by ``is_done`` when no task is at work on the VM any more, or None where nothing was done.
+
+        :raises Unverified: it cannot be known, as where nothing is seen of what ``may_come`` later.
+        """
         where, why = self._session.where, typed(lost, sent, where=self._session.where)
         if isinstance(lost, TaskLost):
             why = _errors.ConnectionFailed("vCenter does not know the task any more")
@@ -166,8 +177,10 @@ class Actions:
                 done = is_done(seen)
                 if done is not None:
                     return done
-                calm = calm or Deadline(_CALM_SECONDS)
+                calm = calm or Deadline(_SLOW_CALM_SECONDS if may_come else _CALM_SECONDS)
                 if calm.left() <= 0:
+                    if may_come:
+                        raise _errors.Unverified(f"{unknown}, or still will be; look with snapshot_info before the next try")
                     return None
             if self._session.deadline.left() <= _LOOK_SECONDS:
                 at_work = f": {seen.running} is still at work" if seen.running else ""
@@ -226,12 +239,14 @@ class Actions:
             call = _Call(lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce))
             made = yield from self._do(action, f"{action}", call, is_done)
         if made is None:
-            raise _errors.BackendFailed(f"vCenter finished to {job.action} ({job.handle}), and does not say what came of it")
+            raise _errors.BackendFailed(
+                f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); look with snapshot_info"
+            )
         return Finished(job, snapshot_id=made if isinstance(made, str) else str(made._moId))
 
     def _revert(self, action: Revert, snapshot: t.Any) -> _Steps[None]:
         revert = _Call(lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off"))
-        yield from self._do(action, f"{action}", revert, lambda seen: seen.is_reverted(action) or None)
+        yield from self._do(action, f"{action}", revert, lambda seen: seen.is_reverted(action) or None, once=True)
         turn = "start" if action.power == "on" and not action.snapshot.memory else "stop" if action.power == "off" else None
         if turn is None:
             return

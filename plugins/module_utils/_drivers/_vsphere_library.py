@@ -261,6 +261,12 @@ def expect(value: t.Any, kind: t.Any, what: str) -> t.Any:
     return value
 
 
+def is_slow(error: BaseException) -> bool:
+    """Whether an answer is lost because a proxy or we gave up waiting for it, so that the work may begin only later."""
+    # pyVmomi puts the status of an answer that is no SOAP into the text (8.0 and 9.1).
+    return isinstance(error, socket.timeout) or (isinstance(error, http.client.HTTPException) and str(error).startswith("504"))
+
+
 def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointError:
     """A fault of the server, or what kept us from reaching it, as one of ours."""
     if isinstance(error, _errors.SafepointError):

@@ -107,13 +107,16 @@ class Tasks:
         """Put the new tasks on the list, or all on a list of their own where there is none."""
         with self._lock:
             new, self._new = self._new, []
-        if self._view is None or self._view_login != self._session.logins:
+        view = self._view  # two threads come here
+        if view is None or self._view_login != self._session.logins:
             self._begin()
         elif new:
             try:
-                self._view.ModifyListView(add=new)
+                view.ModifyListView(add=new)
             except (vmodl.MethodFault, *UNANSWERED):
-                # The list went with the session, or the connection was cut.
+                # The list went with the session, or the connection was cut. Where the next one fails as well, there is none for the next try,
+                # which has no new tasks any more and puts all of them on one.
+                self._view = None
                 self._begin()
 
     def _begin(self) -> None:
@@ -150,8 +153,11 @@ class Tasks:
                     self._round()
                     tries = 0
                 except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
-                    # The session has ended; the tasks go on.
+                    # The session has ended; the tasks go on. A server that forgets each login at once is not to be flooded with them.
                     self._renew = self._anew = True
+                    if not self._session.pause(tries):
+                        raise
+                    tries += 1
                 except vmodl.fault.ManagedObjectNotFound as exc:
                     self._anew = True
                     if not self._forget(exc):

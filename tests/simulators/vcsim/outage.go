@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +20,8 @@ const (
 	outageLostBefore    = "lost_before" // the connection is closed, and nothing was done
 	outageGateway       = "502"         // the work is done, and a proxy answers 502
 	outageGatewayBefore = "502_before"  // a proxy answers 502, and nothing was done
+	outageTimeout       = "504"         // a proxy answers 504 at once, and the work is done some seconds later
+	outageTimeoutBefore = "504_before"  // a proxy answers 504, and nothing is done
 	outageSilent        = "silent"      // this request and all after it get no answer, until the outage is replaced
 
 	// The work is done, and the answer is none that anyone could use.
@@ -50,7 +53,7 @@ func (o *outage) set(text []byte) error {
 		return err
 	}
 	switch wanted.Kind {
-	case "", outageGone, outageLost, outageLostBefore, outageGateway, outageGatewayBefore, outageSilent:
+	case "", outageGone, outageLost, outageLostBefore, outageGateway, outageGatewayBefore, outageTimeout, outageTimeoutBefore, outageSilent:
 	case outageNull, outageShape, outageHalf, outageHuge:
 	default:
 		return fmt.Errorf("%q is no kind of outage", wanted.Kind)
@@ -89,6 +92,9 @@ func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *cal
 		panic(http.ErrAbortHandler)
 	case outageSilent:
 		g.settings.setMute(true)
+	case outageTimeout:
+		late := r.Clone(context.Background())
+		time.AfterFunc(seconds(g.outage.Seconds), func() { g.doCall(discard{http.Header{}}, late, c) })
 	case outageLost, outageGateway, outageNull, outageShape, outageHuge:
 		g.doCall(discard{http.Header{}}, r, c)
 	}
@@ -97,6 +103,8 @@ func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *cal
 		panic(http.ErrAbortHandler) // closes the connection without an answer
 	case outageGateway, outageGatewayBefore:
 		http.Error(w, "<html><body>Bad Gateway</body></html>", http.StatusBadGateway)
+	case outageTimeout, outageTimeoutBefore:
+		http.Error(w, "<html><body>Gateway Timeout</body></html>", http.StatusGatewayTimeout)
 	case outageNull:
 		writeResponse(w, c.method, emptyResponse{})
 	case outageShape:

@@ -156,8 +156,9 @@ class VCenter:
         """Strike the `nth` SOAP request from now on of those whose `method` (a glob) fits; see outage.go for what can happen to it.
 
         "gone": for some `seconds` from there on the connections are reset, and new ones refused. "lost" and "502": the answer is lost, or a proxy's,
-        when all is done; with "_before" nothing was done. "silent": nothing is answered any more, until `end_outage`. "null", "shape", "half" and
-        "huge": all is done, and the answer has no value, one of a wrong shape, ends half-way, or does not end.
+        when all is done; "504": a proxy gave up waiting, and all is done that many `seconds` later; with "_before" nothing was done. "silent":
+        nothing is answered any more, until `end_outage`. "null", "shape", "half" and "huge": all is done, and the answer has no value, one of a
+        wrong shape, ends half-way, or does not end.
         """
         self._ask("POST", "/outage", {"kind": kind, "nth": nth, "method": method, "seconds": seconds})
 

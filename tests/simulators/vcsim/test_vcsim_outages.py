@@ -26,7 +26,7 @@ def client(vcenter: VCenter) -> Iterator[Client]:
         vcenter.end_outage()
 
 
-@pytest.mark.parametrize("kind", ["lost", "lost_before", "502", "502_before"])
+@pytest.mark.parametrize("kind", ["lost", "lost_before", "502", "502_before", "504", "504_before"])
 def test_the_answer_of_one_request_is_lost(vcenter: VCenter, client: Client, vm: t.Any, kind: str) -> None:
     vcenter.outage(kind, nth=2, method="CreateSnapshot*")
     client.done(client.create(vm, "a"))
