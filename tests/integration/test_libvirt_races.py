@@ -9,11 +9,14 @@ import contextlib
 import time
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
+from xml.etree import ElementTree
 
 import libvirt
 import pytest
+from kit import pruning
 from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -21,9 +24,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent,
 pytestmark = pytest.mark.qemu
 
 
-def before_the_next(monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Callable[[], object]) -> None:
-    """Let something happen between our last look and this call of libvirt's library, once."""
-    real = getattr(libvirt.virDomain, method)
+def before_the_next(
+    monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Callable[[], object], *, of: type = libvirt.virDomain
+) -> None:
+    """Let something happen between our last look and this call, by default of libvirt's library, once."""
+    real = getattr(of, method)
     left = [happens]
 
     def call(*arguments: t.Any) -> t.Any:
@@ -31,7 +36,7 @@ def before_the_next(monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Cal
             left.pop()()
         return real(*arguments)
 
-    monkeypatch.setattr(libvirt.virDomain, method, call)
+    monkeypatch.setattr(of, method, call)
 
 
 def test_a_snapshot_that_is_removed_while_it_is_labelled_stays_removed(
@@ -70,6 +75,33 @@ def test_a_label_that_meets_a_removal_leaves_no_record_without_data(lab: t.Any, 
 @pytest.mark.slow
 def test_a_label_that_meets_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_label_against_delete(new_lab, newer("labels", paused=True), 60)
+
+
+@pytest.mark.parametrize("what", ["absent", "prune", "revert", "describe"])
+def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    vm = tiny("replaced", paused=True)
+    take(lab.uri, vm, "x")
+    person = domain(lab, vm)
+
+    def replace() -> None:
+        taken = person.snapshotLookupByName("x")
+        born = ElementTree.fromstring(taken.getXMLDesc()).findtext("creationTime")
+        taken.delete()
+        until(lambda: int(time.time()) > int(born or 0))
+        person.snapshotCreateXML("<domainsnapshot><name>x</name><description>by another user</description></domainsnapshot>")
+
+    before_the_next(monkeypatch, "start", replace, of=LibvirtDriver)
+    plan = {
+        "absent": Absent(Request(name="x")),
+        "prune": pruning(everything=True, confirm=1),
+        "revert": Reverted(Request(name="x", power="on")),
+        "describe": Present(Request(name="x", description="text")),
+    }[what]
+    done = apply(lab.uri, plan, vm)
+    assert not done.changed and (done.error.code if done.error else None) == (None if what == "prune" else "foreign"), done.error
+    assert "by another user" in person.snapshotLookupByName("x").getXMLDesc() and power(lab, vm) == "paused"
 
 
 # a managed save of somebody else

@@ -16,12 +16,13 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Describe, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
     _proxmox_library,
     _proxmox_tasks,
     _proxmox_writes,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -267,6 +268,59 @@ def test_an_order_of_which_nothing_can_be_known_is_told_as_sent(backend: Proxmox
     assert code(done) == "unverified" and done.word == "unverified" and done.changed
     assert "take snapshot xx of web01 was sent" in str(done.error) and "task could not be looked for" in str(done.error)
     assert names(cluster, vmid) == ["xx"]
+
+
+LATE: list[tuple[dict[str, t.Any], str]] = [
+    ({"cut": True, "delay": 0.7}, "unverified"),  # it may come yet
+    ({"status": 595, "count": 3}, "connection_failed"),  # it did not get there
+]
+
+
+@pytest.mark.parametrize(("how", "error"), LATE, ids=["lost", "not sent"])
+@pytest.mark.parametrize("what", ["create", "describe"])
+def test_nothing_is_sent_after_the_time_of_the_work(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int, what: str, how: dict[str, t.Any], error: str
+) -> None:
+    """The later phases of the call, which begin when it has told how the VM is, have more time."""
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    driver = backend.open()
+    (vm,) = driver.vms()
+    seen = driver.snapshots([vm])[vm.id]
+    assert not isinstance(seen, SafepointError)
+    method, path, action = {
+        "create": ("POST", TAKE, Create(vm, "new", OURS, memory=False)),
+        "describe": ("PUT", "*/config", Describe(vm, seen[0], "text")),
+    }[what]
+    driver.set_deadline(Deadline(0.6))
+    cluster.fault(method, path, **how)
+    job = driver.start(action)
+    driver.set_deadline(Deadline(60))
+    (end,) = driver.wait([job], Deadline(60))
+    driver.close()
+    assert end.error is not None and end.error.code == error, end.error
+    assert isinstance(end.error, NotReached) == (error == "connection_failed")
+    assert [(one["name"], one["description"]) for one in cluster.guest(vmid)["snapshots"]] == [("old", OURS)]
+
+
+@pytest.mark.parametrize("what", ["name", "snapshot", "privileges", "lock"])
+def test_a_read_before_the_write_that_gets_no_answer_has_changed_nothing(
+    cluster: PveServer, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.3)
+    vmid = cluster.make_guest("web01", type="lxc" if what == "lock" else "qemu", storage="lvmthin")
+    cluster.snapshot_by_hand(vmid, "old", description=OURS)
+    begun = len(cluster.task_list())
+    path = {
+        "name": "/nodes/*/qemu",
+        "snapshot": "*/snapshot/old/config",
+        "privileges": "/access/permissions",
+        "lock": "*/status/current",
+    }[what]
+    plan = Absent(Request(name="old")) if what == "lock" else Reverted(Request(name="old", power="on"))
+    backend = Meanwhile(cluster, lambda: cluster.fault("GET", path, status=596, count=None))
+    done = only(backend.run(plan, "web01", on_error="stop"))
+    assert (code(done), done.word, done.changed) == ("connection_failed", "failed", False)
+    assert len(cluster.task_list()) == begun
 
 
 def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(cluster: PveServer, vmid: int) -> None:

@@ -35,6 +35,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
     EXTERNAL,
     new_snapshot,
     read_disks,
+    read_snapshot,
     with_description,
 )
 
@@ -66,11 +67,12 @@ def run(job: LibvirtJob, domain: t.Any, *, uri: str, daemon: Daemon, transient: 
         if isinstance(action, Create):
             return _unsaved(action, domain, lambda: _create(job, action, domain, uri))
         snapshot = domain.snapshotLookupByName(action.snapshot.id)
+        xml = _same(action, snapshot)
         if isinstance(action, Revert):
             return _revert(job, action, domain, snapshot, transient=transient)
         if isinstance(action, Delete):
-            return _delete(job, action, domain, snapshot, uri=uri, daemon=daemon)
-        return _describe(job, action, domain, snapshot)
+            return _delete(job, action, domain, snapshot, xml, uri=uri, daemon=daemon)
+        return _describe(job, action, domain, xml)
     except libvirt.libvirtError as exc:
         # libvirt has no code of its own for this where it is about a revert (55) or an external deletion (84).
         if exc.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_OPERATION_UNSUPPORTED) and _has_block_job(
@@ -104,6 +106,23 @@ def _refuse_busy(domain: t.Any, action: Action) -> None:
             f"Another operation of libvirt (a snapshot, a backup, a migration or the like) holds {action.vm}, so that libvirt was not asked to {action}; "
             "virsh domjobinfo shows it, try again when it has ended"
         )
+
+
+def _same(action: Revert | Delete | Describe, snapshot: t.Any) -> str:
+    """The definition of the snapshot, unless another one has taken its name since the look: libvirt has no other id than the name.
+
+    The creation time has whole seconds. A revert needs the definition for this alone, so that it costs one request more.
+
+    :raises SnapshotNotFound: the snapshot that was decided about is not there any more.
+    """
+    xml: str = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+    created = read_snapshot(xml, current=None).created
+    if action.snapshot.created is not None and created != action.snapshot.created:
+        raise _errors.SnapshotNotFound(
+            f"libvirt was not asked to {action}: the snapshot {action.snapshot.id!r} that was there is gone, and another one has that name now; "
+            "look with snapshot_info"
+        )
+    return xml
 
 
 def _unsaved(action: Create, domain: t.Any, create: Callable[[], Finished]) -> Finished:
@@ -280,16 +299,14 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
         domain.revertToSnapshot(snapshot, flags)
 
 
-def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
-    # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
-    why = why_not_removed(
-        action.snapshot, snapshot.getXMLDesc(), look(domain, domain.XMLDesc(), [action.snapshot], daemon.version)
-    )
+def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, xml: str, *, uri: str, daemon: Daemon) -> Finished:
+    # Again, since a revert of the same call or another program may have taken a disk away since the look; libvirtd 9.0 dies of it.
+    why = why_not_removed(action.snapshot, xml, look(domain, domain.XMLDesc(), [action.snapshot], daemon.version))
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None
     if action.snapshot.kind == EXTERNAL and action.snapshot.memory and daemon.version < 9_001_000:
-        memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
+        memory = ElementTree.fromstring(xml).find("memory")
         left = memory.get("file") if memory is not None else None
     if action.snapshot.lost is not None and action.snapshot.kind == EXTERNAL:
         return _delete_lost(job, action, domain, snapshot, uri=uri, daemon=daemon)
@@ -350,8 +367,7 @@ def _delete_now(action: Delete, domain: t.Any, snapshot: t.Any) -> tuple[str, ..
     return ()
 
 
-def _describe(job: LibvirtJob, action: Describe, domain: t.Any, snapshot: t.Any) -> Finished:
-    xml = snapshot.getXMLDesc(libvirt.VIR_DOMAIN_SNAPSHOT_XML_SECURE)
+def _describe(job: LibvirtJob, action: Describe, domain: t.Any, xml: str) -> Finished:
     job.asks()
     try:
         domain.snapshotCreateXML(with_description(xml, action.description), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)

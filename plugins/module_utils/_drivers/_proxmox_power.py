@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_errors import lock_kind, typed
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session, mapping
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_writes import Writes
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_writes import Order, Writes
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 
 # How long a guest may take from the end of its start's or stop's task until it runs or is off: under high availability that task only orders it.
@@ -43,17 +43,16 @@ class Power:
             return "stop"
         return None
 
-    def turn(self, job: Job, action: Revert, turn: str) -> None:
+    def turn(self, order: Order, action: Revert, turn: str) -> None:
         """Start or stop the guest, and wait until it runs or is off; a lock of another operation is waited for.
 
         :raises BackendFailed: it did not come about.
         :raises Unverified: it cannot be told.
         """
         said = f"{action.vm} is back at {action.snapshot}, and"
-        left = self._session.deadline.left() if self._session.deadline is not None else self._lock_timeout
-        lock = Deadline(min(self._lock_timeout, left))
+        lock = order.deadline.within(self._lock_timeout) if order.deadline is not None else Deadline(self._lock_timeout)
         try:
-            while not self._order(job, action, turn, last=lock.left() <= 0):
+            while not self._order(order, turn, last=lock.left() <= 0):
                 self._writes.wait_until_free(action, lock)
             self._await(action, "running" if turn == "start" else "stopped")
         except (_errors.Unverified, _errors.ConnectionFailed) as exc:
@@ -69,10 +68,10 @@ class Power:
             task = f" (task {exc.upid})" if isinstance(exc, TaskFailed) else ""
             raise _errors.BackendFailed(f"{said} its {turn} failed: {text}{task}") from exc
 
-    def _order(self, job: Job, action: Revert, turn: str, *, last: bool) -> bool:
+    def _order(self, order: Order, turn: str, *, last: bool) -> bool:
         """Give the order; False where another operation held the guest, unless it was the ``last`` try."""
         try:
-            self._writes.work(job, turn, "post", f"status/{turn}")
+            self._writes.work(order, turn, "post", f"status/{turn}")
         except (TaskFailed, SafepointError) as exc:
             if _DONE_ALREADY[turn] in str(exc):
                 return True

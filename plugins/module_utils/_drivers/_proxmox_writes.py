@@ -9,6 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import socket
 import time
@@ -60,6 +61,29 @@ _LOCK_PAUSE_SECONDS = 1.0
 _LOCKS = {"snapshot": "snapshot", "delsnapshot": "snapshot-delete", "rollback": "rollback"}
 
 
+@dataclasses.dataclass(eq=False)
+class Order:
+    """A job with the end of its time, which the later phases of its call do not move: after it nothing more is sent."""
+
+    job: Job
+    deadline: Deadline | None
+    """Without one each write is sent once."""
+    sent: bool = False
+    """Whether a write may have changed something: it was sent, and is not known to have done nothing."""
+
+    @property
+    def action(self) -> Action:
+        return self.job.action
+
+    def left(self) -> float:
+        """The seconds for which what did not arrive may be sent again."""
+        return self.deadline.left() if self.deadline is not None else 0.0
+
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.deadline is not None and self.deadline.left() <= 0
+
+
 class Writes:
     """All orders of a driver. Each is given in a thread of its own, and one guest has at most one at a time."""
 
@@ -73,7 +97,7 @@ class Writes:
 
     # -- send ----------------------------------------------------------------------------------------------------------
 
-    def work(self, job: Job, worker: str, method: str, tail: str, **values: t.Any) -> None:
+    def work(self, order: Order, worker: str, method: str, tail: str, **values: t.Any) -> None:
         """Begin a worker and wait until it has ended.
 
         :raises TaskFailed: it did not work.
@@ -81,26 +105,26 @@ class Writes:
         :raises BackendFailed: it broke off half-way.
         :raises Unverified: it cannot be told if it was begun, or how it ended.
         """
-        action = job.action
+        action = order.action
         if action.vm.id in self._locked:
             self._expect_free(action)
         if worker == "delsnapshot" and self._inventory.guest(action.vm).container:
             with _alone(action, tail):
                 self._expect_free(action)
-                self._work(job, worker, method, tail, values)
+                self._work(order, worker, method, tail, values)
         else:
-            self._work(job, worker, method, tail, values)
+            self._work(order, worker, method, tail, values)
 
-    def _work(self, job: Job, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> None:
-        action = job.action
+    def _work(self, order: Order, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> None:
+        action, job = order.action, order.job
         try:
             job.handle = self._inventory.of(
-                action.vm, str(action), lambda guest: self._begin(guest, action, worker, method, tail, values)
+                action.vm, str(action), lambda guest: self._begin(guest, order, worker, method, tail, values)
             )
             self._begun.add(str(job.handle))
             self._tasks.result(str(job.handle))
         except TaskFailed as exc:
-            error = self._left_locked(action, worker, exc)
+            error = self._left_locked(order, worker, exc)
             if error is not None:
                 raise error from exc
             if isinstance(typed(str(exc), str(action)), _errors.Locked):
@@ -110,32 +134,35 @@ class Writes:
             self._locked.add(action.vm.id)
             raise
 
-    def _begin(self, guest: Guest, action: Action, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> str:
+    def _begin(self, guest: Guest, order: Order, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> str:
         """The id of the task of an order, which is sent again only when it is known to have done nothing."""
         path = f"{guest.path}/{tail}"
         pause, node_silent_since = _FIRST_PAUSE_SECONDS, 0.0
         while True:
             if tail.startswith("snapshot/"):
-                self._check_same(guest, action)
+                self._check_same(guest, order.action)
+            _expect_time(order)
             # By the node's clock, in whole seconds.
             since = int(time.time() + self._session.ahead.total_seconds()) - _SLACK_SECONDS
+            before, order.sent = order.sent, True
             try:
                 return self._session.write(method, path, upid, **values)
             except (Refused, _errors.ConnectionFailed) as exc:
                 error: Exception = exc
-                found = self._find_task(guest, action, worker, since, exc) if is_lost(exc) else None
+                found = self._find_task(guest, order, worker, since, exc) if is_lost(exc) else None
                 if found is not None:
                     return found
+                order.sent = before
                 not_begun = isinstance(exc, Refused) and NO_WORKER in exc.text
                 if not (may_pass(exc) or not_begun):
                     raise
-            left = self._left()
+            left = order.left()
             if isinstance(error, Refused) and error.status == 595:
                 node_silent_since = node_silent_since or time.monotonic()
                 left = min(left, node_silent_since + _NODE_SECONDS - time.monotonic())
-            if left <= 0:
-                raise self._not_done(error, action, guest)
-            time.sleep(min(pause, left))
+            time.sleep(max(0.0, min(pause, left)))
+            if left <= 0 or order.over():
+                raise self._not_done(error, order.action, guest)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _check_same(self, guest: Guest, action: Action) -> None:
@@ -159,14 +186,12 @@ class Writes:
         said = refused(error, str(action), where=self._session.where, node=guest.node) if isinstance(error, Refused) else error
         return _errors.NotReached(f"{said}; its task was looked for, and was not begun")
 
-    def _left(self) -> float:
-        return self._session.deadline.left() if self._session.deadline is not None else 0.0
-
-    def _find_task(self, guest: Guest, action: Action, worker: str, since: int, error: Exception) -> str | None:
+    def _find_task(self, guest: Guest, order: Order, worker: str, since: int, error: Exception) -> str | None:
         """The task that an order has begun whose answer was lost, or None where it has begun none.
 
         :raises Unverified: that cannot be told.
         """
+        action = order.action
         # Of a guest under high availability it only orders the start or stop.
         types = (guest.worker(worker), f"ha{worker}")
         path, asked = f"nodes/{guest.node}/tasks", {"source": "all", "vmid": guest.vmid, "since": since}
@@ -174,6 +199,7 @@ class Writes:
         end = time.monotonic() + (_SLOW_LOOK_SECONDS if slow else _LOOK_SECONDS)
         while True:
             over = time.monotonic() >= end
+            late = order.over()
             try:
                 listed = self._session.read(path, rows, node_seconds=float("inf"), **asked)
             except (Refused, SafepointError) as exc:
@@ -185,6 +211,8 @@ class Writes:
                 return max(mine, key=lambda one: one.split(":")[4])
             if over:
                 break
+            if late:
+                raise self._unverified(action, "and no task of it was seen to begin before the time was up")
             time.sleep(_LOOK_PAUSE_SECONDS)
         if slow and worker == "rollback":
             # Of all orders it alone would do harm if the first one came after all: it would take what happened after the second.
@@ -196,21 +224,29 @@ class Writes:
             f"The order to {action} was sent to {self._session.where}, no answer came, {why}; look with snapshot_info"
         )
 
-    def describe(self, action: Action, name: str, description: str) -> None:
+    def describe(self, order: Order, name: str, description: str) -> None:
         """Write a snapshot's description, which is done when the answer comes. It may be sent again: it says the same each time."""
+        action = order.action
 
         def send(guest: Guest) -> None:
             path, pause = f"{guest.path}/snapshot/{name}/config", _FIRST_PAUSE_SECONDS
             while True:
                 self._check_same(guest, action)
+                _expect_time(order)
+                before, order.sent = order.sent, True
                 try:
                     return self._session.write("put", path, lambda _data: None, description=description)
                 except (Refused, _errors.ConnectionFailed) as exc:
                     if is_lost(exc) and self._says(path, action, description):
                         return None
-                    if not may_pass(exc) or self._left() <= 0:
+                    order.sent = before or is_lost(exc)
+                    if not may_pass(exc):
                         raise
-                time.sleep(min(pause, self._left()))
+                    time.sleep(min(pause, order.left()))
+                    if is_lost(exc) and order.over():
+                        raise self._unverified(action, "and by the end of the time the snapshot did not have it") from exc
+                    if order.left() <= 0:
+                        raise
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
         if action.vm.id in self._locked:
@@ -265,12 +301,12 @@ class Writes:
             deadline.within(_LOCK_PAUSE_SECONDS).sleep()
         self._locked.discard(action.vm.id)
 
-    def _left_locked(self, action: Action, worker: str, failure: TaskFailed) -> SafepointError | None:
+    def _left_locked(self, order: Order, worker: str, failure: TaskFailed) -> SafepointError | None:
         """What to say of a worker that broke off half-way, which by PVE's own words may look like a refusal. Some requests more, after a failure.
 
         "can't lock file" for example may come at its begin, or when all is done but the last step (qemu-server 9.2).
         """
-        kind = _LOCKS.get(worker)
+        action, kind = order.action, _LOCKS.get(worker)
         if kind is None or is_before_the_lock(str(failure), removal=worker == "delsnapshot"):
             return None
 
@@ -283,9 +319,9 @@ class Writes:
                 if not self._tasks.of(guest.node, guest.vmid):
                     # One that has just ended took its lock with it.
                     return self._session.read(path, mapping).get("lock") == kind
-                if self._left() <= 0:
+                if order.left() <= 0:
                     return False
-                time.sleep(min(_LOCK_PAUSE_SECONDS, self._left()))
+                time.sleep(min(_LOCK_PAUSE_SECONDS, order.left()))
 
         try:
             if not self._inventory.of(action.vm, f"look at the lock of {action.vm}", own):
@@ -302,6 +338,17 @@ class Writes:
             tool=guest.tool,
             vmid=guest.vmid,
             unfinished=unfinished,
+        )
+
+
+def _expect_time(order: Order) -> None:
+    """Send nothing of which the call would not see the end any more: it would change the guest after the call has told how it is.
+
+    :raises NotReached: the time is up.
+    """
+    if order.over():
+        raise _errors.NotReached(
+            f"The time was up before the order to {order.action} was sent, so that it was not; set a longer timeout"
         )
 
 

@@ -51,7 +51,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_rea
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_rights import DryRun, Rights
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks, holds
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_writes import Writes
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_writes import Order, Writes
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
@@ -213,6 +213,7 @@ class ProxmoxDriver(SnapshotDriver):
 
     def start(self, action: Action) -> Job:
         job = Job(action)
+        order = Order(job, self._session.deadline)
 
         def done(end: Finished | None, error: BaseException | None) -> None:
             if isinstance(error, TaskFailed):
@@ -220,10 +221,12 @@ class ProxmoxDriver(SnapshotDriver):
             elif isinstance(error, Refused):
                 error = refused(error, str(action), where=self._session.where, node="")
             elif error is not None and not isinstance(error, SafepointError):
-                error = _errors.BackendFailed(f"To {action} failed: {type(error).__name__}: {error}")
+                error = _errors.BackendFailed(f"Failed to {action}: {type(error).__name__}: {error}")
+            if isinstance(error, _errors.ConnectionFailed) and not isinstance(error, _errors.NotReached) and not order.sent:
+                error = _errors.NotReached(f"{error}; nothing was changed")
             self._endings.put(end or Finished(job, error=error))
 
-        begin(lambda: self._run(job, action), done)
+        begin(lambda: self._run(order, action), done)
         return job
 
     def _task_error(self, failure: TaskFailed, action: Action) -> SafepointError:
@@ -245,31 +248,31 @@ class ProxmoxDriver(SnapshotDriver):
     def close(self) -> None:
         self._session.close()
 
-    def _run(self, job: Job, action: Action) -> Finished:
+    def _run(self, order: Order, action: Action) -> Finished:
         self._inventory.check_name(action.vm)
         if isinstance(action, Create):
-            return self._create(job, action)
+            return self._create(order, action)
         if isinstance(action, Revert):
-            return self._revert(job, action)
+            return self._revert(order, action)
         if isinstance(action, Delete):
-            self._writes.work(job, "delsnapshot", "delete", f"snapshot/{action.snapshot.id}")
+            self._writes.work(order, "delsnapshot", "delete", f"snapshot/{action.snapshot.id}")
         elif isinstance(action, Describe):
-            self._writes.describe(action, action.snapshot.id, action.description)
-        return Finished(job)
+            self._writes.describe(order, action.snapshot.id, action.description)
+        return Finished(order.job)
 
-    def _create(self, job: Job, action: Create) -> Finished:
+    def _create(self, order: Order, action: Create) -> Finished:
         if action.quiesce == "never":
-            self._take(job, action, action.description)
-            return Finished(job, snapshot_id=action.name)
+            self._take(order, action, action.description)
+            return Finished(order.job, snapshot_id=action.name)
         # It is not called quiesced before that is known, so that whatever goes wrong from here on leaves no label that is not true.
-        self._take(job, action, action.unquiesced_description or action.description)
+        self._take(order, action, action.unquiesced_description or action.description)
         why = None
         try:
-            why = self._why_not_quiesced(job)
+            why = self._why_not_quiesced(order.job)
             if why is None:
-                self._writes.describe(action, action.name, action.description)
+                self._writes.describe(order, action.name, action.description)
             elif action.quiesce == "require":
-                self._writes.work(job, "delsnapshot", "delete", f"snapshot/{action.name}")
+                self._writes.work(order, "delsnapshot", "delete", f"snapshot/{action.name}")
         except (TaskFailed, SafepointError) as exc:
             if action.quiesce == "require":
                 said = f"is not quiesced ({why}), and was not removed again" if why else "is there, and not known to be quiesced"
@@ -277,15 +280,15 @@ class ProxmoxDriver(SnapshotDriver):
                 raise _errors.BackendFailed(f"The snapshot {action.name} of {action.vm} {said}: {exc}") from exc
             why = f"not known to be, since {exc}"
         if why is None:
-            return Finished(job, snapshot_id=action.name)
+            return Finished(order.job, snapshot_id=action.name)
         if action.quiesce == "require":
             raise _errors.Unsupported(f"The snapshot {action.name} of {action.vm} was removed again: {why}; {QUIESCE_ADVICE}")
         warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {why}; {QUIESCE_ADVICE}"
-        return Finished(job, snapshot_id=action.name, warnings=(warning,))
+        return Finished(order.job, snapshot_id=action.name, warnings=(warning,))
 
-    def _take(self, job: Job, action: Create, description: str) -> None:
+    def _take(self, order: Order, action: Create, description: str) -> None:
         memory = {"vmstate": 1} if action.memory else {}
-        self._writes.work(job, "snapshot", "post", "snapshot", snapname=action.name, description=description, **memory)
+        self._writes.work(order, "snapshot", "post", "snapshot", snapname=action.name, description=description, **memory)
 
     def _why_not_quiesced(self, job: Job) -> str | None:
         """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
@@ -299,17 +302,17 @@ class ProxmoxDriver(SnapshotDriver):
     def _release(self) -> tuple[int, ...]:
         return self._inventory.call("read the version", lambda: self._session.read("version", _read_release))
 
-    def _revert(self, job: Job, action: Revert) -> Finished:
+    def _revert(self, order: Order, action: Revert) -> Finished:
         power = Power(self._session, self._inventory, self._writes, lock_timeout=self.lock_timeout)
         turn = power.after(action)
         if turn is not None:
             # Before the rollback, which would leave the guest off for want of a right.
             guest = self._inventory.guest(action.vm)
             self._rights.need(guest, f"{action} with power={action.power}", "VM.PowerMgmt")
-        self._writes.work(job, "rollback", "post", f"snapshot/{action.snapshot.id}/rollback")
+        self._writes.work(order, "rollback", "post", f"snapshot/{action.snapshot.id}/rollback")
         if turn is not None:
-            power.turn(job, action, turn)
-        return Finished(job)
+            power.turn(order, action, turn)
+        return Finished(order.job)
 
 
 def _read_release(data: object) -> tuple[int, ...]:
