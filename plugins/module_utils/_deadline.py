@@ -81,7 +81,7 @@ def parse_duration(text: str, *, option: str) -> float:
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise InvalidOption(f"{option}={text!r} is not a duration; write for example 90s, 15m, 72h, 7d or a number of seconds")
+        raise InvalidOption(f"{option}={text!r} is not a duration; write for example 90s, 15m, 72h or 7d")
     seconds = float(match.group(1)) * _UNITS[match.group(2)]
     if seconds > _LONGEST:
         raise InvalidOption(f"{option}={text!r} is longer than a hundred years; write for example 90s, 15m, 72h or 7d")
@@ -95,8 +95,11 @@ def parse_age(text: str, *, option: str) -> timedelta:
     """
     seconds = parse_duration(text, option=option)
     if seconds and _NUMBER.fullmatch(text.strip()):
-        number, unit = text.strip(), "d" if seconds * _UNITS["d"] <= _LONGEST else "s"
-        raise InvalidOption(f"{option}={number} has no unit; write {number}{unit}, 12h or 90s")
+        number = text.strip()
+        # Only what would be accepted is proposed, and no single unit, which would be copied without a thought.
+        units = {"h": "hours", "d": "days"} if seconds * _UNITS["d"] <= _LONGEST else {"s": "seconds", "m": "minutes"}
+        fixes = " or ".join(f"{number}{unit} for {word}" for unit, word in units.items())
+        raise InvalidOption(f"{option}={number} has no unit; write {fixes}")
     return timedelta(seconds=seconds)
 
 

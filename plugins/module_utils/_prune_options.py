@@ -52,7 +52,7 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
     )
     zero = next((option for option, number in counts.items() if not number), None)
     if zero is not None and not policy.has_rules:
-        raise InvalidOption(f"{zero}=0 keeps nothing; use 1 or more, or all=true to remove every snapshot of ours")
+        raise InvalidOption(f"{zero}=0 keeps nothing; use 1 or more")
     return Pruned(request, policy, scope=_scope(params), tz=time_zone(params["timezone"]), confirm=params["confirm"])
 
 

@@ -34,7 +34,7 @@ def plan(**options: t.Any) -> None:
         ({"max_count": 0}, ["max_count=0", "all=true"]),
         ({"max_delete_per_run": 0, "expired": True}, ["max_delete_per_run=0", "check mode"]),
         ({"max_age": "0"}, ["max_age", "30d"]),
-        ({"max_age": "3"}, ["max_age=3 has no unit; write 3d, 12h or 90s"]),
+        ({"max_age": "3"}, ["max_age=3 has no unit; write 3h for hours or 3d for days"]),
         ({"min_age": "1.5", "expired": True}, ["min_age=1.5 has no unit; write 1.5d"]),
         ({"keep_within": " 7 "}, ["keep_within=7 has no unit; write 7d"]),
         ({"max_age": "soon"}, ["max_age", "soon", "72h"]),
