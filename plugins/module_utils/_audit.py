@@ -172,7 +172,9 @@ def _open(path: str, flags: int) -> int:
 def _unusable(path: str, error: OSError | ValueError) -> InvalidOption:
     folder = os.path.dirname(path) or "."
     if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
-        return InvalidOption(f"audit_file={path!r} cannot be written: the folder {folder} does not exist; nothing was done, create the folder")
+        return InvalidOption(
+            f"audit_file={path!r} cannot be written: the folder {folder} does not exist; nothing was done, create the folder"
+        )
     return InvalidOption(
         f"audit_file={path!r} cannot be written: {_why(error)}; nothing was done. Name a file in a folder that this user may write to"
     )

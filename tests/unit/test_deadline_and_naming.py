@@ -100,7 +100,9 @@ def test_what_is_no_expiry_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["3", " 3 ", "3.0", "365"])
 def test_what_decides_what_is_kept_needs_a_unit(text: str) -> None:
     for parse in (parse_expiry, parse_moment, parse_age):
-        with pytest.raises(InvalidOption, match=f"expires={text.strip()} has no unit; write {text.strip()}h for hours or {text.strip()}d"):
+        with pytest.raises(
+            InvalidOption, match=f"expires={text.strip()} has no unit; write {text.strip()}h for hours or {text.strip()}d"
+        ):
             parse(text, option="expires")
     assert parse_age(f"{text}d", option="expires") == timedelta(days=float(text))
 
