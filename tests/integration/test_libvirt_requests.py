@@ -116,7 +116,7 @@ def test_the_image_of_a_vm_on_another_host_is_read_once(counting: CountingLab) -
     pool = counting.connect().storagePoolCreateXML(
         f"<pool type='dir'><name>remote</name><target><path>{counting.disk_folder('remote')}</path></target></pool>"
     )
-    judge = Judge(counting.connect(), local=False, version=lambda: 9_000_000)
+    judge = Judge(counting.connect(), where=counting.uri, local=False, version=lambda: 9_000_000)
     domain = counting.connect().lookupByName("remote")
     with counting.counted() as asked:
         seen = judge.seen(domain, xml, up=False, crashed=False)

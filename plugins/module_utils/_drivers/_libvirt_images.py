@@ -169,7 +169,7 @@ class Search:
             if fitting(kept, record) is not None:
                 others.append(place)
                 continue
-            other = differing(vm.name, record, target, place, kept)
+            other = differing(vm.name, record, target, place, kept, where=self._where)
             if other is not None:
                 return [other]
             missing.append((target, place, "does not hold it"))

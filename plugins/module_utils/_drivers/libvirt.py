@@ -123,11 +123,13 @@ class LibvirtDriver(SnapshotDriver):
         known = version >= 9_009_000 or "<externalSnapshot/>" in self._ask(
             "read the capabilities", self._connection.getCapabilities
         )
-        return Daemon(version, self._is_qemu and known)
+        return Daemon(version, self._is_qemu and known, self._where)
 
     @functools.cached_property
     def _judge(self) -> _libvirt_judge.Judge:
-        return _libvirt_judge.Judge(self._connection, local=is_local(self._uri), version=lambda: self._daemon.version)
+        return _libvirt_judge.Judge(
+            self._connection, where=self._where, local=is_local(self._uri), version=lambda: self._daemon.version
+        )
 
     def set_deadline(self, deadline: Deadline) -> None:
         # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
@@ -288,7 +290,7 @@ class LibvirtDriver(SnapshotDriver):
         left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
         if state == MIGRATED_AWAY:
-            refusals["write"] = why_not_written(vm.name)
+            refusals["write"] = why_not_written(vm.name, self._where)
         how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
         if state == _libvirt_removal.RESTORED and self._is_qemu:
             how = _libvirt_removal.ways_restored(vm.name, how, self._daemon.version)
@@ -314,7 +316,7 @@ class LibvirtDriver(SnapshotDriver):
         definition = domain.XMLDesc()
         judged = self._judge.judged(domain, listing, definition)
         if self._is_qemu:
-            now = _libvirt_removal.look(domain, definition, judged, self._daemon.version)
+            now = _libvirt_removal.look(domain, definition, judged, self._daemon)
             self._hindrances[domain.UUIDString()] = _libvirt_removal.hindrances(judged, listing.texts, now)
             judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in judged):
