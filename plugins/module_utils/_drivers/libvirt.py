@@ -191,7 +191,18 @@ class LibvirtDriver(SnapshotDriver):
         if not self._is_qemu:
             return {vm.id: () for vm in vms}
         search = _libvirt_images.Search(self._connection, where=self._where, local=is_local(self._uri))
-        return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in vms}
+
+        def look(wanted: Sequence[Vm]) -> dict[str, tuple[Finding, ...] | SafepointError]:
+            return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in wanted}
+
+        found = look(vms)
+        doubtful = [vm for vm in vms if _libvirt_images.is_doubtful(_findings(found[vm.id]))]
+        if doubtful:
+            time.sleep(_libvirt_judge.SECOND_LOOK_SECONDS)
+            for vm_id, again in look(doubtful).items():
+                first = _findings(found[vm_id])
+                found[vm_id] = again if isinstance(again, SafepointError) else tuple(one for one in again if one in first)
+        return found
 
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
         if all(one.kind != EXTERNAL for one in snapshots):
@@ -359,6 +370,10 @@ def _holder(domain: t.Any) -> str | None:
         return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
     held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
+
+
+def _findings(found: tuple[Finding, ...] | SafepointError) -> tuple[Finding, ...]:
+    return () if isinstance(found, SafepointError) else found
 
 
 def _any_lost(found: Sequence[Snapshot] | SafepointError) -> bool:
