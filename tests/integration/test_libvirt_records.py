@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import subprocess
 import typing as t
@@ -351,13 +352,15 @@ def test_a_removal_whose_image_cannot_be_written_is_not_called_a_removal(
 
 
 def test_a_snapshot_whose_image_is_not_there_is_not_forgotten(either: t.Any, make: Make) -> None:
-    vm = make("unmounted")
+    vm = make("not mounted")
     take(either.uri, vm, "x")
     path = image(either, vm)
     path.rename(path.with_suffix(".away"))
     done = remove(either.uri, vm, "x")
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert str(path) in str(done.error) and "--metadata" in str(done.error)
+    assert str(path) in str(done.error)
+    forget = re.search(r"virsh -c \S+ snapshot-delete .*?--metadata", str(done.error))
+    assert forget and shlex.split(forget.group()) == ["virsh", "-c", either.uri, "snapshot-delete", vm, "x", "--metadata"]
     path.with_suffix(".away").rename(path)
     assert remove(either.uri, vm, "x").word == "removed" and in_image(either, vm) == []
 

@@ -301,7 +301,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
 
 def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, xml: str, *, uri: str, daemon: Daemon) -> Finished:
     # Again, since a revert of the same call or another program may have taken a disk away since the look; libvirtd 9.0 dies of it.
-    why = why_not_removed(action.snapshot, xml, look(domain, domain.XMLDesc(), [action.snapshot], daemon.version))
+    why = why_not_removed(action.snapshot, xml, look(domain, domain.XMLDesc(), [action.snapshot], daemon))
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
     left = None
@@ -310,7 +310,7 @@ def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, xml
         left = memory.get("file") if memory is not None else None
     if action.snapshot.lost is not None and action.snapshot.kind == EXTERNAL:
         return _delete_lost(job, action, domain, snapshot, uri=uri, daemon=daemon)
-    with checked_removal(action.vm, snapshot, domain, local=is_local(uri)):
+    with checked_removal(action.vm, snapshot, domain, where=daemon.where, local=is_local(uri)):
         job.asks()
         doubts = _delete_now(action, domain, snapshot)
     # NEWS of 9.1.0: it is removed from then on.
@@ -328,7 +328,7 @@ def _delete_lost(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any
     It is judged once more, since without its record a snapshot that still has its data would be lost indeed.
     """
     listing = read_listing(domain)
-    judged = Judge(domain.connect(), local=is_local(uri), version=lambda: daemon.version).judged(
+    judged = Judge(domain.connect(), where=daemon.where, local=is_local(uri), version=lambda: daemon.version).judged(
         domain, listing, domain.XMLDesc()
     )
     if not any(one.id == action.snapshot.id and one.lost for one in judged):

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 import typing as t
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import SECOND_LOOK_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
@@ -58,24 +56,16 @@ class Search:
         """The orphans, records without data and unreadable images of a VM. Only the images that it writes to now are searched for orphans.
 
         A VM that is up is asked through QEMU's monitor, upon which libvirt notes it as tainted: QEMU may hold changes back from the file. The
-        images of one that is off are read.
+        images of one that is off are read. Only what two looks have seen is true (is_doubtful()).
 
         :raises libvirtError: libvirt did not answer.
         """
-        found = self._compare(vm, domain)
-        if any(one.code != "images_not_checked" for one in found):
-            time.sleep(SECOND_LOOK_SECONDS)
-            again = self._compare(vm, domain)
-            found = [one for one in again if one in found]
-        return tuple(found)
-
-    def _compare(self, vm: Vm, domain: t.Any) -> list[Finding]:
         disks = [
             disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.format == "qcow2" and disk.writable
         ]
         up = bool(domain.isActive())
         held: dict[str, Sequence[Kept]] = {}
-        found = []
+        found: list[Finding] = []
         monitor: Mapping[str, Sequence[Kept]] | str = self._ask_qemu(domain) if up and disks else {}
         for disk in disks:
             place = disk.image
@@ -92,7 +82,7 @@ class Search:
                 found.append(self._orphan(vm, disk, place, orphan, up=up, first=first))
         for record in records:
             found += self._ghost(vm, record, held, {self._images.place_or_name(disk) for disk in disks})
-        return found
+        return tuple(found)
 
     def _of_one(self, disk: Disk, place: str | None, monitor: Mapping[str, Sequence[Kept]] | str | None) -> Sequence[Kept]:
         """The snapshots that the image holds, by QEMU's answer where the VM is up."""
@@ -169,11 +159,16 @@ class Search:
             if fitting(kept, record) is not None:
                 others.append(place)
                 continue
-            other = differing(vm.name, record, target, place, kept)
+            other = differing(vm.name, record, target, place, kept, where=self._where)
             if other is not None:
                 return [other]
             missing.append((target, place, "does not hold it"))
         return [ghost(vm.name, record.name, *missing[0], others=others)] if missing else []
+
+
+def is_doubtful(found: Iterable[Finding]) -> bool:
+    """Whether a second look is needed: what is being taken or removed is in the image or in the records only, for a moment."""
+    return any(one.code != "images_not_checked" for one in found)
 
 
 def _texts(domain: t.Any) -> list[str]:

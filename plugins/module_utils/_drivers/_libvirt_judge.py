@@ -98,8 +98,9 @@ def current_snapshot(domain: t.Any) -> t.Any:
 class Judge:
     """Tells of the snapshots in a listing what their images say about them, as far as that costs next to nothing."""
 
-    def __init__(self, connection: t.Any, *, local: bool, version: Callable[[], int]) -> None:
-        """``version`` is the daemon's, which is asked only where it matters."""
+    def __init__(self, connection: t.Any, *, where: str, local: bool, version: Callable[[], int]) -> None:
+        """``where`` is the URI without secrets. ``version`` is the daemon's, which is asked only where it matters."""
+        self._where = where
         self._images = Images(connection, local=local)
         self._local = local
         self._version = version
@@ -135,7 +136,7 @@ class Judge:
             return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
         named = checkpoints(domain)
-        why = bitmaps_hinder(domain.name(), named)
+        why = bitmaps_hinder(domain.name(), named, self._where)
         if why:
             snapshots = [
                 dataclasses.replace(one, obstacles={**one.obstacles, "revert": f"is internal, and {why}"}) for one in snapshots
@@ -186,7 +187,7 @@ class Judge:
                     return None, NUMBER
                 continue
             meant = fitting(image.snapshots, record)
-            other = differing(domain.name(), record, target, place, image.snapshots) if meant is None else None
+            other = differing(domain.name(), record, target, place, image.snapshots, where=self._where) if meant is None else None
             if other is not None:
                 return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
             if meant is None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, fitting, read_record
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import external_files, read_disks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unsupported
@@ -22,7 +23,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
 
 
 @contextlib.contextmanager
-def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, local: bool) -> Iterator[None]:
+def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, where: str, local: bool) -> Iterator[None]:
     """Around a removal: refuse it where an image is not there, and afterwards find the images that still hold the snapshot.
 
     libvirt has qemu-img remove it from each image, ignores that this fails, and forgets the snapshot (9.0, 11.3): an image that is read-only,
@@ -41,7 +42,7 @@ def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, local: bool) -> I
         if _holds(images, place, record) is None:
             raise Unsupported(
                 f"The snapshot {record.name} of {vm} cannot be removed: the image of its disk {target} ({place}) does not exist; make its storage "
-                f"available, or remove libvirt's record only (virsh snapshot-delete {vm} {record.name} --metadata)"
+                f"available, or remove libvirt's record only ({virsh(where, 'snapshot-delete', vm.name, record.name, '--metadata')})"
             )
     yield
     left = [place for place in record.places.values() if _holds(images, place, record)]

@@ -37,6 +37,11 @@ CPUS_LOST = "libvirt before 10.9 fails the revert to a snapshot with the memory 
 _IMAGES_TO_START, MOST_IMAGES, _MANY_IMAGES = 25, 20, 10
 
 
+def virsh(where: str, *words: str) -> str:
+    """The command for a shell; ``where`` is the URI without secrets, since virsh connects to another daemon without one."""
+    return f"virsh -c {shlex.join([where, *words])}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Seen:
     """What was seen of the disk images of a VM."""
@@ -62,47 +67,43 @@ def plugged_cpus(domain: ElementTree.Element) -> bool:
 
 def findings_of_state(vm: str, state: int, reason: int, *, where: str) -> list[Finding]:
     """What libvirt's state of a VM says that a person should know; ``where`` is the URI without secrets."""
-    command = f"virsh -c {shlex.quote(where)}"
     if (state, reason) == MIGRATED_AWAY:
         return [
             Finding(
                 "migrated_away",
                 f"{vm} was migrated to another host, and runs there; its definition is still here",
-                f"remove the definition: {command} undefine {shlex.quote(vm)}",
+                f"remove the definition: {virsh(where, 'undefine', vm)}",
             )
         ]
     if state == CRASHED:
         said = f"The guest of {vm} has crashed, and QEMU was stopped and kept for a look into it (on_crash=preserve)"
-        return [
-            Finding("guest_crashed", said, f"restart it: {command} reset {shlex.quote(vm)} && {command} resume {shlex.quote(vm)}")
-        ]
+        return [Finding("guest_crashed", said, f"restart it: {virsh(where, 'reset', vm)} && {virsh(where, 'resume', vm)}")]
     return []
 
 
 def left_by_dead_daemon(vm: str, state: tuple[int, int], *, where: str) -> Finding | None:
     """The state in which a libvirtd that died in the middle of an operation has left a VM that nothing works on, if it is one."""
-    command = f"virsh -c {shlex.quote(where)} %s {shlex.quote(vm)}"
     if state in PAUSED_FOR_SNAPSHOT:
         return Finding(
             "left_paused",
             f"{vm} is paused since a snapshot that libvirtd did not live to finish",
-            f"let it run again: {command % 'resume'}",
+            f"let it run again: {virsh(where, 'resume', vm)}",
         )
     if state == _ENDED_BY_DAEMON:
         return Finding(
             "left_off",
             f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
             "had in memory, as in a power cut",
-            f"start it, or revert it to a snapshot: {command % 'start'}",
+            f"start it, or revert it to a snapshot: {virsh(where, 'start', vm)}",
         )
     return None
 
 
-def why_not_written(vm: str) -> str:
+def why_not_written(vm: str, where: str) -> str:
     """Why nothing is done to a VM that was migrated away. Its images may be on shared storage: an external snapshot works (9.0, 11.3)."""
     return (
         f"Nothing is done to {vm} on this host, because it was migrated to another one, runs there and writes to the same images; use the other "
-        f"host, and remove the definition here (virsh undefine {vm})"
+        f"host, and remove the definition here ({virsh(where, 'undefine', vm)})"
     )
 
 
@@ -127,7 +128,7 @@ def why_not_deeper(depth: int | None) -> str | None:
     )
 
 
-def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
+def bitmaps_hinder(vm: str, checkpoints: Sequence[str], where: str) -> str | None:
     """Why there is no way back to an internal snapshot while an image has a bitmap, whenever that was added.
 
     QEMU 7.2 and 10.0: 'Device has active dirty bitmaps', after libvirt has stopped the VM (9.0, 11.3). A checkpoint can be deleted while the VM is
@@ -135,7 +136,7 @@ def bitmaps_hinder(vm: str, checkpoints: Sequence[str]) -> str | None:
     """
     if not checkpoints:
         return None
-    commands = "; ".join(f"virsh checkpoint-delete {shlex.quote(vm)} {shlex.quote(one)}" for one in checkpoints)
+    commands = "; ".join(virsh(where, "checkpoint-delete", vm, one) for one in checkpoints)
     return (
         f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup, whose bitmap makes QEMU fail the revert and leave the VM off; "
         f"start the VM, and delete it ({commands}), after which the next backup has to be a full one"

@@ -9,13 +9,13 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     INTERNAL,
@@ -57,7 +57,7 @@ def ghost(vm: str, name: str, target: str, place: str, problem: str, *, others: 
     )
 
 
-def differing(vm: str, record: Record, target: str, place: str, kept: Iterable[Kept]) -> Finding | None:
+def differing(vm: str, record: Record, target: str, place: str, kept: Iterable[Kept], *, where: str) -> Finding | None:
     """The finding that an image holds a snapshot of the record's name, and of another time."""
     other = next((one for one in kept if one.name == record.name), None)
     if other is None:
@@ -67,7 +67,7 @@ def differing(vm: str, record: Record, target: str, place: str, kept: Iterable[K
         "snapshot_differs",
         f"libvirt says that the snapshot {record.name} of {vm} was taken at {times[0]}, and the image of its disk {target} ({place}) holds one of that "
         f"name of {times[1]}, which may be another one",
-        f"find out which one it is; then go back to it (virsh snapshot-revert {shlex.quote(vm)} {shlex.quote(record.name)}), or remove it",
+        f"find out which one it is; then go back to it ({virsh(where, 'snapshot-revert', vm, record.name)}), or remove it",
     )
 
 

@@ -13,6 +13,8 @@ import typing as t
 from collections.abc import Mapping, Sequence
 from xml.etree import ElementTree
 
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import EXTERNAL
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way
 
@@ -31,6 +33,8 @@ class Present:
     """The parts of a VM's present state that a removal depends on."""
 
     vm: str
+    where: str
+    """The URI of the daemon without secrets."""
     up: bool
     disks: frozenset[str]
     """The names of its disks, for example vda."""
@@ -40,7 +44,7 @@ class Present:
     """Whether it has not run since its memory came back from there."""
 
 
-def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon_version: int) -> Present:
+def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon: Daemon) -> Present:
     """Read what the removal of these snapshots depends on, with the definition of the VM, since a removal may end libvirtd (9.0).
 
     One or two requests where it may fail, or the VM not start after it.
@@ -53,10 +57,11 @@ def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon_v
     up = definition.get("id") is not None
     return Present(
         vm=domain.name(),
+        where=daemon.where,
         up=up,
         disks=frozenset(name for name in targets if name),
         saved=external and not up and bool(domain.hasManagedSaveImage()),
-        restored=up and (external or daemon_version >= _BY_JOBS) and tuple(domain.state()) == RESTORED,
+        restored=up and (external or daemon.version >= _BY_JOBS) and tuple(domain.state()) == RESTORED,
     )
 
 
@@ -68,7 +73,7 @@ def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str 
         # 11.3 merges it, and the VM does not start any more: its saved state names the image that is gone.
         return (
             f"is external, and the memory of {now.vm} is saved to disk (managed save) together with the names of the images; start the VM first, or "
-            f"drop its memory (virsh managedsave-remove {now.vm})"
+            f"drop its memory ({virsh(now.where, 'managedsave-remove', now.vm)})"
         )
     if now.restored:
         # 'Inactive ... can't be a backing child of active ...' (external; QEMU 7.2, 10.0), 'is writable but does not support snapshots' (10.0)

@@ -22,6 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lim
     bitmaps_hinder,
     chain_near_limit,
     plugged_cpus,
+    virsh,
     why_not_deeper,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
@@ -49,6 +50,8 @@ class Daemon:
     """As libvirt counts: 9000000 is 9.0.0."""
     external_revert: bool
     """Whether it can go back to external snapshots: libvirt 9.9 and later."""
+    where: str = "qemu:///system"
+    """Its URI without secrets, for the commands in messages."""
 
     def __str__(self) -> str:
         return f"libvirt {self.version // 1_000_000}.{self.version // 1000 % 1000}"
@@ -61,7 +64,7 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
     """
     domain = ElementTree.fromstring(domain_xml)
     disks = read_disks(domain)
-    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or _why_no_way_back(name, seen)
+    why_not_internal = _SAVED if saved else _why_not_internal(domain, disks, daemon) or _why_no_way_back(name, seen, daemon.where)
     why_not_external = _SAVED if saved else _why_not_external(disks, daemon) or why_not_deeper(seen.depth)
     if fork and not why_not_external:
         # 11.3: once the new one is removed again, the next revert unlinks the file that the others are based on.
@@ -128,10 +131,10 @@ def _refusals(name: str, domain_xml: str, power: str, *, crashed: bool) -> tuple
     return internal, external
 
 
-def _why_no_way_back(name: str, seen: Seen) -> str | None:
+def _why_no_way_back(name: str, seen: Seen, where: str) -> str | None:
     """Why there would be no way back to an internal snapshot."""
     loose = next((bitmap_hinders(bitmap, place) for bitmap, place in seen.bitmaps.items()), None)
-    return bitmaps_hinder(name, seen.checkpoints) or loose or (HAS_CRASHED if seen.crashed else None)
+    return bitmaps_hinder(name, seen.checkpoints, where) or loose or (HAS_CRASHED if seen.crashed else None)
 
 
 def _missed(name: str, domain: ElementTree.Element, kind: str, *, memory: bool) -> tuple[str, ...]:
@@ -169,7 +172,7 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
                 # 11.3 takes the file that the other branches are based on for the one that a revert gives up.
                 obstacles["revert"] = (
                     f"is external, and a revert of {vm} would lose a branch of its snapshots, because another one was removed beside it; begin a "
-                    f"new branch first (virsh snapshot-create-as {vm} rescue --disk-only), and remove that after the revert"
+                    f"new branch first ({virsh(daemon.where, 'snapshot-create-as', vm, 'rescue', '--disk-only')}), and remove that after the revert"
                 )
             alone = _why_not_alone(one, snapshots, chain)
             if alone:
@@ -182,11 +185,13 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
                     f"lose; remove {' and '.join(beside)} first, or revert to another snapshot first"
                 )
         if len(kinds) > 1:
+            delete = virsh(daemon.where, "snapshot-delete", vm, "NAME")
+            merge = virsh(daemon.where, "blockcommit", vm, "DISK", "--active", "--pivot", "--delete")
             # libvirt 9.0 deletes an external one together with the data of an internal one on top of it, and the VM cannot start any more.
             obstacles["revert"] = obstacles["remove"] = (
                 f"is {one.kind}, and {vm} has {INTERNAL if one.kind == EXTERNAL else EXTERNAL} ones as well, which destroy each other; take "
-                f"them away by hand while it is up, the newest first: an internal one with virsh snapshot-delete {vm} NAME, an external one "
-                f"with virsh blockcommit {vm} DISK --active --pivot --delete for each disk and then virsh snapshot-delete {vm} NAME --metadata"
+                f"them away by hand while it is up, the newest first: an internal one with {delete}, an external one with {merge} for each disk and then "
+                f"{delete} --metadata"
             )
         if one.lost is not None and one.kind == EXTERNAL:
             # Only its record is left, which can always be removed (_libvirt_actions.py).

@@ -125,11 +125,13 @@ class LibvirtDriver(SnapshotDriver):
         known = version >= 9_009_000 or "<externalSnapshot/>" in self._ask(
             "read the capabilities", self._connection.getCapabilities
         )
-        return Daemon(version, self._is_qemu and known)
+        return Daemon(version, self._is_qemu and known, self._where)
 
     @functools.cached_property
     def _judge(self) -> _libvirt_judge.Judge:
-        return _libvirt_judge.Judge(self._connection, local=is_local(self._uri), version=lambda: self._daemon.version)
+        return _libvirt_judge.Judge(
+            self._connection, where=self._where, local=is_local(self._uri), version=lambda: self._daemon.version
+        )
 
     def set_deadline(self, deadline: Deadline) -> None:
         # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
@@ -191,7 +193,18 @@ class LibvirtDriver(SnapshotDriver):
         if not self._is_qemu:
             return {vm.id: () for vm in vms}
         search = _libvirt_images.Search(self._connection, where=self._where, local=is_local(self._uri))
-        return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in vms}
+
+        def look(wanted: Sequence[Vm]) -> dict[str, tuple[Finding, ...] | SafepointError]:
+            return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in wanted}
+
+        found = look(vms)
+        doubtful = [vm for vm in vms if _libvirt_images.is_doubtful(_findings(found[vm.id]))]
+        if doubtful:
+            time.sleep(_libvirt_judge.SECOND_LOOK_SECONDS)
+            for vm_id, again in look(doubtful).items():
+                first = _findings(found[vm_id])
+                found[vm_id] = again if isinstance(again, SafepointError) else tuple(one for one in again if one in first)
+        return found
 
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
         if all(one.kind != EXTERNAL for one in snapshots):
@@ -292,7 +305,7 @@ class LibvirtDriver(SnapshotDriver):
         left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
         if state == MIGRATED_AWAY:
-            refusals["write"] = why_not_written(vm.name)
+            refusals["write"] = why_not_written(vm.name, self._where)
         how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
         if state == _libvirt_removal.RESTORED and self._is_qemu:
             how = _libvirt_removal.ways_restored(vm.name, how, self._daemon.version)
@@ -318,7 +331,7 @@ class LibvirtDriver(SnapshotDriver):
         definition = domain.XMLDesc()
         judged = self._judge.judged(domain, listing, definition)
         if self._is_qemu:
-            now = _libvirt_removal.look(domain, definition, judged, self._daemon.version)
+            now = _libvirt_removal.look(domain, definition, judged, self._daemon)
             self._hindrances[domain.UUIDString()] = _libvirt_removal.hindrances(judged, listing.texts, now)
             judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in judged):
@@ -361,6 +374,10 @@ def _holder(domain: t.Any) -> str | None:
         return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
     held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
     return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
+
+
+def _findings(found: tuple[Finding, ...] | SafepointError) -> tuple[Finding, ...]:
+    return () if isinstance(found, SafepointError) else found
 
 
 def _any_lost(found: Sequence[Snapshot] | SafepointError) -> bool:

@@ -1,0 +1,61 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The commands in messages about VMs of libvirt can be pasted into a shell, whatever the VM is called and wherever it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+
+import pytest
+
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+    MIGRATED_AWAY,
+    bitmaps_hinder,
+    findings_of_state,
+    left_by_dead_daemon,
+    why_not_written,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, differing
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import Present, why_not_removed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon, with_obstacles
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
+
+VM = "web 01; reboot"
+WHERE = "qemu+ssh://root@host/system?socket=/run/x"
+
+
+def snapshot(name: str, kind: str, parent: str | None = None) -> Snapshot:
+    whole = Snapshot(name, name, None, parent, "", memory=False, consistency="crash", current=False)
+    return dataclasses.replace(whole, kind=kind)
+
+
+def messages() -> dict[str, str | None]:
+    daemon = Daemon(11_003_000, True, WHERE)
+    outer, inner = snapshot("a", "external"), snapshot("b", "internal", "a")
+    away = Present(VM, WHERE, up=False, disks=frozenset(), saved=True, restored=False)
+    left = left_by_dead_daemon(VM, (3, 9), where=WHERE)
+    differs = differing(VM, Record("a", 1, {}), "vda", "/x", [Kept("1", "a", 10_000)], where=WHERE)
+    return {
+        "checkpoints": bitmaps_hinder(VM, ["monday"], WHERE),
+        "migrated": why_not_written(VM, WHERE),
+        "migrated finding": findings_of_state(VM, *MIGRATED_AWAY, where=WHERE)[0].remedy,
+        "left": left.remedy if left else None,
+        "saved": why_not_removed(outer, "<domainsnapshot/>", away),
+        "branch": with_obstacles(VM, [outer], daemon, branch_lost=True)[0].obstacles["revert"],
+        "mixed": with_obstacles(VM, [outer, inner], daemon)[0].obstacles["remove"],
+        "differs": differs.remedy if differs else None,
+    }
+
+
+@pytest.mark.parametrize("case", sorted(messages()))
+def test_each_command_names_the_daemon_and_the_vm_as_one_word_each(case: str) -> None:
+    text = messages()[case] or ""
+    commands = re.findall(r"virsh (?:'[^']*'|[^\s')]+| )*", text)
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:3] == ["virsh", "-c", WHERE] and words[4] == VM, command
