@@ -174,6 +174,23 @@ def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
     assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
+def test_a_write_is_not_sent_again_after_the_call_gave_it_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    """The engine gives the driver more time for the undo and the last look; that is none for jobs that were begun before."""
+    driver = backend.open()
+    found = driver.find([vm])[vm]
+    assert isinstance(found, Vm)
+    vcenter.outage("lost_before", method="CreateSnapshotEx_Task")
+    driver.set_deadline(Deadline(2))
+    job = driver.start(Create(found, "x", "text", memory=False))
+    time.sleep(0.5)
+    driver.set_deadline(Deadline(30))
+    (end,) = driver.wait([job], Deadline(20))
+    assert vcenter.end_outage() == 1
+    driver.close()
+    assert end.error and end.error.code == "unverified"
+    assert vcenter.vm(vm)["snapshots"] == []
+
+
 def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(
     backend: VsphereBackend, vcenter: t.Any, vm: str
 ) -> None:

@@ -32,10 +32,10 @@ def server(hostname: str, **options: t.Any) -> Server:
 @pytest.mark.parametrize(
     ("hostname", "words"),
     [
-        ("https://vc", ["hostname='https://vc'", "without scheme, user or path", "use port"]),
-        ("https://vc:443", ["without scheme"]),
+        ("https://vc", ["hostname='https://vc'", "without https://, user, port or path", "set port"]),
+        ("https://vc:443", ["without https://"]),
         ("vc:443", ["hostname='vc:443'", "without a port", "use port"]),
-        ("vc/sdk", ["without scheme, user or path"]),
+        ("vc/sdk", ["without https://, user, port or path"]),
         ("[::1]:443", ["is not an IPv6 address", "use port"]),
         ("[vc]", ["is not an IPv6 address"]),
         ("1:2:3", ["is not an IPv6 address"]),

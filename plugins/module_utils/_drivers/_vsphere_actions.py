@@ -71,6 +71,13 @@ class _Pause:
     seconds: float
 
 
+@dataclasses.dataclass(eq=False)
+class _Job(Job):
+    """A job with the deadline of the time when it was begun. The engine sets later ones for the undo and the last look, when it has given this job up."""
+
+    deadline: Deadline = dataclasses.field(default_factory=lambda: Deadline(0))
+
+
 _Value = t.TypeVar("_Value")
 # What a job does next; it is sent the result of a call or of its task, or has the error raised.
 _Steps = t.Generator[t.Union[_Call, _Pause], t.Any, _Value]
@@ -90,7 +97,7 @@ class Actions:
 
     def start(self, action: Action) -> Job:
         """Begin an action and return at once; its end goes to ``endings``."""
-        job = Job(action)
+        job = _Job(action, deadline=self._session.deadline)
         self._crew.do(lambda: self._advance(job, self._run(job, action)))
         return job
 
@@ -131,9 +138,7 @@ class Actions:
         self._lookup.over.add(str(job.handle))
         self._crew.do(lambda: self._advance(job, steps, made, error))
 
-    def _do(
-        self, action: Action, sent: str, call: _Call, is_done: Callable[[Seen], t.Any], *, once: bool = False
-    ) -> _Steps[t.Any]:
+    def _do(self, job: _Job, sent: str, call: _Call, is_done: Callable[[Seen], t.Any], *, once: bool = False) -> _Steps[t.Any]:
         """Make a call and return the result of it or of its task.
 
         Where the answer is lost, ``is_done`` says of what is seen afterwards what the result was, or None where nothing was done: then it is sent again.
@@ -146,18 +151,18 @@ class Actions:
             try:
                 return (yield call)
             except NotSent:
-                seconds = self._session.pause_seconds(tries)
+                seconds = self._session.pause_seconds(tries, job.deadline)
                 if seconds is None:
                     raise
                 yield _Pause(seconds)
             except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
-                done = yield from self._look_up(action, sent, exc, is_done, may_come=once and is_slow(exc))
+                done = yield from self._look_up(job, sent, exc, is_done, may_come=once and is_slow(exc))
                 if done is not None:
                     return done
         raise AssertionError  # there is no end to the numbers
 
     def _look_up(
-        self, action: Action, sent: str, lost: BaseException, is_done: Callable[[Seen], t.Any], *, may_come: bool
+        self, job: _Job, sent: str, lost: BaseException, is_done: Callable[[Seen], t.Any], *, may_come: bool
     ) -> _Steps[t.Any]:
         """The result by ``is_done`` when no task is at work on the VM any more, or None where nothing was done.
 
@@ -170,7 +175,7 @@ class Actions:
         calm: Deadline | None = None
         while True:
             try:
-                seen = self._lookup.look(action.vm)
+                seen = self._lookup.look(job.action.vm)
             except _errors.SafepointError as exc:
                 raise _errors.Unverified(f"{unknown}: {exc}; look with snapshot_info before the next try") from exc
             if seen.running is None:
@@ -178,33 +183,33 @@ class Actions:
                 if done is not None:
                     return done
                 calm = calm or Deadline(_SLOW_CALM_SECONDS if may_come else _CALM_SECONDS)
-                if calm.left() <= 0:
-                    if may_come:
-                        raise _errors.Unverified(f"{unknown}, or still will be; look with snapshot_info before the next try")
-                    return None
-            if self._session.deadline.left() <= _LOOK_SECONDS:
+            if job.deadline.left() <= _LOOK_SECONDS:
                 at_work = f": {seen.running} is still at work" if seen.running else ""
                 raise _errors.Unverified(f"{unknown} in time{at_work}; look with snapshot_info before the next try")
+            if seen.running is None and calm is not None and calm.left() <= 0:
+                if may_come:
+                    raise _errors.Unverified(f"{unknown}, or still will be; look with snapshot_info before the next try")
+                return None
             yield _Pause(_LOOK_SECONDS)
 
     # the actions
 
-    def _run(self, job: Job, action: Action) -> _Steps[Finished]:
+    def _run(self, job: _Job, action: Action) -> _Steps[Finished]:
         """The tasks of an action."""
         if isinstance(action, Create):
             return (yield from self._create(job, action))
         snapshot = vim.vm.Snapshot(action.snapshot.id, self._session.stub)
         if isinstance(action, Revert):
-            yield from self._revert(action, snapshot)
+            yield from self._revert(job, action, snapshot)
         elif isinstance(action, Delete):
             remove = _Call(lambda: snapshot.RemoveSnapshot_Task(removeChildren=False))
-            yield from self._do(action, f"{action}", remove, lambda seen: seen.by_id(action.snapshot.id) is None or None)
+            yield from self._do(job, f"{action}", remove, lambda seen: seen.by_id(action.snapshot.id) is None or None)
         elif isinstance(action, Describe):
             describe = _Call(lambda: snapshot.RenameSnapshot(description=action.description), task=False)
-            yield from self._do(action, f"{action}", describe, lambda seen: seen.is_described(action) or None)
+            yield from self._do(job, f"{action}", describe, lambda seen: seen.is_described(action) or None)
         return Finished(job)
 
-    def _create(self, job: Job, action: Create) -> _Steps[Finished]:
+    def _create(self, job: _Job, action: Create) -> _Steps[Finished]:
         if action.quiesce == "never":
             return (yield from self._take(job, action, action.description, quiesce=False))
         try:
@@ -219,7 +224,7 @@ class Actions:
         end = yield from self._take(job, action, plain_text, quiesce=False)
         return dataclasses.replace(end, warnings=(warning,))
 
-    def _take(self, job: Job, action: Create, description: str, *, quiesce: bool) -> _Steps[Finished]:
+    def _take(self, job: _Job, action: Create, description: str, *, quiesce: bool) -> _Steps[Finished]:
         vm = vim.VirtualMachine(action.vm.id, self._session.stub)
         what: Mapping[str, t.Any] = {"name": action.name, "description": description, "memory": action.memory}
         before = self._lookup.snapshots_of(action.vm)
@@ -232,33 +237,33 @@ class Actions:
             spec = vim.vm.GuestQuiesceSpec(timeout=_QUIESCE_MINUTES) if quiesce else None
             call = _Call(lambda: vm.CreateSnapshotEx_Task(**what, quiesceSpec=spec))
             try:
-                made = yield from self._do(action, f"{action}", call, is_done)
+                made = yield from self._do(job, f"{action}", call, is_done)
             except vmodl.fault.MethodNotFound:
                 self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
         if not self._modern:
             call = _Call(lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce))
-            made = yield from self._do(action, f"{action}", call, is_done)
+            made = yield from self._do(job, f"{action}", call, is_done)
         if made is None:
             raise _errors.BackendFailed(
                 f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); look with snapshot_info"
             )
         return Finished(job, snapshot_id=made if isinstance(made, str) else str(made._moId))
 
-    def _revert(self, action: Revert, snapshot: t.Any) -> _Steps[None]:
+    def _revert(self, job: _Job, action: Revert, snapshot: t.Any) -> _Steps[None]:
         revert = _Call(lambda: snapshot.RevertToSnapshot_Task(suppressPowerOn=action.power == "off"))
-        yield from self._do(action, f"{action}", revert, lambda seen: seen.is_reverted(action) or None, once=True)
+        yield from self._do(job, f"{action}", revert, lambda seen: seen.is_reverted(action) or None, once=True)
         turn = "start" if action.power == "on" and not action.snapshot.memory else "stop" if action.power == "off" else None
         if turn is None:
             return
         try:
-            yield from self._turn(action, on=turn == "start")
+            yield from self._turn(job, action, on=turn == "start")
         except BaseException as exc:
             # Whatever it is, the VM is back at the snapshot, and to decide again as if it was not would be wrong.
             error = self._typed(exc, action)
             kind = _errors.Unverified if isinstance(error, _errors.Unverified) else _errors.BackendFailed
             raise kind(f"{action.vm} is back at {action.snapshot}, and its {turn} failed: {error}") from exc
 
-    def _turn(self, action: Revert, *, on: bool) -> _Steps[None]:
+    def _turn(self, job: _Job, action: Revert, *, on: bool) -> _Steps[None]:
         """Start or stop the VM. Another task on it is waited for: it may be that of a run that removes the snapshot, or reverts as well."""
         vm = vim.VirtualMachine(action.vm.id, self._session.stub)
         wanted = "poweredOn" if on else "poweredOff"
@@ -270,14 +275,14 @@ class Actions:
         lock: Deadline | None = None
         while True:
             try:
-                yield from self._do(action, sent, call, lambda seen: seen.power == wanted or None)
+                yield from self._do(job, sent, call, lambda seen: seen.power == wanted or None)
                 return
             except vmodl.MethodFault as exc:
                 in_passing = isinstance(exc, vim.fault.InvalidPowerState)
                 # Another run may have started or stopped it already, which is what is wanted.
                 if in_passing and self._power(action) == wanted:
                     return
-                lock = lock or self._session.deadline.within(self.lock_timeout)
+                lock = lock or job.deadline.within(self.lock_timeout)
                 if lock.left() <= 0 or not (in_passing or isinstance(self._typed(exc, action), _errors.Locked)):
                     raise
             yield _Pause(_LOOK_SECONDS)

@@ -150,12 +150,8 @@ class Session:
         self._logins = 0
         self._closed = False
         self.deadline = Deadline(_SILENCE_SECONDS)
-        try:
-            context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
-        except OSError as exc:
-            raise _errors.InvalidOption(
-                f"ca_path={ca_path!r} cannot be used: {exc}; name a file of CA certificates in PEM"
-            ) from exc
+        # _server.py has read ca_path.
+        context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
         self.stub = _make_stub(
             self._silence,
             host=hostname,
@@ -218,10 +214,10 @@ class Session:
         time.sleep(seconds)
         return True
 
-    def pause_seconds(self, tries: int) -> float | None:
-        """For how long to leave the server alone after so many tries, or None where there is no time for another one."""
+    def pause_seconds(self, tries: int, deadline: Deadline | None = None) -> float | None:
+        """For how long to leave the server alone after so many tries, or None where there is no time for another one before the deadline."""
         seconds = min(_FIRST_PAUSE_SECONDS * 2 ** min(tries, 10), _LONGEST_PAUSE_SECONDS)
-        return None if self._closed or self.deadline.left() <= seconds else seconds
+        return None if self._closed or (deadline or self.deadline).left() <= seconds else seconds
 
     def _silence(self) -> float:
         """For how long a request that begins now waits for an answer."""
