@@ -66,3 +66,16 @@ class ContainerBackend(ProxmoxBackend):
     memory_possible = False
     kind = "lxc"
     storage = "lvmthin"
+
+
+def options(pve: t.Any, **changed: t.Any) -> dict[str, t.Any]:
+    """The options of a login with the token, as a task would have them."""
+    found = {
+        "backend": "proxmox",
+        "hostname": pve.hostname,
+        "port": pve.port,
+        "token_id": pve.token_id,
+        "token_secret": pve.token_secret,
+        "ca_path": pve.ca_path,
+    }
+    return {**found, **changed}

@@ -16,13 +16,12 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Describe, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
     _proxmox_library,
     _proxmox_tasks,
     _proxmox_writes,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached, SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -200,180 +199,6 @@ def test_a_rollback_may_bring_back_another_name(backend: ProxmoxBackend, cluster
     done = backend.revert("web02", "xx", power="on")
     assert (done.word, done.error) == ("reverted", None)
     assert (cluster.guest(vmid)["name"], cluster.guest(vmid)["status"]) == ("web01", "running")
-
-
-# -- answers that are lost -----------------------------------------------------------------------------------------------
-
-
-LOST: list[dict[str, t.Any]] = [{"status": 596}, {"cut": True}, {"status": 502}, {"gone": 1.0}]
-
-
-@pytest.mark.parametrize("how", LOST, ids=["596", "cut", "502", "gone"])
-@pytest.mark.parametrize("after", [True, False])
-@pytest.mark.parametrize(
-    ("what", "managed"),
-    [
-        ("create", False),
-        ("describe", False),
-        ("revert", False),
-        ("revert and start", False),
-        ("start", False),
-        ("start", True),
-        ("remove", False),
-    ],
-)
-def test_a_write_whose_answer_is_lost_is_looked_up_and_done_once(
-    backend: ProxmoxBackend,
-    cluster: PveServer,
-    vmid: int,
-    what: str,
-    managed: bool,
-    after: bool,
-    how: dict[str, t.Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What was done is not done again, and what was not done is sent again."""
-    cluster.snapshot_by_hand(vmid, "old", description=OURS)
-    method, path, plan = {
-        "create": ("POST", TAKE, Present(Request(name="new"))),
-        "describe": ("PUT", "*/config", Present(Request(name="old", description="text"))),
-        "revert": ("POST", "*/rollback", Reverted(Request(name="old"))),
-        "revert and start": ("POST", "*/rollback", Reverted(Request(name="old", power="on"))),
-        "start": ("POST", "*/status/start", Reverted(Request(name="old", power="on"))),
-        "remove": ("DELETE", "*/snapshot/old", Absent(Request(name="old"))),
-    }[what]
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._SLOW_LOOK_SECONDS", 0.3)
-    begun = len(cluster.task_list())
-    cluster.set_guest(vmid, data="later", managed=managed)
-    cluster.fault(method, path, after=after, **how)
-    done = only(backend.run(plan, "web01", on_error="stop"))
-    seen = cluster.guest(vmid)
-    if what.startswith("revert") and not after and how == {"status": 596}:
-        # The node gave up waiting for another one, which may begin it yet: a second rollback would take what happened since.
-        assert code(done) == "unverified" and "was sent" in str(done.error) and seen["data"] == "later"
-        return
-    assert done.error is None and done.changed
-    assert len(cluster.task_list()) - begun == {"describe": 0, "revert and start": 2, "start": 3 if managed else 2}.get(what, 1)
-    assert names(cluster, vmid) == {"create": ["old", "new"], "remove": []}.get(what, ["old"])
-    assert what != "describe" or "text" in seen["snapshots"][0]["description"]
-    assert what in ("create", "describe", "remove") or seen["data"] == "fresh web01"
-    assert "start" not in what or seen["status"] == "running"
-
-
-def test_an_order_of_which_nothing_can_be_known_is_told_as_sent(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
-    cluster.fault("POST", TAKE, cut=True, after=True)
-    cluster.fault("GET", "/nodes/pve1/tasks", status=502, count=None)
-    done = only(backend.run(Present(Request(name="xx")), "web01", on_error="stop", timeout=2.0))
-    assert code(done) == "unverified" and done.word == "unverified" and done.changed
-    assert "take snapshot xx of web01 was sent" in str(done.error) and "task could not be looked for" in str(done.error)
-    assert names(cluster, vmid) == ["xx"]
-
-
-LATE: list[tuple[dict[str, t.Any], str]] = [
-    ({"cut": True, "delay": 0.7}, "unverified"),  # it may come yet
-    ({"status": 595, "count": 3}, "connection_failed"),  # it did not get there
-]
-
-
-@pytest.mark.parametrize(("how", "error"), LATE, ids=["lost", "not sent"])
-@pytest.mark.parametrize("what", ["create", "describe"])
-def test_nothing_is_sent_after_the_time_of_the_work(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int, what: str, how: dict[str, t.Any], error: str
-) -> None:
-    """The later phases of the call, which begin when it has told how the VM is, have more time."""
-    cluster.snapshot_by_hand(vmid, "old", description=OURS)
-    driver = backend.open()
-    (vm,) = driver.vms()
-    seen = driver.snapshots([vm])[vm.id]
-    assert not isinstance(seen, SafepointError)
-    method, path, action = {
-        "create": ("POST", TAKE, Create(vm, "new", OURS, memory=False)),
-        "describe": ("PUT", "*/config", Describe(vm, seen[0], "text")),
-    }[what]
-    driver.set_deadline(Deadline(0.6))
-    cluster.fault(method, path, **how)
-    job = driver.start(action)
-    driver.set_deadline(Deadline(60))
-    (end,) = driver.wait([job], Deadline(60))
-    driver.close()
-    assert end.error is not None and end.error.code == error, end.error
-    assert isinstance(end.error, NotReached) == (error == "connection_failed")
-    assert [(one["name"], one["description"]) for one in cluster.guest(vmid)["snapshots"]] == [("old", OURS)]
-
-
-@pytest.mark.parametrize("what", ["name", "snapshot", "privileges", "lock"])
-def test_a_read_before_the_write_that_gets_no_answer_has_changed_nothing(
-    cluster: PveServer, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.3)
-    vmid = cluster.make_guest("web01", type="lxc" if what == "lock" else "qemu", storage="lvmthin")
-    cluster.snapshot_by_hand(vmid, "old", description=OURS)
-    begun = len(cluster.task_list())
-    path = {
-        "name": "/nodes/*/qemu",
-        "snapshot": "*/snapshot/old/config",
-        "privileges": "/access/permissions",
-        "lock": "*/status/current",
-    }[what]
-    plan = Absent(Request(name="old")) if what == "lock" else Reverted(Request(name="old", power="on"))
-    backend = Meanwhile(cluster, lambda: cluster.fault("GET", path, status=596, count=None))
-    done = only(backend.run(plan, "web01", on_error="stop"))
-    assert (code(done), done.word, done.changed) == ("connection_failed", "failed", False)
-    assert len(cluster.task_list()) == begun
-
-
-def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(cluster: PveServer, vmid: int) -> None:
-    def arrive() -> None:
-        driver = ProxmoxBackend(cluster).open()
-        driver._session.write("post", f"nodes/pve1/qemu/{vmid}/snapshot", str, snapname="xx", description=OURS)  # type: ignore[attr-defined]
-        driver.close()
-
-    backend = Meanwhile(cluster, threading.Timer(0.6, arrive).start)
-    cluster.fault("POST", TAKE, status=596)
-    done = only(backend.run(Present(Request(name="xx")), "web01"))
-    assert (done.word, done.error, names(cluster, vmid)) == ("created", None, ["xx"])
-
-
-def test_the_task_of_an_earlier_order_is_not_taken_for_one_whose_answer_is_lost(
-    backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    vmid = cluster.make_guest("web01")
-    for name in ("a", "b", "c"):
-        cluster.snapshot_by_hand(vmid, f"s-{name}", description=OURS)
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
-    # Three are removed by one call, and the third order does not arrive.
-    cluster.fault("DELETE", "*", nth=3, cut=True)
-    cluster.reset_counters()
-    done = only(backend.run(Absent(Request(name="s-a", children="remove")), "web01", on_error="stop"))
-    assert (done.error, done.word, names(cluster, vmid)) == (None, "removed", [])
-    assert [number for call, number in cluster.counters().items() if call.startswith("DELETE")] == [4]
-    assert len(cluster.task_list("qmdelsnapshot")) == 3
-
-
-@pytest.mark.parametrize("how", [{"status": 596}, {"cut": True}])
-def test_a_read_whose_answer_is_lost_is_sent_again(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int, how: dict[str, t.Any]
-) -> None:
-    other = cluster.make_guest("web02")
-    # The lists of the first look are number one and two, those of the second three and four.
-    cluster.fault("GET", TAKE, nth=3, **how)
-    # The first of the other list belongs to the login.
-    cluster.fault("GET", "/cluster/resources", nth=2, **how)
-    cluster.fault("GET", "/cluster/resources", nth=4, **how)
-    done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo")
-    assert [(one.word, one.error) for one in done] == [("created", None)] * 2
-    assert names(cluster, vmid) == names(cluster, other) == ["xx"]
-
-
-def test_what_is_not_known_to_be_done_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
-    other = cluster.make_guest("web02")
-    # The task is begun, and neither its answer nor the list of tasks comes through.
-    cluster.fault("POST", TAKE.replace("*", f"pve1/qemu/{vmid}"), after=True)
-    cluster.fault("GET", "/nodes/pve1/tasks", status=502, count=7)
-    done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo", timeout=3.0, max_parallel=1)
-    assert code(done[0]) == "unverified" and not done[0].changed
-    assert names(cluster, vmid) == names(cluster, other) == []
 
 
 # -- others --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who may log in at a Proxmox VE cluster, what stands in the way, and which privileges are needed."""
+"""Who may log in at a Proxmox VE cluster, and what stands in the way."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from kit import only
-from proxmox_backend import ProxmoxBackend
+from proxmox_backend import ProxmoxBackend, options
 from pve_server import PveServer
 from pve_tls import make_certificates
 
@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_lib
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
 
 ROLE = frozenset({"VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt"})
 TIME = 3.0
@@ -36,18 +36,6 @@ def cluster() -> Iterator[PveServer]:
     with PveServer() as started:
         yield started
         assert started.errors == ""
-
-
-def options(cluster: PveServer, **changed: t.Any) -> dict[str, t.Any]:
-    found = {
-        "backend": "proxmox",
-        "hostname": cluster.hostname,
-        "port": cluster.port,
-        "token_id": cluster.token_id,
-        "token_secret": cluster.token_secret,
-        "ca_path": cluster.ca_path,
-    }
-    return {**found, **changed}
 
 
 def refusal(given: dict[str, t.Any], *, environ: dict[str, str] | None = None, seconds: float = TIME) -> SafepointError:
@@ -219,6 +207,17 @@ def test_a_port_where_nobody_speaks_tls_is_told_for_what_it_is(talk: bytes) -> N
     assert error.code == "connection_failed" and "check hostname and port" in str(error)
 
 
+def test_no_secret_is_in_any_error(cluster: PveServer) -> None:
+    secrets = {"token_secret": "s3cret-token"}
+    for given in ({}, {"port": 1}, {"ca_path": None}, {"hostname": "localhost.invalid"}):
+        error = refusal(options(cluster, **given, **secrets))
+        text, inner = "", error
+        while inner is not None:
+            text += str(inner)
+            inner = inner.__cause__  # type: ignore[assignment]
+        assert "s3cret" not in text
+
+
 # -- tickets --------------------------------------------------------------------------------------------------------------
 
 
@@ -270,181 +269,3 @@ def test_a_password_that_is_changed_meanwhile_ends_in_a_clear_error(cluster: Pve
     error = driver.snapshots([vm])[vm.id]
     assert error.code == "permission_denied" and "ops@pve" in str(error)  # type: ignore[union-attr]
     driver.close()
-
-
-# -- privileges ----------------------------------------------------------------------------------------------------------
-
-
-class As(ProxmoxBackend):
-    """The cluster as one of its users sees it."""
-
-    def __init__(self, pve: PveServer, privileges: t.Iterable[str], path: str = "/vms") -> None:
-        super().__init__(pve)
-        pve.add_user("ops@pve", "ops-secret", privileges={path: set(privileges)})
-
-    def open(self) -> SnapshotDriver:
-        where = {"hostname": self.pve.hostname, "port": self.pve.port, "ca_path": self.pve.ca_path}
-        return ProxmoxDriver(Session(user="ops@pve", password="ops-secret", **where))
-
-
-@pytest.mark.parametrize(("kind", "storage"), [("qemu", "dir-qcow2"), ("lxc", "lvmthin")])
-def test_the_documented_role_is_enough_for_everything(cluster: PveServer, kind: str, storage: str) -> None:
-    cluster.make_guest("web01", type=kind, storage=storage, agent=kind == "qemu")
-    backend = As(cluster, ROLE)
-    backend.take("web01", "before", labels={"a": "1"}, quiesce="prefer")
-    assert backend.info("web01", drift=True)["snapshots"][0]["name"] == "before"
-    assert only(backend.run(Present(Request(name="before", description="new")), "web01")).word == "updated"
-    for power in ("as_snapshot", "on", "off"):
-        assert backend.revert("web01", "before", power=power).error is None
-    if kind == "qemu":
-        backend.revert("web01", "before", power="on")
-        backend.take("web01", "with-memory", memory=True)
-        assert backend.revert("web01", "with-memory", power="off").error is None
-    assert backend.remove("web01", "before").error is None
-
-
-@pytest.mark.parametrize("missing", ["VM.Audit", "VM.Snapshot", "VM.PowerMgmt"])
-def test_a_missing_privilege_is_named_and_nothing_is_changed(cluster: PveServer, missing: str) -> None:
-    vmid = cluster.make_guest("web01")
-    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
-    before = cluster.guest(vmid)
-    backend = As(cluster, ROLE - {missing})
-    if missing == "VM.PowerMgmt":
-        done = [backend.revert("web01", "old", power="on")]
-    else:
-        done = [only(backend.run(Present(Request(name="new")), "web01")), backend.remove("web01", "old")]
-        done.append(only(backend.run(Present(Request(name="old", labels={"a": "1"})), "web01")))
-    for one in done:
-        assert one.error is not None and missing in str(one.error) and one.changed is False
-        assert one.error.code == ("vm_not_found" if missing == "VM.Audit" else "permission_denied")
-        if missing == "VM.Snapshot":
-            assert f"/vms/{vmid}" in str(one.error)
-    assert cluster.guest(vmid) == before
-
-
-def test_either_of_the_two_snapshot_privileges_lets_a_guest_go_back(cluster: PveServer) -> None:
-    vmid = cluster.make_guest("web01")
-    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
-    assert As(cluster, {"VM.Audit", "VM.Snapshot.Rollback"}).revert("web01", "old").error is None
-    refused = As(cluster, {"VM.Audit"}).revert("web01", "old")
-    assert refused.error is not None and "VM.Snapshot or VM.Snapshot.Rollback" in str(refused.error)
-    assert refused.changed is False
-
-
-def test_a_guest_that_one_may_not_see_is_told_with_the_privilege_that_shows_it(cluster: PveServer) -> None:
-    hidden = cluster.make_guest("hidden")
-    cluster.make_guest("shown", vmid=200)
-    backend = As(cluster, ROLE, path="/vms/200")
-    assert [one.vm.name for one in backend.looks() if one.vm] == ["shown"]
-    for ref in ("hidden", str(hidden)):
-        seen = backend.look(ref)
-        assert seen.error is not None and seen.error.code == "vm_not_found" and "VM.Audit" in str(seen.error)
-
-
-def test_a_token_with_privilege_separation_needs_rights_of_its_own(cluster: PveServer) -> None:
-    cluster.make_guest("web01")
-    given = options(cluster, token_id="root@pam!ci", token_secret=cluster.add_token("root@pam!ci", privsep=True))
-    driver = open_driver(given, environ={}, seconds=TIME)
-    error = driver.find(["web01"])["web01"]
-    driver.close()
-    assert isinstance(error, SafepointError) and error.code == "vm_not_found"
-    assert "VM.Audit" in str(error) and "privilege separation" in str(error)
-
-
-def test_no_secret_is_in_any_error(cluster: PveServer) -> None:
-    secrets = {"token_secret": "s3cret-token"}
-    for given in ({}, {"port": 1}, {"ca_path": None}, {"hostname": "localhost.invalid"}):
-        error = refusal(options(cluster, **given, **secrets))
-        text, inner = "", error
-        while inner is not None:
-            text += str(inner)
-            inner = inner.__cause__  # type: ignore[assignment]
-        assert "s3cret" not in text
-
-
-@pytest.mark.parametrize("how", ["token", "user"])
-def test_an_estate_of_which_nothing_may_be_seen_is_an_error(cluster: PveServer, how: str) -> None:
-    """Or a report, or a prune, with a token that has lost its rights would look as if all was well."""
-    cluster.make_guest("web01")
-    if how == "token":
-        secret = cluster.add_token("root@pam!ci", privsep=True)
-        driver = open_driver(options(cluster, token_id="root@pam!ci", token_secret=secret), environ={}, seconds=TIME)
-    else:
-        driver = As(cluster, {"VM.Snapshot", "Sys.Audit"}).open()
-    with pytest.raises(SafepointError) as caught:
-        driver.vms()
-    assert caught.value.code == "permission_denied" and "VM.Audit on no path at all" in str(caught.value)
-    driver.close()
-
-
-def test_an_empty_cluster_is_no_error(cluster: PveServer) -> None:
-    assert As(cluster, {"VM.Audit"}).looks() == []
-    assert ProxmoxBackend(cluster).looks() == []
-
-
-@pytest.mark.parametrize(("missing", "pool"), [("VM.Snapshot", False), ("VM.PowerMgmt", False), ("VM.Snapshot", True)])
-def test_check_mode_is_refused_what_the_run_would_be_refused(cluster: PveServer, missing: str, pool: bool) -> None:
-    vmid = cluster.make_guest("web01", pool="prod" if pool else None)
-    cluster.snapshot_by_hand(vmid, "old", description="[safepoint v=1 owner=safepoint]")
-    path = "/pool/prod" if pool else "/vms"
-    backend = As(cluster, ROLE - {missing, "VM.Snapshot.Rollback"}, path=path)
-    plans = {
-        "create": Present(Request(name="new")),
-        "describe": Present(Request(name="old", description="text")),
-        "remove": Absent(Request(name="old")),
-        "revert": Reverted(Request(name="old", power="on")),
-    }
-    for what, plan in plans.items():
-        cluster.reset_counters()
-        would = only(backend.run(plan, "web01", dry_run=True))
-        if missing == "VM.PowerMgmt" and what != "revert":
-            assert would.error is None
-            continue
-        does = only(backend.run(plan, "web01", on_error="stop"))
-        assert would.error is not None and does.error is not None
-        assert would.error.code == does.error.code == "permission_denied"
-        assert missing in str(would.error) and f"/vms/{vmid}" in str(would.error)
-        assert (would.word, would.changed) == ("none", False)
-    # With the right all of it would work, as check mode says.
-    able = As(cluster, ROLE, path=path)
-    assert [only(able.run(plan, "web01", dry_run=True)).error for plan in plans.values()] == [None] * 4
-
-
-def test_check_mode_asks_for_privileges_once(cluster: PveServer) -> None:
-    vmids = [str(cluster.make_guest(f"app{number}")) for number in range(10)]
-    cluster.reset_counters()
-    done = ProxmoxBackend(cluster).run(Present(Request(name="xx")), *vmids, dry_run=True)
-    assert {one.word for one in done} == {"created"}
-    assert cluster.counters()["GET /access/permissions"] == 1
-
-
-@pytest.mark.parametrize("storage", ["chain", "zfs", "dir-qcow2"])
-def test_check_mode_knows_of_storages_that_go_back_to_the_newest_only(cluster: PveServer, storage: str) -> None:
-    vmid = cluster.make_guest("web01", storage=storage)
-    for name in ("one", "two"):
-        cluster.snapshot_by_hand(vmid, name, description="[safepoint v=1 owner=safepoint]")
-    backend = ProxmoxBackend(cluster)
-    would = only(backend.run(Reverted(Request(name="one")), "web01", dry_run=True))
-    does = backend.revert("web01", "one")
-    assert (would.error.code if would.error else None) == (does.error.code if does.error else None)
-    assert (would.error is None) == (storage == "dir-qcow2")
-    if would.error is not None:
-        assert "is not most recent snapshot" in str(would.error) and "discard_newer=true" in str(would.error)
-    for plan in (Reverted(Request(name="two")), Reverted(Request(name="one", discard_newer=True))):
-        assert only(backend.run(plan, "web01", dry_run=True)).error is None
-    # To a user who may not see storages it cannot be told.
-    assert only(As(cluster, ROLE).run(Reverted(Request(name="one")), "web01", dry_run=True)).error is None
-
-
-def test_check_mode_knows_of_a_storage_for_memory_that_does_not_exist(cluster: PveServer) -> None:
-    cluster.make_guest("web01", config={"vmstatestorage": "gone"})
-    cluster.make_guest("web02", config={"vmstatestorage": "local"})
-    backend = ProxmoxBackend(cluster)
-    plan = Present(Request(name="xx", memory=True))
-    would = only(backend.run(plan, "web01", dry_run=True))
-    does = only(backend.run(plan, "web01"))
-    for one in (would, does):
-        assert one.error is not None and one.error.code == "unsupported" and "storage 'gone' does not exist" in str(one.error)
-    assert only(backend.run(plan, "web02", dry_run=True)).error is None
-    assert only(backend.run(Present(Request(name="xx")), "web01", dry_run=True)).error is None
-    assert only(As(cluster, ROLE).run(plan, "web01", dry_run=True)).error is None
