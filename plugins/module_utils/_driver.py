@@ -19,6 +19,7 @@ if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
     from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Finding, Snapshot, Vm, VmState
     from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
+    from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +119,8 @@ class SnapshotDriver(abc.ABC):
     """The number of jobs that the endpoint can take at the same time, whatever max_parallel allows; None where it limits them itself."""
     lock_timeout: float = 60.0
     """Seconds for which a job that has changed its VM already waits for another operation on it; set by the engine."""
+    stop: Stop | None = None
+    """Told by signals, set by the engine. A job that sent nothing until then sends nothing any more, and ends with NotStarted."""
 
     def set_deadline(self, deadline: Deadline) -> None:
         """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.

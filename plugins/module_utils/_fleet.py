@@ -75,6 +75,7 @@ class Fleet:
         self._bounds = bounds
         self._now = now or driver.now
         driver.lock_timeout = bounds.lock_timeout
+        driver.stop = self._stop
         self._phases = Phases(driver, deadline or Deadline(bounds.timeout))
         self._deadline = self._phases.work
         self._look = Look(driver, lock_timeout=bounds.lock_timeout)

@@ -146,14 +146,15 @@ class _Batch:
     def _break_off(self, stopped: str, finished: list[Finished]) -> None:
         """Begin nothing more; wait a moment for what is about to end, and say of the rest that it still runs."""
         for outcome in [*self._ready, *(one for _again, one, _error in self._locked)]:
-            if outcome.done:
-                outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
-            else:
-                outcome.refuse(NotStarted(f"Nothing was done on {outcome.vm}: {stopped}"))
+            _leave(outcome, stopped)
         grace = self._deadline.within(GRACE_SECONDS)
         while True:
             for end in finished:
                 outcome = self._running.pop(end.job)
+                if isinstance(end.error, NotStarted):
+                    outcome.put_back(end.job.action)  # the driver had not begun with it
+                    _leave(outcome, stopped)
+                    continue
                 _note(outcome, end)
                 if outcome.todo:
                     outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
@@ -210,6 +211,14 @@ class _Batch:
             self._start(outcome)
         elif outcome.done and outcome.error is None:
             self._work.through(outcome)
+
+
+def _leave(outcome: Outcome, stopped: str) -> None:
+    """Say of a VM on which there is something to do that it is not begun any more."""
+    if outcome.done:
+        outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
+    else:
+        outcome.refuse(NotStarted(f"Nothing was done on {outcome.vm}: {stopped}"))
 
 
 def _note(outcome: Outcome, end: Finished) -> None:

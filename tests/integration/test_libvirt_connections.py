@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 import typing as t
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 
@@ -19,20 +20,23 @@ from lab import Lab
 from libvirt_kit import Make, apply, is_busy, stopped, take, tiny_vms, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_library
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached
+from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached, NotStarted
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 pytestmark = pytest.mark.qemu
 
-# A daemon that gives a silent client up after 3 seconds, where the default is 30, so that a test takes seconds.
-HASTY = {"keepalive_interval": 1, "keepalive_count": 2}
+# A daemon that gives a silent client up after 6 seconds, where the default is 30, so that a test takes seconds.
+HASTY = {"keepalive_interval": 2, "keepalive_count": 2}
+HASTY_SECONDS = 6
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +78,7 @@ def slowed(lab: t.Any, vms: list[str], seconds: float) -> Iterator[None]:
 def test_calls_that_take_longer_than_the_keepalive_lose_no_connection(hasty: Lab) -> None:
     with tiny_vms(hasty) as make:
         vms = [make(f"slow{number}", paused=True) for number in range(7)]
-        with slowed(hasty, vms, 6):
+        with slowed(hasty, vms, HASTY_SECONDS + 4):
             done = apply_all(hasty.uri, Present(Request(name="x")), vms)
         assert words(done) == ["created"] * 7
 
@@ -89,12 +93,9 @@ def test_a_daemon_that_has_no_place_for_a_further_connection_gets_fewer_calls_at
 def test_a_further_connection_that_is_refused_is_done_without(hasty: Lab) -> None:
     with tiny_vms(hasty) as make, contextlib.closing(LibvirtDriver(hasty.uri)) as driver:
         vms = [make(f"refused{number}") for number in range(9)]
-        hasty.socket.rename(hasty.socket.with_suffix(".away"))
-        try:
+        with alone(hasty):
             fleet = Fleet(driver, Bounds(timeout=60), now=lambda: datetime.now(timezone.utc))
             done = fleet.apply([Target(vm) for vm in vms], Present(Request(name="x")), dry_run=False)
-        finally:
-            hasty.socket.with_suffix(".away").rename(hasty.socket)
         assert words(done) == ["created"] * 9
 
 
@@ -115,6 +116,104 @@ def test_nothing_is_written_when_the_connection_for_the_looks_is_gone(lab: t.Any
         ends = [end for job in jobs for end in driver.wait([job], Deadline(60))]
     assert [type(end.error) for end in ends] == [NotReached] * 3
     assert [lab.connect().lookupByName(vm).snapshotListNames() for vm in names] == [[]] * 3
+
+
+# calls that wait for their turn
+
+
+@contextlib.contextmanager
+def alone(lab: Lab) -> Iterator[None]:
+    """For the time of the block nobody can connect to the daemon any more."""
+    lab.socket.rename(lab.socket.with_suffix(".away"))
+    try:
+        yield
+    finally:
+        lab.socket.with_suffix(".away").rename(lab.socket)
+
+
+@contextlib.contextmanager
+def one_too_many(lab: Lab, make: Make, name: str) -> Iterator[tuple[LibvirtDriver, list[str], Callable[[], int]]]:
+    """A driver with one connection, four VMs on which each write hangs, of which three may be worked on, and how many are worked on."""
+    names = [make(f"{name}{number}", paused=True) for number in range(4)]
+    person = lab.connect()
+    mine = [person.lookupByName(vm) for vm in names]
+
+    def busy() -> int:
+        return sum(one.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK for one in mine)
+
+    with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
+        driver.inspect(driver.vms(), ways=True)
+        with alone(lab), stopped(lab, *names):
+            yield driver, names, busy
+
+
+def started(driver: LibvirtDriver, names: list[str]) -> list[Job]:
+    return [driver.start(Create(vm, "x", "", memory=False)) for vm in driver.vms() if vm.name in names]
+
+
+def all_ended(driver: LibvirtDriver, jobs: list[Job]) -> None:
+    while jobs:
+        ended = [one.job for one in driver.wait(jobs, Deadline(60))]
+        assert ended
+        jobs = [job for job in jobs if job not in ended]
+
+
+def settled(lab: Lab, names: list[str]) -> list[list[str]]:
+    """The snapshots of the VMs when nothing works on them any more."""
+    until(lambda: not any(is_busy(lab, vm) for vm in names))
+    return [lab.connect().lookupByName(vm).snapshotListNames() for vm in names]
+
+
+@pytest.mark.parametrize("by", ["time", "signal"])
+def test_a_call_that_waits_for_a_connection_is_not_sent_after_the_time_or_a_signal(lab: Lab, tiny: Make, by: str) -> None:
+    driver: LibvirtDriver
+    with one_too_many(lab, tiny, by) as (driver, names, busy):
+        driver.stop = Stop()
+        driver.set_deadline(Deadline(3 if by == "time" else 300))
+        jobs = started(driver, names)
+        until(lambda: busy() == 3)
+        if by == "signal":
+            assert driver.wait(jobs, Deadline(0.5)) == []
+            driver.stop.tell(signal.SIGTERM)
+        (end,) = driver.wait(jobs, Deadline(60))
+        assert isinstance(end.error, NotReached if by == "time" else NotStarted)
+        assert busy() == 3  # the others are still at work
+    all_ended(driver, [job for job in jobs if job is not end.job])
+    waited = end.job.action.vm.name
+    assert settled(lab, names) == [[] if vm == waited else ["x"] for vm in names]
+
+
+def test_a_call_that_waits_when_the_connection_is_closed_ends_without_a_traceback(
+    lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    with one_too_many(lab, tiny, "closed") as (driver, names, busy):
+        jobs = started(driver, names)
+        until(lambda: busy() == 3)
+        driver.close()
+        (end,) = driver.wait(jobs, Deadline(60))
+    assert isinstance(end.error, NotReached)
+    all_ended(driver, [job for job in jobs if job is not end.job])
+    assert raised == []
+
+
+def test_a_further_connection_that_was_refused_is_tried_again(lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_libvirt_library, "_REFUSED_SECONDS", 0.5)
+    opened: list[str] = []
+    real = libvirt.open
+    monkeypatch.setattr(libvirt, "open", lambda uri: opened.append(uri) or real(uri))
+    with one_too_many(lab, tiny, "again") as (driver, names, busy):
+        jobs = started(driver, names)
+        until(lambda: busy() == 3)
+        until(lambda: len(opened) >= 4)  # the driver's own, and three that were refused
+        assert busy() == 3
+        lab.socket.with_suffix(".away").rename(lab.socket)
+        try:
+            until(lambda: busy() == 4)
+        finally:
+            lab.socket.rename(lab.socket.with_suffix(".away"))
+    all_ended(driver, jobs)
 
 
 # a connection that breaks during a write

@@ -18,6 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     Locked,
+    NotStarted,
     SnapshotExists,
     SnapshotNotFound,
     Unsupported,
@@ -167,6 +168,19 @@ def test_a_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) ->
     done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
     assert len(hypervisor.actions) == 3
     assert "SIGTERM" in str(done[0].error) and "a backup has it" in str(done[0].error) and done[0].changed
+
+
+def test_a_job_that_its_driver_had_not_begun_when_a_signal_came_has_changed_nothing(hypervisor: Hypervisor) -> None:
+    stop = Stop()
+    hypervisor.before_failing[1] = lambda: stop.tell(signal.SIGTERM)
+    hypervisor.failures[1] = NotStarted("it waited for a connection")
+    settings = Bounds(timeout=60.0, max_parallel=1)
+    fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc), stop=stop)
+    done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
+    assert [(one.word, one.changed, one.error.code if one.error else None) for one in done] == [
+        ("none", False, "not_started")
+    ] * 2
+    assert all("SIGTERM" in str(one.error) for one in done)
 
 
 # a VM with several actions

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
 try:
     import libvirt
@@ -35,6 +37,7 @@ __all__ = [
     "broken_off",
     "clean",
     "connect",
+    "is_alive",
     "is_broken",
     "is_local",
     "libvirt",
@@ -52,6 +55,9 @@ _KEEPALIVE_COUNT = 3
 # it misses our answers to its keepalive messages, and closes the connection after 30 seconds (9.0, 11.3). One call is left for the looks of
 # the caller, who has the first connection, and one so that the daemon goes on reading.
 _CALLS_PER_CONNECTION = 3
+# How often a call that waits for a connection looks whether its time is up, and how long no further one is opened after one was refused.
+_WAIT_SECONDS = 0.25
+_REFUSED_SECONDS = 5.0
 
 # By number, since the library may be missing: virErrorNumber in libvirt's virterror.h.
 _KINDS = {
@@ -96,17 +102,26 @@ class Connections:
         self._all = [_Shared(first)]
         self._changed = threading.Condition()
         self._opening = False
-        self._refused: t.Any = None
+        self._pause = Deadline(0)
         self._closed = False
 
     @contextlib.contextmanager
-    def lease(self) -> Iterator[t.Any]:
-        """A connection for one call at a time. Blocks until there is one.
+    def lease(self, action: str, deadline: Deadline | None, stop: Stop | None) -> Iterator[t.Any]:
+        """A connection for one call at a time, which is about an ``action``. Blocks until there is one.
 
-        :raises NotReached: the caller's own connection broke.
+        :raises NotReached: the caller's own connection broke or was closed, or the time is up.
+        :raises NotStarted: the module was told to stop.
         """
         with self._changed:
-            shared = self._free()
+            while True:
+                if stop is not None and stop.by is not None:
+                    raise _errors.NotStarted(f"The module was stopped by {stop.by} before libvirt was asked to {action}")
+                if deadline is not None and deadline.left() <= 0:
+                    raise _errors.NotReached(f"The time was up before libvirt was asked to {action}; nothing was sent")
+                shared = self._free()
+                if shared is not None:
+                    break
+                self._changed.wait(_WAIT_SECONDS)
             shared.calls += 1
         try:
             yield shared.connection
@@ -118,35 +133,36 @@ class Connections:
     def close(self) -> None:
         """Close all of them, the caller's own included."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             for shared in self._all:
                 shared.connection.close()
+            self._changed.notify_all()
 
-    def _free(self) -> _Shared:
-        while True:
-            if not self._all[0].connection.isAlive():
-                raise _errors.NotReached(
-                    f"The connection to libvirt at {public_uri(self._uri)} broke before anything was sent; {CHECK}, and try again"
-                )
-            for shared in self._all:
-                if shared.calls < _CALLS_PER_CONNECTION and shared.connection.isAlive():
-                    return shared
-            if self._refused is None and not self._opening:
-                # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread: a daemon that has max_clients answers only
-                # when another client has left.
-                self._opening = True
-                threading.Thread(target=self._open, daemon=True).start()
-            self._changed.wait()
+    def _free(self) -> _Shared | None:
+        if not is_alive(self._all[0].connection):
+            raise _errors.NotReached(
+                f"The connection to libvirt at {public_uri(self._uri)} broke before anything was sent; {CHECK}, and try again"
+            )
+        for shared in self._all:
+            if shared.calls < _CALLS_PER_CONNECTION and is_alive(shared.connection):
+                return shared
+        if not self._opening and self._pause.left() <= 0:
+            # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread: a daemon that has max_clients answers only
+            # when another client has left.
+            self._opening = True
+            threading.Thread(target=self._open, daemon=True).start()
+        return None
 
     def _open(self) -> None:
-        connection = refused = None
+        connection = None
         try:
             connection = connect(self._uri)
-        except libvirt.libvirtError as exc:
-            refused = exc
+        except libvirt.libvirtError:
+            self._pause = Deadline(_REFUSED_SECONDS)  # it may have been for a moment only
         with self._changed:
             self._opening = False
-            self._refused = refused
             if connection is not None and self._closed:
                 connection.close()
             elif connection is not None:
@@ -178,9 +194,17 @@ def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.Safep
     return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")
 
 
+def is_alive(connection: t.Any) -> bool:
+    """Whether the connection still works. The library raises an error about one that was closed."""
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
 def is_broken(error: t.Any, connection: t.Any) -> bool:
     """Whether the library's error is about the connection, and not about what was asked for."""
-    return bool(error.get_error_domain() == libvirt.VIR_FROM_RPC or not connection.isAlive())
+    return bool(error.get_error_domain() == libvirt.VIR_FROM_RPC or not is_alive(connection))
 
 
 def broken_off(error: t.Any, action: str, sent: str | None, *, where: str) -> _errors.SafepointError:

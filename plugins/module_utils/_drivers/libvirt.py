@@ -34,6 +34,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     broken_off,
     clean,
     connect,
+    is_alive,
     is_broken,
     is_local,
     libvirt,
@@ -221,9 +222,7 @@ class LibvirtDriver(SnapshotDriver):
             self._endings.put(end or Finished(job, error=self._typed(error, f"{action}")))
 
         def work() -> Finished:
-            with self._connections.lease() as connection:
-                if deadline is not None and deadline.left() <= 0:
-                    raise _errors.NotReached(f"The time was up before libvirt was asked to {action}; nothing was sent")
+            with self._connections.lease(f"{action}", deadline, self.stop) as connection:
                 try:
                     return self._run(job, connection)
                 except libvirt.libvirtError as exc:
@@ -363,7 +362,7 @@ class LibvirtDriver(SnapshotDriver):
             return error
         if not isinstance(error, libvirt.libvirtError):
             return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
-        return typed(error, what, where=self._where, broken=not self._connection.isAlive())
+        return typed(error, what, where=self._where, broken=not is_alive(self._connection))
 
 
 def _holder(domain: t.Any) -> str | None:
