@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Refused
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Refused, is_lost, may_pass
 
 # By what PVE says: which error it is, and what to do. The first that fits.
 _TABLE: tuple[tuple[str, type[_errors.SafepointError], str], ...] = (
@@ -139,13 +139,13 @@ def refused(error: Refused, what: str, *, where: str, node: str) -> _errors.Safe
         match = re.search(r"Permission check failed \((?P<path>[^,]+), (?P<needs>[^)]+)\)", error.text)
         missing = f"; the privilege {' or '.join(match['needs'].split('|'))} on {match['path']} is missing" if match else ""
         return _errors.PermissionDenied(f"Proxmox VE refused to {what}: {error.text}{missing}")
-    if error.status in (502, 503, 504):
+    if is_lost(error) and error.status < 595:
         return _errors.ConnectionFailed(
             f"{where} answered {error.text} ({error.status}) to the request to {what}; check that Proxmox VE is up there, and the proxy before it"
         )
-    if error.status in (595, 596, 597, 599):
-        # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to; with 595 there was no connection.
-        made = _errors.NotReached if error.status == 595 else _errors.ConnectionFailed
+    if may_pass(error):
+        # AnyEvent::HTTP's codes, from the node that we speak to about the one that it forwards to.
+        made = _errors.ConnectionFailed if is_lost(error) else _errors.NotReached
         return made(
             f"{where} could not reach the node {node or 'that was to answer'} in order to {what}: {error.text} ({error.status}); look whether the node is up"
         )
