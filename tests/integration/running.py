@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import typing as t
+from collections.abc import Iterator
 from pathlib import Path
 
 import ansible
@@ -49,18 +51,22 @@ def parameters(name: str, /, **options: t.Any) -> dict[str, t.Any]:
     return {**defaults, **options}
 
 
-def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """The process that makes a call on the controller, which _local.py starts, with its call given."""
+@contextlib.contextmanager
+def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """For the time of the block, the process that makes a call on the controller, which _local.py starts, with its call given."""
     call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False, "secrets": []}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "plugins/plugin_utils/_child.py"), os.path.dirname(os.path.dirname(ansible.__file__))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(**(env or {})),
-    )
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(call).encode())
-    process.stdin.close()
-    process.stdin = None
-    return process
+    command = [
+        sys.executable,
+        str(ROOT / "plugins/plugin_utils/_child.py"),
+        os.path.dirname(os.path.dirname(ansible.__file__)),
+    ]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment(**(env or {}))) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(call).encode())
+            process.stdin.close()
+            process.stdin = None
+            yield process
+        finally:
+            process.kill()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,19 @@ def slow() -> Iterator[VCenter]:
     with VCenter(vms=len(VMS)) as vcenter:
         vcenter.set(task_time=TASK_SECONDS)
         yield vcenter
+
+
+@pytest.fixture
+def start(slow: VCenter, tmp_path: Path) -> Iterator[t.Callable[[str], Run]]:
+    """Starts a run, and ends it with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(python: str) -> Run:
+            run = Run(slow, tmp_path, python=python)
+            stack.callback(run.end)
+            return run
+
+        yield begin
 
 
 class Run:
@@ -63,6 +77,15 @@ class Run:
                 start_new_session=True,
             )
 
+    def end(self) -> None:
+        """Kill what is left of it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        for pid in self.workers(""):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def workers(self, word: str) -> list[int]:
         """The processes of this run that have the word in their command."""
         found = []
@@ -88,9 +111,9 @@ def writes(vcenter: VCenter) -> int:
 @pytest.mark.core_versions
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
-    slow: VCenter, tmp_path: Path, number: signal.Signals
+    slow: VCenter, start: t.Callable[[str], Run], number: signal.Signals
 ) -> None:
-    run = Run(slow, tmp_path, python=sys.executable)
+    run = start(sys.executable)
     Deadline(60).poll("the first writes", lambda: writes(slow) >= 2 or None, first=0.05, longest=0.1)
     assert run.workers("_child.py")
     os.killpg(run.process.pid, number)
@@ -108,12 +131,14 @@ def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
     assert all(number.name in one["msg"] for one in run.lines("result"))
 
 
-def test_a_packed_module_that_is_told_to_stop_returns_its_rows(slow: VCenter, tmp_path: Path) -> None:
+def test_a_packed_module_that_is_told_to_stop_returns_its_rows(
+    slow: VCenter, start: t.Callable[[str], Run], tmp_path: Path
+) -> None:
     # Not the Python of Ansible itself, so that it packs the module.
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    run = Run(slow, tmp_path, python=str(python))
+    run = start(str(python))
     Deadline(60).poll("the first writes", lambda: writes(slow) >= 2 or None, first=0.05, longest=0.1)
     for pid in run.workers("AnsiballZ_snapshot.py"):
         if Path(f"/proc/{pid}/exe").resolve() == Path(sys.executable).resolve():

@@ -9,6 +9,7 @@ import contextlib
 import json
 import random
 import signal
+import subprocess
 import time
 import typing as t
 from collections.abc import Iterator
@@ -31,6 +32,16 @@ def slow() -> Iterator[VCenter]:
     with VCenter(vms=len(VMS)) as vcenter:
         vcenter.set(task_time=0.3)
         yield vcenter
+
+
+Start = t.Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts calls, and ends them with the test."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *arguments: stack.enter_context(child(*arguments))
 
 
 def options(vcenter: VCenter, path: Path, **more: t.Any) -> dict[str, t.Any]:
@@ -58,13 +69,15 @@ def taking(vcenter: VCenter, seconds: float) -> Iterator[None]:
 
 
 def run(vcenter: VCenter, path: Path, **more: t.Any) -> None:
-    process = child("snapshot", options(vcenter, path, **more))
-    answer, errors = process.communicate(timeout=120)
+    with child("snapshot", options(vcenter, path, **more)) as process:
+        answer, errors = process.communicate(timeout=120)
     assert json.loads(answer)["failure"] is None, errors
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VCenter, tmp_path: Path, kills: int) -> None:
+def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(
+    slow: VCenter, start: Start, tmp_path: Path, kills: int
+) -> None:
     path, prepared = tmp_path / "audit.jsonl", tmp_path / "prepared.jsonl"
     chance = random.Random(14)
     removing = [f"{tmp_path.name}-{number}" for number in range(1, kills, 3)]
@@ -73,7 +86,7 @@ def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VC
     for number in range(kills):
         name = f"{tmp_path.name}-{number}"
         slow.reset_counters()
-        process = child("snapshot", options(slow, path, name=name, state="absent" if name in removing else "present"))
+        process = start("snapshot", options(slow, path, name=name, state="absent" if name in removing else "present"))
         Deadline(60).poll("the first write", lambda: writes(slow) or None, first=0.02, longest=0.02)
         time.sleep(chance.uniform(0, 1.2))  # the moment is what is random here
         process.kill()
@@ -92,12 +105,12 @@ def test_no_change_of_a_call_that_is_killed_at_any_moment_is_unrecorded(slow: VC
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
-    slow: VCenter, tmp_path: Path, number: signal.Signals
+    slow: VCenter, start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
     slow.reset_counters()
     with taking(slow, 6):
-        process = child("snapshot", options(slow, path, name=name, on_error="undo"))
+        process = start("snapshot", options(slow, path, name=name, on_error="undo"))
         Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
         process.send_signal(number)
         told = time.monotonic()
@@ -120,10 +133,12 @@ def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
     assert {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name} == running
 
 
-def test_what_ends_before_the_signal_is_looked_at_and_what_is_about_to_end_is_waited_for(slow: VCenter, tmp_path: Path) -> None:
+def test_what_ends_before_the_signal_is_looked_at_and_what_is_about_to_end_is_waited_for(
+    slow: VCenter, start: Start, tmp_path: Path
+) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-partly"
     slow.reset_counters()
-    process = child("snapshot", options(slow, path, name=name))
+    process = start("snapshot", options(slow, path, name=name))
     Deadline(60).poll("the second wave", lambda: writes(slow) > 3 or None, first=0.02, longest=0.02)
     process.send_signal(signal.SIGTERM)
     said = json.loads(process.communicate(timeout=60)[0])
@@ -135,13 +150,13 @@ def test_what_ends_before_the_signal_is_looked_at_and_what_is_about_to_end_is_wa
 
 
 @pytest.mark.parametrize("module", ["snapshot", "snapshot_info"])
-def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, tmp_path: Path, module: str) -> None:
+def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, start: Start, tmp_path: Path, module: str) -> None:
     asked = options(slow, tmp_path / "audit.jsonl", name="never")
     if module == "snapshot_info":
         asked = {key: value for key, value in asked.items() if key not in ("audit_file", "max_parallel", "name")}
     connections = slow.counters()["connections"]
     with slow.mute():
-        process = child(module, asked)
+        process = start(module, asked)
         Deadline(60).poll("the connection", lambda: slow.counters()["connections"] > connections or None)
         process.terminate()
         told = time.monotonic()
@@ -150,7 +165,7 @@ def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, tm
     assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}
 
 
-def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(tmp_path: Path) -> None:
+def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     with PveServer() as cluster:
         cluster.nameless_seconds = 0.0
@@ -160,7 +175,7 @@ def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(tmp_path: Path) -> N
         login = {"token_id": cluster.token_id, "token_secret": cluster.token_secret}
         vms = [str(vmid) for vmid in guests]
         asked = {**reach, **login, "vms": vms, "name": "stopped", "max_parallel": 2, "audit_file": str(path), "on_error": "undo"}
-        process = child("snapshot", asked)
+        process = start("snapshot", asked)
         Deadline(60).poll(
             "the first workers", lambda: sum(bool(cluster.guest(vmid)["snapshots"]) for vmid in guests) >= 2 or None
         )
