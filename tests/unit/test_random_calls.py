@@ -201,10 +201,12 @@ LIMITS: dict[str, t.Any] = {"deadline": None, "suppress_health_check": list(Heal
 
 def run(call: tuple[str, dict[str, t.Any], bool, bool]) -> str:
     folder, here = Path(tempfile.mkdtemp(prefix="sp")), Path.cwd()
-    # The path of an audit may be a relative one.
+    # The path of an audit may be a relative one, or have ~ or $HOME in it.
     os.chdir(folder)
     try:
-        return check_call(*call, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("HOME", str(folder))
+            return check_call(*call, folder)
     finally:
         os.chdir(here)
         shutil.rmtree(folder)
