@@ -22,10 +22,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_gue
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import checkpoints
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
+    HOLDER,
     block_job_runs,
     broken_off,
     clean,
     is_broken,
+    is_held,
     is_local,
     libvirt,
 )
@@ -96,13 +98,12 @@ def _refuse_busy(domain: t.Any, action: Action) -> None:
     :raises Locked: nothing was sent.
     """
     try:
-        held = domain.controlInfo()[0] in (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
-        held = held or domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+        held = is_held(domain) or domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
     except libvirt.libvirtError:
-        return  # libvirt's test driver has no such thing, and a VM that is off no such job
+        return  # libvirt's test driver has no such thing, and a VM that is off tells none: for it libvirt itself waits, up to 30 seconds
     if held:
         raise _errors.Locked(
-            f"Another operation of libvirt (a snapshot, a backup, a migration or the like) holds {action.vm}, so that libvirt was not asked to {action}; "
+            f"{action.vm} is held by {HOLDER}, so that libvirt was not asked to {action}; "
             "virsh domjobinfo shows it, try again when it has ended"
         )
 
@@ -244,7 +245,7 @@ def _after_revert(action: Revert, domain: t.Any) -> list[str]:
                 domain.destroy()
         except libvirt.libvirtError:
             if domain.isActive():
-                raise  # else somebody else was faster
+                raise  # else another one was faster
     warnings = []
     if domain.hasManagedSaveImage():
         # libvirt keeps it, and the next start would run memory of later on the disks of now.
@@ -282,7 +283,7 @@ def _go_back(action: Revert, domain: t.Any, snapshot: t.Any, flags: int) -> None
 
 
 def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, uri: str, daemon: Daemon) -> Finished:
-    # Again, since a revert of the same call may have taken a disk away, or somebody else since the look; libvirtd 9.0 dies of it.
+    # Again, since a revert of the same call may have taken a disk away, or another client since the look; libvirtd 9.0 dies of it.
     why = why_not_removed(action.snapshot, snapshot.getXMLDesc(), look(domain, [action.snapshot], daemon.version))
     if why:
         raise _errors.Unsupported(f"It cannot be removed: the snapshot {action.snapshot} of {action.vm} {why}")
@@ -291,7 +292,7 @@ def _delete(job: LibvirtJob, action: Delete, domain: t.Any, snapshot: t.Any, *, 
         memory = ElementTree.fromstring(snapshot.getXMLDesc()).find("memory")
         left = memory.get("file") if memory is not None else None
     if action.snapshot.lost is not None:
-        # Its data were merged already, by somebody else: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
+        # Its data were merged already, by another client: with flags of 0 libvirt 11.3 fails, since it does not find its images any more.
         files = ", ".join(external_files(snapshot.getXMLDesc()))
         job.asks()
         snapshot.delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)

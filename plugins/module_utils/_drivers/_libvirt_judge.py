@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import is_held, libvirt
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
     CPUS_COME_BACK,
     CPUS_LOST,
@@ -85,7 +85,7 @@ class Judge:
             known = {target: images for target, images in layers.items() if images is not None}
             seen = losses(domain.name(), snapshots, bases, disks, known)
             # A removal that is under way changes the images first and the record then.
-            return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
+            return snapshots if any(one.lost for one in seen) and up and is_held(domain) else seen
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
         named = checkpoints(domain)
         why = bitmaps_hinder(domain.name(), named)
@@ -97,7 +97,7 @@ class Judge:
         seen = self._judged_internal(domain, snapshots, texts, named)
         if any(one.lost for one in seen):
             # What is being taken is in the list only, and what is being removed is so for a moment.
-            if domain.isActive() and _is_held(domain):
+            if domain.isActive() and is_held(domain):
                 return snapshots
             time.sleep(_SECOND_LOOK_SECONDS)
             there = set(domain.snapshotListNames())
@@ -206,11 +206,6 @@ class Judge:
         """The number of images of the disk that has the most; None where it is not known of any."""
         layers = [self._images.layers(disk, up=up, asking=asking) for disk in disks if disk.writable]
         return max((len(images) for images in layers if images is not None), default=None)
-
-
-def _is_held(domain: t.Any) -> bool:
-    """Whether an operation of libvirt is under way on a VM that is up."""
-    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:
