@@ -109,7 +109,7 @@ def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
 ) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
     slow.reset_counters()
-    with taking(slow, 6):
+    with taking(slow, 14):
         process = start("snapshot", options(slow, path, name=name, on_error="undo"))
         Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
         process.send_signal(number)
@@ -119,7 +119,7 @@ def test_a_call_that_is_told_to_stop_begins_nothing_more_and_says_what_runs(
         took = time.monotonic() - told
         begun = writes(slow)
     said = json.loads(answer)
-    assert took < 5 and errors == b"" and process.returncode == 0
+    assert took < 12 and errors == b"" and process.returncode == 0
     assert begun == 3  # nothing more was begun, and nothing taken back
     assert said["failure"]["error"] == "interrupted" and number.name in said["failure"]["msg"]
     rows = {code: [row for row in said["result"]["vms"] if row["error"] == code] for code in ("interrupted", "not_started")}
@@ -161,7 +161,7 @@ def test_a_call_that_only_waits_for_a_mute_server_ends_at_once(slow: VCenter, st
         process.terminate()
         told = time.monotonic()
         answer, errors = process.communicate(timeout=60)
-    assert time.monotonic() - told < 5 and errors == b""
+    assert time.monotonic() - told < 20 and errors == b""
     assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}
 
 
@@ -170,7 +170,7 @@ def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(start: Start, tmp_pa
     with PveServer() as cluster:
         cluster.nameless_seconds = 0.0
         guests = [cluster.make_guest(f"web{number:02d}") for number in range(4)]
-        cluster.set_task_seconds(6, "qmsnapshot")
+        cluster.set_task_seconds(14, "qmsnapshot")
         reach = {"backend": "proxmox", "hostname": cluster.hostname, "port": cluster.port, "ca_path": cluster.ca_path}
         login = {"token_id": cluster.token_id, "token_secret": cluster.token_secret}
         vms = [str(vmid) for vmid in guests]
@@ -182,7 +182,7 @@ def test_on_proxmox_ve_what_still_runs_is_named_by_its_upid(start: Start, tmp_pa
         process.terminate()
         told = time.monotonic()
         answer, errors = process.communicate(timeout=60)
-        assert time.monotonic() - told < 5 and errors == b""
+        assert time.monotonic() - told < 12 and errors == b""
         rows = json.loads(answer)["result"]["vms"]
         assert sorted(row["error"] for row in rows) == ["interrupted"] * 2 + ["not_started"] * 2
         assert all("UPID:" in row["msg"] for row in rows if row["error"] == "interrupted")

@@ -22,10 +22,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_gue
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import Judge, checkpoints, read_listing
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_leftovers import checked_removal, unused_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
+    HOLDER,
     block_job_runs,
     broken_off,
     clean,
     is_broken,
+    is_held,
     is_local,
     libvirt,
 )
@@ -97,13 +99,12 @@ def _refuse_busy(domain: t.Any, action: Action) -> None:
     :raises Locked: nothing was sent.
     """
     try:
-        held = domain.controlInfo()[0] in (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
-        held = held or domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
+        held = is_held(domain) or domain.jobInfo()[0] != libvirt.VIR_DOMAIN_JOB_NONE
     except libvirt.libvirtError:
-        return  # libvirt's test driver has no such thing, and a VM that is off no such job
+        return  # libvirt's test driver has no such thing, and a VM that is off tells none: for it libvirt itself waits, up to 30 seconds
     if held:
         raise _errors.Locked(
-            f"Another operation of libvirt (a snapshot, a backup, a migration or the like) holds {action.vm}, so that libvirt was not asked to {action}; "
+            f"{action.vm} is held by {HOLDER}, so that libvirt was not asked to {action}; "
             "virsh domjobinfo shows it, try again when it has ended"
         )
 
@@ -262,7 +263,7 @@ def _after_revert(action: Revert, domain: t.Any) -> list[str]:
                 domain.destroy()
         except libvirt.libvirtError:
             if domain.isActive():
-                raise  # else somebody else was faster
+                raise  # else another one was faster
     warnings = []
     if domain.hasManagedSaveImage():
         # libvirt keeps it, and the next start would run memory of later on the disks of now.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from xml.etree import ElementTree
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import is_held, libvirt
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
     CPUS_COME_BACK,
     CPUS_LOST,
@@ -133,7 +133,7 @@ class Judge:
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
             seen = losses(domain.name(), snapshots, bases, disks, known)
             # A removal that is under way changes the images first and the record then.
-            return snapshots if any(one.lost for one in seen) and up and _is_held(domain) else seen
+            return snapshots if any(one.lost for one in seen) and up and is_held(domain) else seen
         # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
         named = checkpoints(domain)
         why = bitmaps_hinder(domain.name(), named, self._where)
@@ -144,7 +144,7 @@ class Judge:
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
         seen = self._judged_internal(domain, snapshots, texts, named)
         # What is being taken is in the list only, and what is being removed is so for a moment.
-        return snapshots if any(one.lost for one in seen) and domain.isActive() and _is_held(domain) else seen
+        return snapshots if any(one.lost for one in seen) and domain.isActive() and is_held(domain) else seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
         # The text first: only few definitions have the element, and parsing costs time.
@@ -259,11 +259,6 @@ class Judge:
 def _depth(layers: Iterable[Sequence[str] | None]) -> int | None:
     """The number of images of the disk that has the most; None where it is not known of any."""
     return max((len(images) for images in layers if images is not None), default=None)
-
-
-def _is_held(domain: t.Any) -> bool:
-    """Whether an operation of libvirt is under way on a VM that is up."""
-    return bool(domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ except ImportError:
 
 __all__ = [
     "CHECK",
+    "HOLDER",
     "LIBVIRT_IMPORT_ERROR",
     "Connections",
     "broken_off",
@@ -39,11 +40,15 @@ __all__ = [
     "connect",
     "is_alive",
     "is_broken",
+    "is_held",
     "is_local",
     "libvirt",
     "libvirt_qemu",
     "typed",
 ]
+
+# As is_held() sees it; libvirt does not tell which it is.
+HOLDER = "another operation of libvirt (a snapshot, a backup, a migration or the like)"
 
 CHECK = "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
 
@@ -192,6 +197,15 @@ def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.Safep
         )
     made: type[_errors.SafepointError] = getattr(_errors, _KINDS.get(code, "BackendFailed"))
     return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")
+
+
+def is_held(domain: t.Any) -> bool:
+    """Whether an operation of libvirt holds a VM that is up. Of a backup libvirt tells it elsewhere (jobInfo)."""
+    try:
+        control = domain.controlInfo()[0]
+    except libvirt.libvirtError:
+        return False  # libvirt's test driver has no such thing, and a VM that is off tells none
+    return control in (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
 
 
 def is_alive(connection: t.Any) -> bool:

@@ -19,7 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, chain_of
 
 _MAYBE = (
-    "may have lost its data: images that were taken later are no longer among those of the VM, so that somebody merged them, into the image that "
+    "may have lost its data: images that were taken later are no longer among those of the VM, so that they were merged, into the image that "
     "this snapshot is based on (virsh blockcommit) or into the newest one (virsh blockpull). If it was the latter, go back with virsh snapshot-revert"
 )
 

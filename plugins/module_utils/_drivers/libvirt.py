@@ -29,6 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import (
     CHECK,
+    HOLDER,
     LIBVIRT_IMPORT_ERROR,
     Connections,
     broken_off,
@@ -36,6 +37,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     connect,
     is_alive,
     is_broken,
+    is_held,
     is_local,
     libvirt,
     typed,
@@ -161,7 +163,7 @@ class LibvirtDriver(SnapshotDriver):
         )
         states = {domain.UUIDString(): (row["state.state"], row["state.reason"]) for domain, row in stats}
         if ways:
-            # Each time anew: a managed save of somebody else may have been the lock that was waited for.
+            # Read again each time: a managed save by hand may have been the lock that was waited for.
             self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         return {
             vm.id: self._each(vm, "look at", lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways))  # type: ignore[misc]
@@ -290,7 +292,8 @@ class LibvirtDriver(SnapshotDriver):
     def _state(self, vm: Vm, domain: t.Any, seen: tuple[int, int] | None, *, look_for_ways: bool) -> VmState:
         # A VM that is not among the states ceased to exist since it was found, and says so itself.
         state = seen or tuple(domain.state())
-        busy = _holder(domain) if state[0] != _OFF else None
+        # A snapshot that is being made is listed already, so the list is no sign that it is finished.
+        busy = HOLDER if state[0] != _OFF and is_held(domain) else None
         if state in PAUSED_FOR_SNAPSHOT and not busy:
             state = tuple(domain.state())  # the snapshot may have been finished between the two
         power = _POWERS.get(state[0], "running")
@@ -363,16 +366,6 @@ class LibvirtDriver(SnapshotDriver):
         if not isinstance(error, libvirt.libvirtError):
             return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
         return typed(error, what, where=self._where, broken=not is_alive(self._connection))
-
-
-def _holder(domain: t.Any) -> str | None:
-    """What holds a VM that is up. A snapshot that is being made is listed already, so the list is no sign that it is finished."""
-    try:
-        control = domain.controlInfo()[0]
-    except libvirt.libvirtError:
-        return None  # libvirt's test driver has no such thing, and a VM that just went off no holder
-    held = (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
-    return "another operation of libvirt (a snapshot, a backup, a migration or the like)" if control in held else None
 
 
 def _findings(found: tuple[Finding, ...] | SafepointError) -> tuple[Finding, ...]:
