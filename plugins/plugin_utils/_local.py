@@ -40,6 +40,8 @@ display = Display()
 _CHILD = os.path.join(os.path.dirname(__file__), "_child.py")
 # What put Ansible on this process's path need not do so for another one.
 _ANSIBLE = os.path.dirname(os.path.dirname(ansible.__file__))
+# How late a signal may be noticed.
+_SIGNAL_SECONDS = 0.5
 Result = dict[str, t.Any]
 
 
@@ -118,7 +120,7 @@ class LocalAction(NormalAction):
             cwd=self._loader.get_basedir(),
         )
         # Where the task's `timeout` ends this wait, the process goes on, as that of any module does.
-        stdout, stderr = process.communicate(json.dumps(call).encode())
+        stdout, stderr = _communicate(process, json.dumps(call).encode())
         try:
             answer = json.loads(stdout)
         except ValueError:
@@ -131,6 +133,20 @@ class LocalAction(NormalAction):
         if answer["warnings"]:
             result["warnings"] = answer["warnings"]
         return result
+
+
+def _communicate(process: subprocess.Popen[bytes], text: bytes) -> tuple[bytes, bytes]:
+    """Write to a process, and return what it writes when it has ended.
+
+    The wait is cut into slices. Python runs the handlers of signals in the main thread alone (3.9 to 3.14), and the kernel may give a signal to
+    another thread, such as the one that shows the progress: in one long wait a Ctrl-C was not noticed until the module ended.
+    """
+    given: bytes | None = text
+    while True:
+        try:
+            return process.communicate(given, timeout=_SIGNAL_SECONDS)
+        except subprocess.TimeoutExpired:
+            given = None
 
 
 def _setting(name: str, task_vars: Mapping[str, t.Any], *, before: t.Any) -> t.Any:

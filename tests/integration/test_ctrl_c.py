@@ -129,7 +129,8 @@ def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
     assert len(begun) == writes(slow) == 2 and run.lines("outcome") == []
     results = {one["vm"]: one["error"] for one in run.lines("result")}
     assert results == {vm: "interrupted" if vm in begun else "not_started" for vm in VMS}
-    assert all(number.name in one["msg"] for one in run.lines("result"))
+    # After a SIGINT Ansible sends a SIGTERM as well, and either may come first.
+    assert all("SIGINT" in one["msg"] or "SIGTERM" in one["msg"] for one in run.lines("result"))
 
 
 def test_a_packed_module_that_is_told_to_stop_returns_its_rows(
