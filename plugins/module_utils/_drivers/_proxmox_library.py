@@ -198,13 +198,13 @@ class Session:
         what = f"{method.upper()} {path}"
         try:
             return getattr(self._http.api(path), method)(**values)
+        except ValueError as exc:
+            made = self._http.no_pve(what)
+            raise made if method == "get" else Lost(str(made)) from exc
         except ResourceException as exc:
             if exc.status_code == 404:  # PVE has none (9.2)
                 raise self._http.no_pve(what) from exc
             raise Refused(exc.status_code, _text(exc)) from exc
-        except ValueError as exc:
-            made = self._http.no_pve(what)
-            raise made if method == "get" else Lost(str(made)) from exc
 
     def close(self) -> None:
         """Close the connections; a ticket has no log-out (PVE 9.2)."""
