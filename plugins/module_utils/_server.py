@@ -63,7 +63,7 @@ def _read_hostname(text: str) -> str:
     if any(char in text for char in "/@?#\\"):
         raise InvalidOption(
             f"hostname={shown!r} must be a name or an address only, without https://, user, port or path; write for example vcenter.example.com, and "
-            "set port for the port"
+            "use port for the port"
         )
     in_brackets = text.startswith("[") and text.endswith("]")
     if in_brackets or text.count(":") > 1:

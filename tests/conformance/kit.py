@@ -161,7 +161,7 @@ class Tripwire(SnapshotDriver):
 
     name = "tripwire"
 
-    def __init__(self, driver: SnapshotDriver, fails_at: int, locked_at: int | None) -> None:
+    def __init__(self, driver: SnapshotDriver, fails_at: int, locked_at: int | None = None) -> None:
         self._driver = driver
         self._number = 0
         self._fails_at = fails_at

@@ -164,8 +164,9 @@ class Flaky(Tripwire):
 
     def start(self, action: Action) -> Job:
         assert isinstance(action, Delete)
-        self._left = 1 if self._chance.random() < 0.33 else 0
-        self.failed += self._left
+        fails = self._chance.random() < 0.33
+        self._fails_at = self._number + 1 if fails else 0
+        self.failed += fails
         return super().start(action)
 
 

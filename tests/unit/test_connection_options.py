@@ -32,7 +32,7 @@ def server(hostname: str, **options: t.Any) -> Server:
 @pytest.mark.parametrize(
     ("hostname", "words"),
     [
-        ("https://vc", ["hostname='https://vc'", "without https://, user, port or path", "set port"]),
+        ("https://vc", ["hostname='https://vc'", "without https://, user, port or path", "use port"]),
         ("https://vc:443", ["without https://"]),
         ("vc:443", ["hostname='vc:443'", "without a port", "use port"]),
         ("vc/sdk", ["without https://, user, port or path"]),
