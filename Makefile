@@ -24,7 +24,7 @@ demo: setup-lab ## break a real Linux guest with a guarded change, and watch it 
 test-fast: setup-lab ## lint, and the tests that boot no virtual machine (under 3 minutes)
 	@tests/tools/test.sh fast
 
-test: setup-tests ## what CI runs: all but the slow ones, with real QEMU and a real guest (just under 40 minutes on two cores)
+test: setup-tests ## what CI runs: all but the slow ones, with real QEMU and a real guest (about half an hour on two cores)
 	@tests/tools/test.sh test
 
 test-all: setup-tests ## everything, the slow ones and the documentation site as well
