@@ -90,7 +90,7 @@ class Look:
             waiting.end(lock, option="lock_timeout" if deadline.left() > 0 else "timeout")
 
     def _read(self, vms: Sequence[Vm], deadline: Deadline, *, plan: Plan | None, sizes: bool) -> dict[str, View | SafepointError]:
-        # In this order: a snapshot of somebody else that is listed while it is still being made has its VM busy when that is looked at.
+        # In this order: a snapshot of another run that is listed while it is still being made has its VM busy when that is looked at.
         snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms, sizes=sizes), deadline)
         states: dict[str, VmState | SafepointError] = {}
         wanted = {"memory": plan.request.memory, "quiesce": plan.request.quiesce != "never"} if plan else {}

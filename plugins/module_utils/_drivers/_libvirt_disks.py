@@ -115,7 +115,7 @@ class Images:
     def in_use(self, disk: Disk) -> set[str]:
         """The images that the disk of a VM or of a snapshot consists of, as far as they exist.
 
-        :raises Unreadable: one of them cannot be read, so that nobody knows which are below it.
+        :raises Unreadable: one of them cannot be read, so that those below it are not known.
         """
         found: set[str] = set()
         try:
@@ -141,7 +141,7 @@ class Images:
     def owner(self, path: str, name: str, *, but: str) -> str | None:
         """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.
 
-        One request for each VM of the daemon, once, so only asked where something was found that nobody seems to know.
+        One request for each VM of the daemon, once, so only asked where something unknown was found.
         """
         if self._others is None:
             self._others = [(domain, self._places(domain)) for domain in self._connection.listAllDomains()]

@@ -27,7 +27,7 @@ def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, where: str, local
     """Around a removal: refuse it where an image is not there, and afterwards find the images that still hold the snapshot.
 
     libvirt has qemu-img remove it from each image, ignores that this fails, and forgets the snapshot (9.0, 11.3): an image that is read-only,
-    or on storage that is not mounted, then keeps data that nobody knows of. When the VM is up, QEMU removes it, and its failure is told.
+    or on storage that is not mounted, then keeps data without a record. When the VM is up, QEMU removes it, and its failure is told.
     Images on another host are read where they are in a storage pool, which costs some requests for each.
 
     :raises Unsupported: an image does not exist; nothing was done.

@@ -60,7 +60,7 @@ _KEEPALIVE_COUNT = 3
 # it misses our answers to its keepalive messages, and closes the connection after 30 seconds (9.0, 11.3). One call is left for the looks of
 # the caller, who has the first connection, and one so that the daemon goes on reading.
 _CALLS_PER_CONNECTION = 3
-# How often a call that waits for a connection looks whether its time is up, and how long no further one is opened after one was refused.
+# How often a call that waits for a connection checks its deadline, and how long no further one is opened after one was refused.
 _WAIT_SECONDS = 0.25
 _REFUSED_SECONDS = 5.0
 
@@ -99,7 +99,7 @@ class Connections:
     """Connections for calls that may take long: as many as are needed for the daemon to go on reading each of them.
 
     They begin with the caller's own. Where no further one can be opened, calls wait for their turn on those that there are. When the caller's own has
-    broken, no call begins any more: nobody could see what it does, since all reads go over that one.
+    broken, no call begins any more: its effect could not be read, since all reads go over that one.
     """
 
     def __init__(self, uri: str, first: t.Any) -> None:

@@ -167,7 +167,7 @@ class Writes:
 
     def _check_same(self, guest: Guest, action: Action) -> None:
         """Refuse to work on another snapshot that has taken the name since the look; PVE has no other id. One request more for each write: without it a
-        prune removes, and a revert goes back to, a snapshot that nobody decided about. The creation time has whole seconds.
+        prune removes, and a revert goes back to, a snapshot that was never decided about. The creation time has whole seconds.
 
         :raises SnapshotNotFound: the snapshot that was decided about is not there any more.
         """

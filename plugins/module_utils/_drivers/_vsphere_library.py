@@ -61,7 +61,7 @@ _LATE_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
-# In bytes. One of 500 VMs has 3 MB with their devices; nothing that we ask for comes near, and memory is not to be filled by whoever answers.
+# In bytes. One of 500 VMs has 3 MB with their devices; nothing that we ask for comes near, and no answer may fill the memory.
 LARGEST_ANSWER = 256 * 1024**2
 # Of those that pyVmomi reads itself, piece by piece: logins, views and tasks of some kB. It takes minutes for 100 MB (9.1).
 _LARGEST_SMALL_ANSWER = 4 * 1024**2
