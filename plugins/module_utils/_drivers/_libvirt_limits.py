@@ -115,7 +115,7 @@ def chain_near_limit(vm: str, depth: int | None) -> Finding | None:
         "chain_near_limit",
         f"A disk of {vm} consists of {depth} images, one on top of the other; with more than {_IMAGES_TO_START} the VM does not start any more, "
         f"and from {MOST_IMAGES} on no external snapshot is taken",
-        "remove external snapshots that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)",
+        "remove external snapshots that are no longer needed, the oldest first, or flatten the images of a template (virsh blockpull)",
     )
 
 
@@ -124,7 +124,7 @@ def why_not_deeper(depth: int | None) -> str | None:
         return None
     return (
         f"a disk of it consists of {depth} images, and with more than {_IMAGES_TO_START} the VM does not start any more; remove external snapshots "
-        "that nobody needs, the oldest first, or flatten the images of a template (virsh blockpull)"
+        "that are no longer needed, the oldest first, or flatten the images of a template (virsh blockpull)"
     )
 
 
