@@ -153,7 +153,7 @@ class _Reader:
                 "Write the path of your role, or its full name with the collection"
             )
 
-    def _new_include(self, kind: type, source: dict[str, t.Any]) -> t.Any:
+    def _new_include(self, kind: t.Any, source: dict[str, t.Any]) -> t.Any:
         return kind.load(source, block=self._parent, role=self._role, task_include=None, **self._context)
 
     def _try(self, subject: str, load: t.Callable[[], None]) -> None:
@@ -292,7 +292,8 @@ class _Reader:
     def _is_ours(self, path: str | None) -> bool:
         return (
             self._role is not None
-            and bool(path)
+            and path is not None
+            and path != ""
             and os.path.realpath(path).startswith(os.path.realpath(self._role._role_path) + os.sep)
         )
 

@@ -149,6 +149,7 @@ import shlex
 import socket
 import subprocess
 import time
+import typing as t
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -159,18 +160,23 @@ from ansible.module_utils.urls import open_url
 _ANSWER_SECONDS = 10.0
 _UP = ("active", "reloading")
 
+# The checked options. This module runs in the guest, where Python may be 3.6: no list[str], and no `from __future__ import annotations`.
+Params = t.Mapping[str, t.Any]
+
 
 class Health:
     """What is to be looked at, and how long that may take."""
 
-    def __init__(self, params, clock=time.monotonic, sleep=time.sleep):
+    def __init__(
+        self, params: Params, clock: t.Callable[[], float] = time.monotonic, sleep: t.Callable[[float], None] = time.sleep
+    ) -> None:
         self._params = params
         self._clock = clock
         self._sleep = sleep
         self._begun = clock()
         self._end = self._begun + params["budget"]
 
-    def look(self):
+    def look(self) -> t.Dict[str, t.Any]:
         """Look until all is well or it has been tried long enough; return what the module returns."""
         tries = 0
         while True:
@@ -180,16 +186,21 @@ class Health:
             if not problems or tries > self._params["retries"] or self._clock() + self._params["delay"] >= self._end:
                 break
             self._sleep(self._params["delay"])
-        result = {"healthy": not problems, "problems": problems, "tries": tries, "seconds": round(self._clock() - self._begun, 1)}
+        result: t.Dict[str, t.Any] = {
+            "healthy": not problems,
+            "problems": problems,
+            "tries": tries,
+            "seconds": round(self._clock() - self._begun, 1),
+        }
         if self._params["failed_units"]:
             result["failed_units"] = failed[0]
         return result
 
-    def _left(self, most=None):
-        left = max(1.0, self._end - self._clock())
+    def _left(self, most: t.Optional[float] = None) -> float:
+        left: float = max(1.0, self._end - self._clock())
         return left if most is None else min(left, most)
 
-    def _run(self, argv):
+    def _run(self, argv: t.List[str]) -> t.Tuple[t.Optional[int], str, str]:
         """Run a command; return its exit code (None: it did not run to its end), its stdout, and the last thing that it said."""
         try:
             # Not run_command() of AnsibleModule, which cannot end what hangs; and capture_output came with Python 3.7.
@@ -204,7 +215,7 @@ class Health:
         lines = (done.stderr.decode(errors="replace").strip() or stdout.strip()).splitlines()
         return done.returncode, stdout, lines[-1][:200] if lines else ""
 
-    def _failed_units(self):
+    def _failed_units(self) -> t.Tuple[t.List[str], t.List[str]]:
         """All units that have failed, and the problems with those that may not."""
         code, stdout, said = self._run(["systemctl", "list-units", "--failed", "--all", "--plain", "--no-legend", "--no-pager"])
         if code != 0:
@@ -217,7 +228,7 @@ class Health:
             if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in known)
         ]
 
-    def _services(self):
+    def _services(self) -> t.List[str]:
         services = self._params["services"]
         if not services:
             return []
@@ -232,7 +243,7 @@ class Health:
             if state not in _UP
         ]
 
-    def _ports(self):
+    def _ports(self) -> t.List[str]:
         problems = []
         for host, port in [address(one) for one in self._params["ports"]]:
             try:
@@ -241,7 +252,7 @@ class Health:
                 problems.append(f"the port {port} of {host} does not accept connections ({exc.strerror or exc}), and should")
         return problems
 
-    def _http(self):
+    def _http(self) -> t.List[str]:
         problems = []
         for one in self._params["http"]:
             wanted = one["status"]
@@ -260,7 +271,7 @@ class Health:
                 problems.append(f"{public_url(one['url'])} answers {seen}, and should answer {good}")
         return problems
 
-    def _commands(self):
+    def _commands(self) -> t.List[str]:
         problems = []
         for command in self._params["commands"]:
             code, _stdout, said = self._run(shlex.split(command))
@@ -272,7 +283,7 @@ class Health:
         return problems
 
 
-def address(text):
+def address(text: str) -> t.Tuple[str, int]:
     """The host and the port of V(443), V(192.0.2.10:443) or V([2001:db8::1]:443); a ValueError says what is wrong with it."""
     host, colon, port = text.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or (colon and not host):
@@ -280,13 +291,13 @@ def address(text):
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
-def public_url(url):
+def public_url(url: str) -> str:
     """The address as it may be shown: without user, password, query and fragment, which may hold a token."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "***" if parts.query else "", ""))
 
 
-def without_secrets(text, url):
+def without_secrets(text: str, url: str) -> str:
     """The text of an error about this address, without the parts of it that public_url() leaves out."""
     parts = urlsplit(url)
     userinfo = parts.netloc.rpartition("@")[0]
@@ -296,7 +307,7 @@ def without_secrets(text, url):
     return text
 
 
-def check_url(number, url):
+def check_url(number: int, url: str) -> None:
     """Raise a ValueError, which does not show the address, where a client could take a part of it for another one."""
     fix = "write for example https://web01.example.com/health, and percent-encode what has a meaning in a URL"
     try:
@@ -310,7 +321,7 @@ def check_url(number, url):
         raise ValueError(f"http: the url of entry {number} is not a usable address; {fix}")
 
 
-def check(params):
+def check(params: Params) -> None:
     """Raise a ValueError for what can never be met, so that it is not tried again and again."""
     for number, one in enumerate(params["http"], 1):
         check_url(number, one["url"])
@@ -325,7 +336,7 @@ def check(params):
             raise ValueError("commands: one of them is empty; leave it out")
 
 
-def hide_urls(module):
+def hide_urls(module: AnsibleModule) -> None:
     """Have Ansible cut out of the results the addresses with more than public_url() shows, and nothing else of them."""
     urls = [one["url"] for one in module.params["http"]]
     shown = [str(code) for one in module.params["http"] for code in one["status"]]
@@ -333,7 +344,7 @@ def hide_urls(module):
     module.no_log_values.update(url for url in urls if not is_public(url))
 
 
-def is_public(url):
+def is_public(url: str) -> bool:
     try:
         check_url(0, url)
     except ValueError:
@@ -341,7 +352,7 @@ def is_public(url):
     return public_url(url) == url
 
 
-def main():
+def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "failed_units": {"type": "bool", "default": False},

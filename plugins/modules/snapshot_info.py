@@ -216,7 +216,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._module import run
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 
-def main():
+def main() -> None:
     run("snapshot_info", AnsibleModule(supports_check_mode=True, **OPTIONS["snapshot_info"]))
 
 

@@ -203,8 +203,8 @@ def _has(snapshots: Sequence[Data]) -> str:
 
 
 def _sentence(text: t.Any) -> str:
-    text = str(text)
-    return text[:1].upper() + text[1:]
+    said = str(text)
+    return said[:1].upper() + said[1:]
 
 
 def moment(text: t.Any) -> datetime | None:

@@ -239,7 +239,8 @@ def _vm(vm: Data, anchor: str, report: Data, reasons: dict[str, int]) -> str:
 def _snapshot(one: Data, report: Data, reasons: dict[str, int]) -> str:
     """What stands beside a dot of the tree: the name and what is remarkable, then the rest."""
     old = _age(one["age_seconds"], report)
-    marks, said = [], [_group(one["class"]) + (f" {_text(one['product'])}" if one["product"] else "")]
+    marks: list[str] = []
+    said = [_group(one["class"]) + (f" {_text(one['product'])}" if one["product"] else "")]
     (marks if old.startswith("<") else said).append(old)
     if one["lease"]:
         change = (one["label"] or {}).get("change") or "a change"

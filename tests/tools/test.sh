@@ -43,7 +43,8 @@ lint() {
     step 5m yamllint yamllint --strict .
     step 5m gofmt tests/tools/check_gofmt.sh
     step 5m shellcheck shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
-    step 5m mypy mypy -p ansible_collections.safepoint.vm.plugins.module_utils
+    step 5m mypy mypy -p ansible_collections.safepoint.vm.plugins
+    step 5m mypy-lab env MYPYPATH=tests/lab mypy tests/lab
     step 5m licence python tests/tools/check_licence.py "${files[@]}"
     step 5m action-group python tests/tools/check_action_group.py
     step 5m changelog antsibull-changelog lint
