@@ -200,18 +200,25 @@ class Judge:
             )
             return found, f"is no way back: {found.message}; {found.remedy}"
         for target, (place, image, meant) in held.items():
-            first = picked(image.snapshots, record.name)
-            if first.name != record.name:
-                return None, NUMBER
-            if first != meant:
-                return None, (
-                    f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
-                    f"{self._remedy(domain.UUIDString(), record.name, place)}"
-                )
+            why = self._why_another(domain, record.name, target, place, image, meant)
             loose = [bitmap for bitmap in image.bitmaps if bitmap not in named]
-            if loose:
-                return None, f"is internal, and {bitmap_hinders(loose[0], place)}"
+            if why is None and loose:
+                why = f"is internal, and {bitmap_hinders(loose[0], place)}"
+            if why:
+                return None, why
         return None, None
+
+    def _why_another(self, domain: t.Any, name: str, target: str, place: str, image: Image, meant: Kept) -> str | None:
+        """Why QEMU would go back to another snapshot in this image than the one that is meant."""
+        first = picked(image.snapshots, name)
+        if first.name != name:
+            return NUMBER
+        if first == meant:
+            return None
+        return (
+            f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
+            f"{self._remedy(domain.UUIDString(), name, place)}"
+        )
 
     def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
         """What has to be known of the images of a VM of which a snapshot may be taken.

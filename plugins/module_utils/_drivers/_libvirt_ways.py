@@ -83,10 +83,6 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
         "or choose another name"
         for stray, remedy in seen.strays.items()
     }
-    unsearched = (
-        f"An image of {name} could not be searched for an older snapshot of this name, which a revert would bring back ({seen.unsearched}); run "
-        "this on the host, or make the folder a storage pool (virsh pool-create-as)"
-    )
     with_memory = _missed(name, domain, EXTERNAL, memory=True)
     return (
         Way(
@@ -94,7 +90,7 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
             internal,
             memory_implied=True,
             taken=taken,
-            warnings=(unsearched,) if seen.unsearched else (),
+            warnings=_unsearched(name, seen),
             warnings_without_memory=_missed(name, domain, INTERNAL, memory=False),
         ),
         Way(
@@ -107,6 +103,15 @@ def ways(name: str, domain_xml: str, *, power: str, saved: bool, fork: str | Non
             warnings=(*with_memory, *([near.message] if near else [])),
             warnings_without_memory=tuple(one for one in _missed(name, domain, EXTERNAL, memory=False) if one not in with_memory),
         ),
+    )
+
+
+def _unsearched(name: str, seen: Seen) -> tuple[str, ...]:
+    if not seen.unsearched:
+        return ()
+    return (
+        f"An image of {name} could not be searched for an older snapshot of this name, which a revert would bring back ({seen.unsearched}); run "
+        "this on the host, or make the folder a storage pool (virsh pool-create-as)",
     )
 
 

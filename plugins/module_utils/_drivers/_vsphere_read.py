@@ -174,51 +174,65 @@ def read_state(name: str, seen: Properties, *, ways: bool, busy: str | None, fre
 
 
 def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, int]]) -> Way:
-    refusals: dict[str, str] = {}
-    question = seen.get("runtime.question")
     independent = [one.deviceInfo.label for one in disks(seen) if "independent" in str(getattr(one.backing, "diskMode", ""))]
-    if seen.get("config.template"):
-        refusals["create"] = f"{name} is a template, which has no snapshots; convert it to a VM first"
-    elif question is not None:
-        refusals["create"] = (
-            f"{name} waits for an answer ({' '.join(question.text.split())}); answer it in the vSphere client first"
-        )
-    elif seen.get("capability.snapshotOperationsSupported") is False:
-        refusals["create"] = f"{name} cannot have snapshots, as its host says; look for disks or devices that are passed through"
-    if power == "off":
-        refusals["memory"] = f"{name} is off and has no memory to keep; start it first, or leave memory out"
-    elif power == "paused":
-        refusals["memory"] = f"{name} is suspended, its memory is on disk already; resume it first, or leave memory out"
-    elif seen.get("capability.memorySnapshotsSupported") is False:
-        refusals["memory"] = f"{name} cannot have snapshots with memory, as its host says; leave memory out"
-    elif independent:
-        refusals["memory"] = (
-            f"{name} has the independent disk {independent[0]}, which rules out memory; leave memory out, or make it dependent"
-        )
-    else:
-        needed = int(seen.get("config.hardware.memoryMB") or 0) * 1024**2
-        # As in "[LocalDS_0] web01/"; the others may be those of a CD image.
-        where = str(seen.get("config.files.snapshotDirectory") or "").partition("]")[0].lstrip("[")
-        stores = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free]
-        full = [(store, left) for store, left in stores if store == where and left < needed]
-        if full:
-            refusals["memory"] = (
-                f"The memory of {name} needs {needed} bytes, and the datastore {full[0][0]} has {full[0][1]} free; free some, or leave memory out"
-            )
-    if power != "off":
-        refusals["memory_and_quiesce"] = (
-            f"{name} keeps its memory or is quiesced, and vSphere ignores quiescing with memory; leave one out"
-        )
-        if power == "paused":
-            refusals["quiesce"] = f"{name} is suspended, and nothing in it can be quiesced; resume it first, or set quiesce=never"
-        elif seen.get("capability.quiescedSnapshotsSupported") is False:
-            refusals["quiesce"] = f"{name} cannot be quiesced, as its host says; {QUIESCE_ADVICE}"
-        elif seen.get("guest.toolsRunningStatus") not in (None, "guestToolsRunning"):
-            refusals["quiesce"] = f"{name} cannot be quiesced, since VMware Tools do not run in it; {QUIESCE_ADVICE}"
+    why_not = {
+        "create": _why_not_create(name, seen),
+        "memory": _why_not_memory(name, power, seen, free, independent),
+        "quiesce": _why_not_quiesce(name, power, seen),
+        "memory_and_quiesce": None
+        if power == "off"
+        else f"{name} keeps its memory or is quiesced, and vSphere ignores quiescing with memory; leave one out",
+    }
     missed = [
         f"The independent disk {one} of {name} is not part of the snapshot, and does not come back with it" for one in independent
     ]
+    refusals = {what: why for what, why in why_not.items() if why}
     return Way(refusals=refusals, unrecorded=("offline",), deepest=DEEPEST, warnings=tuple(missed))
+
+
+def _why_not_create(name: str, seen: Properties) -> str | None:
+    question = seen.get("runtime.question")
+    if seen.get("config.template"):
+        return f"{name} is a template, which has no snapshots; convert it to a VM first"
+    if question is not None:
+        return f"{name} waits for an answer ({' '.join(question.text.split())}); answer it in the vSphere client first"
+    if seen.get("capability.snapshotOperationsSupported") is False:
+        return f"{name} cannot have snapshots, as its host says; look for disks or devices that are passed through"
+    return None
+
+
+def _why_not_memory(
+    name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, int]], independent: Sequence[str]
+) -> str | None:
+    if power == "off":
+        return f"{name} is off and has no memory to keep; start it first, or leave memory out"
+    if power == "paused":
+        return f"{name} is suspended, its memory is on disk already; resume it first, or leave memory out"
+    if seen.get("capability.memorySnapshotsSupported") is False:
+        return f"{name} cannot have snapshots with memory, as its host says; leave memory out"
+    if independent:
+        return f"{name} has the independent disk {independent[0]}, which rules out memory; leave memory out, or make it dependent"
+    needed = int(seen.get("config.hardware.memoryMB") or 0) * 1024**2
+    # As in "[LocalDS_0] web01/"; the others may be those of a CD image.
+    where = str(seen.get("config.files.snapshotDirectory") or "").partition("]")[0].lstrip("[")
+    stores = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free]
+    full = [(store, left) for store, left in stores if store == where and left < needed]
+    if full:
+        store, left = full[0]
+        return f"The memory of {name} needs {needed} bytes, and the datastore {store} has {left} free; free some, or leave memory out"
+    return None
+
+
+def _why_not_quiesce(name: str, power: str, seen: Properties) -> str | None:
+    if power == "off":
+        return None
+    if power == "paused":
+        return f"{name} is suspended, and nothing in it can be quiesced; resume it first, or set quiesce=never"
+    if seen.get("capability.quiescedSnapshotsSupported") is False:
+        return f"{name} cannot be quiesced, as its host says; {QUIESCE_ADVICE}"
+    if seen.get("guest.toolsRunningStatus") not in (None, "guestToolsRunning"):
+        return f"{name} cannot be quiesced, since VMware Tools do not run in it; {QUIESCE_ADVICE}"
+    return None
 
 
 def disks(seen: Properties, path: str = "config.hardware.device") -> list[t.Any]:

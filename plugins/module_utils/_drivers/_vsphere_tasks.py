@@ -73,8 +73,9 @@ class Tasks:
         self._view_login = 0
         self._version = ""
         # Whether to log in again, and to begin a list of its own, before the server is asked the next time.
-        self._renew = self._anew = False
+        self._renew = self._list_is_old = False
         self._pace, self._ended_at = 0.0, 0.0
+        self._tries, self._login = 0, 0
 
     def watch(self, task: t.Any, job: Job, done: Done) -> None:
         """Have ``done`` called with the task's result when it has ended, or else with what it failed with, and ``job`` told how far it is.
@@ -137,46 +138,56 @@ class Tasks:
     def _ask(self) -> None:
         """Ask what has changed until nothing is waited for. Outages are ridden through: the tasks go on, and a new list tells again what was lost."""
         self._ended_at, self._pace = time.monotonic(), 0.0
-        tries, login = 0, self._session.logins
+        self._tries, self._login = 0, self._session.logins
         time.sleep(_GATHER_SECONDS)
         try:
-            while True:
-                with self._lock:
-                    if not self._pending:
-                        self._asking = False
-                        return
-                try:
-                    if self._renew:
-                        self._session.renew(login)
-                        self._renew = False
-                    login = self._session.logins
-                    self._round()
-                    tries = 0
-                except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
-                    # The session has ended; the tasks go on. A server that forgets each login at once is not to be flooded with them.
-                    self._renew = self._anew = True
-                    if not self._session.pause(tries):
-                        raise
-                    tries += 1
-                except vmodl.fault.ManagedObjectNotFound as exc:
-                    self._anew = True
-                    if not self._forget(exc):
-                        raise
-                except (BadAnswer, *UNREADABLE, *UNANSWERED):
-                    self._anew = True
-                    if not self._session.pause(tries):
-                        raise
-                    tries += 1
+            while self._go_on():
+                self._ask_once()
         except BaseException as exc:
             with self._lock:
                 self._asking = False
             self._fail(exc)
 
+    def _go_on(self) -> bool:
+        """Whether a task is waited for; where none is, the next one begins to ask again."""
+        with self._lock:
+            if not self._pending:
+                self._asking = False
+            return self._asking
+
+    def _ask_once(self) -> None:
+        """One round. What an outage breaks is tried again after a pause, until the deadline."""
+        try:
+            if self._renew:
+                self._session.renew(self._login)
+                self._renew = False
+            self._login = self._session.logins
+            self._round()
+            self._tries = 0
+        except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
+            # The session has ended; the tasks go on. A server that forgets each login at once is not to be flooded with them.
+            self._renew = self._list_is_old = True
+            if not self._may_try_again():
+                raise
+        except vmodl.fault.ManagedObjectNotFound as exc:
+            self._list_is_old = True
+            if not self._forget(exc):
+                raise
+        except (BadAnswer, *UNREADABLE, *UNANSWERED):
+            self._list_is_old = True
+            if not self._may_try_again():
+                raise
+
+    def _may_try_again(self) -> bool:
+        """Wait before the next try; False when there is no time for one."""
+        self._tries += 1
+        return self._session.pause(self._tries - 1)
+
     def _round(self) -> None:
         """Put new tasks on the list, ask once what has changed, tell it, and leave the server alone for a while."""
-        if self._anew:
+        if self._list_is_old:
             self._begin()
-            self._anew = False
+            self._list_is_old = False
         else:
             self._add()
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=self._longest_wait())
