@@ -25,13 +25,13 @@ step() {
     printf '%s\t%s\t%d\n' "$name" "$status" $((SECONDS - began)) >>"$REPORTS/steps.tsv"
 }
 
-# tests VENV NAME PYTEST-ARGUMENTS...
+# tests VENV NAME WORKERS PYTEST-ARGUMENTS...
 tests() {
-    local venv=$1 name=$2
-    shift 2
-    # Two at a time, and each group with its guest in one process: most of a test is the start of ansible-playbook.
+    local venv=$1 name=$2 workers=$3
+    shift 3
+    # Each group with its guest in one process: most of a test is the start of ansible-playbook.
     # The environment's own ansible-playbook comes first, and its results go where the summary counts them.
-    step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q -n 2 --dist loadgroup --junitxml="$REPORTS/$name.xml" "$@"
+    step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q -n "$workers" --dist loadgroup --junitxml="$REPORTS/$name.xml" "$@"
 }
 
 lint() {
@@ -62,7 +62,7 @@ core_versions() {
     fi
     # By name: what else is there imports what only the main environment has.
     mapfile -t marked < <(grep -rl --include='test_*.py' --exclude-dir=roles 'mark\.core_versions' tests)
-    tests "$venv" "pytest-$version" -m "((role and not guest) or core_versions)$but" tests/roles "${marked[@]}"
+    tests "$venv" "pytest-$version" 2 -m "((role and not guest) or core_versions)$but" tests/roles "${marked[@]}"
 }
 
 if [ -e .cache/reports ]; then rm -r .cache/reports; fi
@@ -74,7 +74,7 @@ lint)
     ;;
 fast)
     lint
-    tests "$MAIN_VENV" pytest -m "not qemu and not guest and not vcenter and not browser and not slow" tests/unit tests/conformance tests/report
+    tests "$MAIN_VENV" pytest 2 -m "not qemu and not guest and not vcenter and not browser and not slow" tests/unit tests/conformance tests/report
     ;;
 test | all)
     not_slow=" and not slow" not_newest=" and not newest" not_oldest=" and not oldest"
@@ -91,7 +91,8 @@ test | all)
     wait "$sanity"
     cat "$REPORTS/sanity.log"
     # The roles run on the oldest and the newest ansible-core below, and in make test-all on this one too.
-    tests "$MAIN_VENV" pytest ${not_slow:+-m "(not role or guest) and not slow"} tests
+    # One worker more than cores: a third of the time these wait for hypervisors and time limits.
+    tests "$MAIN_VENV" pytest 3 ${not_slow:+-m "(not role or guest) and not slow"} tests
     core_versions "$FLOOR_VENV" "$not_slow$not_newest"
     core_versions "$NEWEST_VENV" "$not_slow$not_oldest"
     if [ "$1" = all ]; then
