@@ -1,0 +1,48 @@
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The races of test_races.py by processes, on a VM of real QEMU: with internal snapshots, and with external ones where libvirt can go back to them."""
+
+from __future__ import annotations
+
+import typing as t
+from collections.abc import Iterator
+
+import pytest
+from libvirt_backends import QemuBackend
+from libvirt_stage import QemuStage, RawBackend
+from race_stage import PAIRS, rounds
+
+pytestmark = [pytest.mark.qemu, pytest.mark.slow, pytest.mark.timeout(1800)]
+ROUNDS = 20
+
+
+def staged(backend: QemuBackend) -> Iterator[QemuStage]:
+    stage = QemuStage(backend)
+    try:
+        backend.add("raced", power="running")
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.fixture(scope="module")
+def internal(lab: t.Any) -> Iterator[QemuStage]:
+    yield from staged(QemuBackend(lab))
+
+
+@pytest.fixture(scope="module")
+def newer_internal(new_lab: t.Any) -> Iterator[QemuStage]:
+    yield from staged(QemuBackend(new_lab))
+
+
+@pytest.fixture(scope="module")
+def newer_external(new_lab: t.Any) -> Iterator[QemuStage]:
+    yield from staged(RawBackend(new_lab))
+
+
+@pytest.mark.parametrize("runs", [2, 5], ids=["two", "five"])
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@pytest.mark.parametrize("stage", ["internal", "newer_internal", "newer_external"])
+def test_processes_at_once_say_what_is_true(request: pytest.FixtureRequest, stage: str, pair: tuple[str, str], runs: int) -> None:
+    assert rounds(request.getfixturevalue(stage), "raced", pair, runs=runs, numbers=range(ROUNDS)) == []
