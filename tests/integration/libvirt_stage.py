@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import subprocess
 import typing as t
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from xml.etree import ElementTree
 
 from libvirt_backends import QemuBackend
-from libvirt_kit import apply, power
+from libvirt_kit import apply, files, image, power
 from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
@@ -60,6 +64,42 @@ class QemuStage(Stage):
         for vm in self.qemu.made:
             self.qemu.lab.remove(vm)
         self.qemu.person.close()
+
+
+class InternalStage(QemuStage):
+    def __init__(self, lab: t.Any) -> None:
+        super().__init__(QemuBackend(lab))
+
+    def damage(self, vm: str) -> list[str]:
+        recorded = sorted(self.qemu.person.lookupByName(vm).snapshotListNames())
+        held = sorted(one["name"] for one in _layers(image(self.qemu.lab, vm))[0].get("snapshots", []))
+        return [] if held == recorded else [f"libvirt lists the snapshots {recorded}, and the image holds {held}"]
+
+
+class ExternalStage(QemuStage):
+    def __init__(self, lab: t.Any) -> None:
+        super().__init__(RawBackend(lab))
+
+    def damage(self, vm: str) -> list[str]:
+        written = image(self.qemu.lab, vm)
+        used = {Path(layer["filename"]).name for layer in _layers(written)}
+        found = []
+        for one in self.qemu.person.lookupByName(vm).listAllSnapshots():
+            source = ElementTree.fromstring(one.getXMLDesc()).find("domain/devices/disk/source")
+            assert source is not None
+            base = Path(source.get("file", ""))
+            if base == written:
+                found.append(f"the VM writes to the image of the snapshot {one.getName()}")
+            used |= {Path(layer["filename"]).name for layer in _layers(base)}
+        unused = set(files(self.qemu.lab, vm)) - used
+        return [*found, *([f"nothing uses {sorted(unused)}"] if unused else [])]
+
+
+def _layers(path: Path) -> list[dict[str, t.Any]]:
+    """What qemu-img says of an image and of those that it is based on, which all have to be there."""
+    command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", str(path)]
+    found: list[dict[str, t.Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
 
 
 def _begin(barriers: Mapping[int, Barrier]) -> None:

@@ -77,7 +77,7 @@ def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[st
     after = {one.id for one in stage.backend.list(vm)}
     power, names, data = stage.state(vm)
     unique = stage.unique_ids
-    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique)]
+    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique), *stage.damage(vm)]
     if power != "running":
         wrong.append(f"the VM is {power}")
     if names.count("sx") > 1:

@@ -30,6 +30,10 @@ class Stage(abc.ABC):
     def write(self, vm: str, text: str) -> None:
         """Change the data of a VM."""
 
+    def damage(self, vm: str) -> list[str]:
+        """What is not right in the storage of a VM, where that is real."""
+        return []
+
     @abc.abstractmethod
     def close(self) -> None:
         """End it."""

@@ -9,17 +9,15 @@ import typing as t
 from collections.abc import Iterator
 
 import pytest
-from libvirt_backends import QemuBackend
-from libvirt_stage import QemuStage, RawBackend
+from libvirt_stage import ExternalStage, InternalStage, QemuStage
 from race_stage import PAIRS, rounds
 
 pytestmark = pytest.mark.qemu
 
 
-def staged(backend: QemuBackend) -> Iterator[QemuStage]:
-    stage = QemuStage(backend)
+def staged(stage: QemuStage) -> Iterator[QemuStage]:
     try:
-        backend.add("raced", power="running")
+        stage.backend.add("raced", power="running")
         yield stage
     finally:
         stage.close()
@@ -27,17 +25,17 @@ def staged(backend: QemuBackend) -> Iterator[QemuStage]:
 
 @pytest.fixture(scope="module")
 def internal(lab: t.Any) -> Iterator[QemuStage]:
-    yield from staged(QemuBackend(lab))
+    yield from staged(InternalStage(lab))
 
 
 @pytest.fixture(scope="module")
 def newer_internal(new_lab: t.Any) -> Iterator[QemuStage]:
-    yield from staged(QemuBackend(new_lab))
+    yield from staged(InternalStage(new_lab))
 
 
 @pytest.fixture(scope="module")
 def newer_external(new_lab: t.Any) -> Iterator[QemuStage]:
-    yield from staged(RawBackend(new_lab))
+    yield from staged(ExternalStage(new_lab))
 
 
 @pytest.mark.parametrize(
