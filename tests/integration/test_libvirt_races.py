@@ -16,8 +16,10 @@ import pytest
 from kit import pruning
 from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -255,6 +257,27 @@ def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
         assert mine.state() == [3, 3]  # it still is
+
+
+def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
+    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+    vm = domain(lab, tiny("names"))
+    create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
+    named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
+    assert len(set(named)) == 200
+
+
+@pytest.mark.slow
+def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_left(
+    new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = newer("removed", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    current = domain(new_lab, vm).snapshotCurrent()
+    before_the_next(monkeypatch, "numChildren", current.delete, of=libvirt.virDomainSnapshot)
+    done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
+    assert (done.word, done.error) == ("created", None)
+    assert domain(new_lab, vm).snapshotListNames() == ["y"]
 
 
 @pytest.mark.slow
