@@ -169,6 +169,25 @@ def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def stopped_when(pid: int, reached: Callable[[], bool]) -> Iterator[None]:
+    """For the time of the block the process does nothing, and stands where something was ``reached``; until then it goes on in small steps."""
+
+    def step() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if reached():
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    try:
+        until(step)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
 def crawling(pid: int) -> Iterator[None]:
     """For the time of the block the process gets a twentieth of the time, so that a snapshot takes longer than the start of a daemon."""
     over = threading.Event()
