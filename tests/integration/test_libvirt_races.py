@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import time
 import typing as t
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
+from libvirt_kit import Make, apply, domain, is_busy, listed, look, power, qemu_pid, stopped, stopped_when, take, until
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
@@ -225,18 +226,25 @@ def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_
     check_backup(new_lab, newer("backup", running=True))
 
 
+@contextlib.contextmanager
+def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
+    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    mine = domain(lab, vm)
+    with ThreadPoolExecutor(1) as pool:
+        pid = qemu_pid(lab, vm)
+        other = pool.submit(take, lab.uri, vm, name)
+        with stopped_when(pid, lambda: mine.state() == [3, 3] and is_busy(lab, vm)):
+            yield
+        other.result()
+
+
 def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
-    mine = domain(lab, vm)
-    with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
-        other = pool.submit(take, lab.uri, vm, "x")
-        until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+    with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
-        assert mine.state() == [3, 3]  # it still is
         assert view is not None
         assert (view.state.power, view.state.findings) == ("running", ())
         assert view.state.busy
-    other.result()
 
 
 def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
@@ -244,19 +252,12 @@ def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
 ) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
-    mine = domain(lab, vm)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-
-        def other_run() -> None:
-            stack.enter_context(crawling(qemu_pid(lab, vm)))
-            pool.submit(take, lab.uri, vm, "y")
-            until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
-
-        before_the_next(monkeypatch, "hasManagedSaveImage", other_run)  # the revert is done then, and not yet looked at
+        # The revert is done then, and not yet looked at.
+        before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert mine.state() == [3, 3]  # it still is
+        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
 
 
 def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
