@@ -82,7 +82,7 @@ def test_an_external_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed(new_l
     person.detachDeviceFlags(definition[start : definition.index("</disk>", start) + 7], CONFIG)
     done = apply(new_lab.uri, Absent(Request(name="x")), vm)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert "vdb" in str(done.error) and "attach it again" in str(done.error)
+    assert "vdb" in str(done.error) and "attach the disk again" in str(done.error)
     new_lab.connect().defineXML(definition)
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
     assert files(new_lab, vm) == ["apart-0.qcow2", "apart-1.qcow2"]
@@ -163,7 +163,7 @@ def test_a_vm_that_has_not_run_since_its_memory_was_restored_is_refused_what_qem
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
@@ -180,7 +180,7 @@ def test_no_internal_snapshot_is_taken_or_removed_before_a_restored_vm_has_run(n
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert take(new_lab.uri, vm, "x").kind == "internal"

@@ -73,7 +73,7 @@ def test_would_does_and_again_agree_and_a_revert_brings_back_what_was_there(
     assert (seen["data"], seen["name"], seen["status"], str(seen["config"]["memory"])) == ("before", "web01", "running", "512")
     (shown,) = module("snapshot_info", vm="web01")["vms"][0]["snapshots"]
     assert (shown["label"]["change"], shown["description"]) == ("CHG0042", "kernel")
-    assert shown["size_bytes"] is None and "does not tell the size" in shown["size_unknown"]
+    assert shown["size_bytes"] is None and "does not report the size" in shown["size_unknown"]
     removed = module("snapshot", vm="web01", name="before-upgrade", state="absent")
     assert (removed["changed"], cluster.guest(vmid)["snapshots"]) == (True, [])
 

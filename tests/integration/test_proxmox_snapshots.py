@@ -94,7 +94,7 @@ def test_check_mode_foresees_what_the_task_would_say(
     assert code(would) == code(does) == "unsupported"
     assert (would.word, would.changed) == ("none", False)
     if storage != "gone":
-        assert "move it, for example to qcow2" in str(would.error)
+        assert "move the disk, for example to qcow2" in str(would.error)
 
 
 def test_only_check_mode_asks_for_each_guest(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
@@ -265,7 +265,7 @@ def test_a_snapshot_that_is_being_finished_while_it_is_listed_is_looked_at_again
     cluster.set_snapshot(vmid, "xx", snapstate="prepare")
     driver.snapshots([vm])
     cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two questions
-    assert "not finished with the snapshot xx a moment ago" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
+    assert "has not finished the snapshot xx" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
     driver.snapshots([vm])
     assert driver.inspect([vm], ways=False)[vm.id].busy is None  # type: ignore[union-attr]
     driver.close()
@@ -312,7 +312,7 @@ def test_a_guest_that_does_not_start_after_the_revert_is_told_to_be_back_and_off
     cluster.fault_task("qmstart", count=None, **how)
     done = only(backend.run(Reverted(Request(name="xx", power="on")), "web01", lock_timeout=20.0))
     assert code(done) == "backend_failed" and done.changed
-    assert "is back at xx, and its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
+    assert "was reverted to xx, but its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
     assert any("is off now" in warning for warning in done.warnings)
     assert len(cluster.task_list("qmrollback")) == 1
 

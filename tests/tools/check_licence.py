@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Say which source files lack the licence header: check_licence.py FILE..."""
+"""List the source files without the licence header: check_licence.py FILE..."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADER = [
 
 
 def is_source(path: Path) -> bool:
-    """Python, shell, and whatever else the system would run."""
+    """Return True for files that need a header: Python, shell, Go, Makefiles, and scripts with a shebang."""
     if path.suffix in {".py", ".sh", ".go"} or path.name == "Makefile":
         return True
     with path.open("rb") as stream:

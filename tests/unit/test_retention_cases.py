@@ -239,7 +239,7 @@ def test_a_foreign_snapshot_is_no_part_of_a_group() -> None:
 @pytest.mark.parametrize("policy", [Policy(keep_last=1), Policy(max_count=1), Policy(max_age=timedelta(days=1), min_keep=1)])
 def test_a_broken_one_does_not_take_the_place_of_one_that_is_of_use(policy: Policy) -> None:
     good, older = at("2026-11-20T12:00"), at("2026-11-19T12:00")
-    broken = dataclasses.replace(at("2026-11-21T12:00"), obstacles={"revert": "was never finished"})
+    broken = dataclasses.replace(at("2026-11-21T12:00"), obstacles={"revert": "is incomplete"})
     assert good.name in kept(decide([older, good, broken], policy))
     assert older.name not in kept(decide([older, good, broken], policy))
     # Where all are, they are judged as any others.
