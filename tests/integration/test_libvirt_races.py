@@ -9,7 +9,7 @@ import contextlib
 import time
 import typing as t
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from xml.etree import ElementTree
 
 import libvirt
@@ -55,6 +55,19 @@ def test_a_snapshot_that_is_removed_while_it_is_labelled_stays_removed(
     assert (done.word, done.error) == ("created", None)
     assert person.snapshotLookupByName("x").getXMLDesc() != taken
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
+
+
+def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("orphaned", paused=True)
+    for name in ("w", "x"):
+        take(lab.uri, vm, name)
+    before_the_next(monkeypatch, "snapshotCreateXML", domain(lab, vm).snapshotLookupByName("w").delete)
+    done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
+    assert (done.word, done.error) == ("updated", None)
+    (left,) = listed(lab.uri, vm).values()
+    assert (left.name, left.parent) == ("x", None) and left.label and left.label.fields["step"] == "two"
 
 
 def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
@@ -247,6 +260,14 @@ def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab
         assert view.state.busy
 
 
+def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = tiny("resumed", paused=True)
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    view = look(lab.uri, vm).after
+    assert view is not None
+    assert (view.state.power, view.state.busy) == ("running", None)
+
+
 def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,10 +296,30 @@ def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_l
     vm = newer("removed", running=True)
     take(new_lab.uri, vm, "x", kind="external")
     current = domain(new_lab, vm).snapshotCurrent()
-    before_the_next(monkeypatch, "numChildren", current.delete, of=libvirt.virDomainSnapshot)
+    before_the_next(monkeypatch, "listAllChildren", current.delete, of=libvirt.virDomainSnapshot)
     done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
     assert (done.word, done.error) == ("created", None)
     assert domain(new_lab, vm).snapshotListNames() == ["y"]
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
+    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+    vm = newer("making", running=True, memory_mib=1000)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    with ThreadPoolExecutor(2) as pool:
+        pid = qemu_pid(new_lab, vm)
+        other = pool.submit(take, new_lab.uri, vm, "y", kind="external", memory=True)
+        with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
+            listed_now = listed(new_lab.uri, vm)
+            call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
+            wait([call], timeout=3)  # for longer than its first look takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+        other.result()
+        done = call.result()
+    assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []
+    assert (done.word, done.error) == ("created", None)
 
 
 @pytest.mark.slow

@@ -381,6 +381,11 @@ def _describe(job: LibvirtJob, action: Describe, domain: t.Any, xml: str) -> Fin
             raise _errors.SnapshotNotFound(
                 f"The snapshot {action.snapshot} of {action.vm} was removed before its description could be changed"
             ) from exc
+        if exc.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
+            # 'parent w for moment x not found': another run has removed that one, and the definition has another parent now.
+            again = _same(action, domain.snapshotLookupByName(action.snapshot.id))
+            if read_snapshot(again, current=None).parent != read_snapshot(xml, current=None).parent:
+                return _describe(job, action, domain, again)
         raise
     return Finished(job)
 

@@ -40,6 +40,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rec
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     external_bases,
+    external_files,
     read_disks,
     read_snapshot,
 )
@@ -95,16 +96,26 @@ def current_snapshot(domain: t.Any) -> t.Any:
         return None
 
 
-def fork(domain: t.Any) -> str | None:
-    """The snapshot that the VM was reverted to, where others were taken on top of it and none since."""
+def fork(domain: t.Any, definition: str) -> str | None:
+    """The snapshot that the VM was reverted to, where others were taken on top of it and none since; ``definition`` is the VM's."""
     while True:
         current = current_snapshot(domain)
         try:
-            return current.getName() if current is not None and current.numChildren() else None
+            children = [one.getXMLDesc() for one in current.listAllChildren()] if current is not None else []
+            return current.getName() if any(is_branch(one, definition) for one in children) else None
         except libvirt.libvirtError as exc:
-            # Another run has removed it in this moment, and another one is the current one now.
+            # Another run has removed one of them in this moment.
             if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                 raise
+
+
+def is_branch(child: str, definition: str) -> bool:
+    """Whether a child of the current snapshot is not what the VM runs on, by the definitions of both.
+
+    One that is being taken is listed so as well (11.3), and the VM then runs on the image that it is based on, or on the new one already.
+    """
+    near = {*external_bases(child).values(), *external_files(child)}
+    return all(disk.image not in near for disk in read_disks(ElementTree.fromstring(definition)) if disk.writable)
 
 
 class Judge:
