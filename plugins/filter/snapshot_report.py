@@ -143,8 +143,8 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import Limits
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_model import build
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.build import build
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import Limits
 
 
 def snapshot_report(

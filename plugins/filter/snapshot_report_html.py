@@ -41,7 +41,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_html import page
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.page import page
 
 
 class FilterModule:

@@ -41,7 +41,7 @@ _value:
 
 import typing as t
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_metrics import metrics
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.metrics import metrics
 
 
 class FilterModule:

@@ -16,7 +16,7 @@ from browser import Browser
 from estate import HOSTILE, NOW, endpoint, iso, snapshot, vm
 from reporting import page, report
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_style import STYLE
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.style import STYLE
 
 TITLE = "Snapshots, 2026-11-25T12:00:00Z"
 

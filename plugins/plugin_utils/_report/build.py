@@ -18,9 +18,9 @@ from datetime import datetime
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._model import chain_of
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import SEVERITIES, Limits, advise, advise_endpoint
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_audit import advise_audit, read_audit, without_login
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_owners import CLASSES, owner_class, products
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.audit import advise_audit, read_audit, without_login
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import SEVERITIES, Limits, advise, advise_endpoint
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.owners import CLASSES, owner_class, products
 
 FORMAT = "safepoint.vm.snapshot_report"
 VERSION = 1

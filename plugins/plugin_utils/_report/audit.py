@@ -14,7 +14,7 @@ import typing as t
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import item, moment
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import item, moment
 
 Data = dict[str, t.Any]
 

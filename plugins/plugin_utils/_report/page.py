@@ -18,10 +18,10 @@ import re
 import typing as t
 from collections.abc import Mapping, Sequence
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import SEVERITIES, words
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_owners import CLASS_WORDS
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_style import SCRIPT, STYLE
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_tree import tree
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import SEVERITIES, words
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.owners import CLASS_WORDS
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.style import SCRIPT, STYLE
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.tree import tree
 
 Data = Mapping[str, t.Any]
 
