@@ -1,28 +1,32 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a person has to see to, and what to do about it. Pure: no I/O, the clock is an argument.
+"""The items of a report: what a person has to act on or to know, with the remedy. Pure: no I/O, the clock is an argument.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import typing as t
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import (
+    Endpoint,
+    Item,
+    Limits,
+    OwnerClass,
+    Severity,
+    Snapshot,
+    SnapshotName,
+    Subject,
+    Vm,
+)
 
-Data = dict[str, t.Any]
-
-# The most urgent first.
-SEVERITIES = ("act", "look", "note")
-
-# What the drivers find. Those that are not listed here are looked at.
-_FINDINGS = {
+# The severities of the drivers' findings; one that is not listed here is "look".
+_FINDINGS: Mapping[str, Severity] = {
     "consolidation_needed": "act",
     "guest_crashed": "act",
     "left_off": "act",
@@ -40,64 +44,55 @@ _CLOCK_SECONDS = 60
 _NAMED = 3
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """From where on a snapshot is too old, and a chain too long."""
-
-    age_seconds: float
-    chain: int
-
-
-def advise_endpoint(endpoint: Data) -> list[Data]:
-    """What is to be said of an endpoint itself."""
-    name = endpoint["name"]
-    if not endpoint["seen"]:
+def advise_endpoint(endpoint: Endpoint) -> list[Item]:
+    """The items about an endpoint itself."""
+    name = endpoint.name
+    if not endpoint.seen:
         remedy = "Fix this and rerun the report. What is on this endpoint is not in this one"
-        return [item(endpoint, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint['reason']}", remedy)]
-    ahead = endpoint["clock_ahead_seconds"]
+        return [item(endpoint.subject, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint.reason}", remedy)]
+    ahead = endpoint.clock_ahead_seconds
     if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
         what = f"The clock of the endpoint {name} is {words(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of the controller"
-        return [
-            item(
-                endpoint, "look", "clock", what, "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
-            )
-        ]
+        remedy = "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
+        return [item(endpoint.subject, "look", "clock", what, remedy)]
     return []
 
 
-def advise(vm: Data, *, now: datetime, limits: Limits) -> list[Data]:
-    """What is to be said of a VM, and note with each of its snapshots what is true of it at that time."""
-    for one in vm["snapshots"]:
-        _note(one, now)
+def advise(vm: Vm, *, now: datetime, limits: Limits) -> list[Item]:
+    """The items about a VM and its snapshots at that time."""
+    subject = vm.subject
     said = []
-    if vm["error"]:
-        said.append(item(vm, "act", str(vm["error"]), f"It was not seen in full: {vm['msg']}", "Fix this and rerun the report"))
-    for found in vm["findings"]:
-        if found["code"] == "deep_chain":
+    if vm.error:
+        said.append(item(subject, "act", str(vm.error), f"It was not seen in full: {vm.msg}", "Fix this and rerun the report"))
+    for found in vm.findings:
+        if found.code == "deep_chain":
             continue  # the report has a limit of its own, below
-        said.append(item(vm, _FINDINGS.get(found["code"], "look"), found["code"], found["msg"], _sentence(found["remedy"])))
-    for one in vm["snapshots"]:
+        said.append(item(subject, _FINDINGS.get(found.code, "look"), found.code, found.msg, _sentence(found.remedy)))
+    for one in vm.snapshots:
         said += _of_one(vm, one, now)
     said += _too_old(vm, limits)
-    if vm["chain"] > limits.chain:
-        what = f"It runs on a chain of {vm['chain']} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
-        said.append(item(vm, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
-    expired = [one for one in vm["snapshots"] if one["expired"] and not one["held"] and one["class"] == "ours"]
+    if vm.chain > limits.chain:
+        what = f"It runs on a chain of {vm.chain} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
+        said.append(item(subject, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
+    expired = [one for one in vm.snapshots if one.expired and not one.held and one.class_ == "ours"]
     if expired:
         what = f"{_names(expired)} {_has(expired)} expired"
-        said.append(item(vm, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired))
-    held = [one for one in vm["snapshots"] if one["held"]]
+        said.append(
+            item(subject, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired)
+        )
+    held = [one for one in vm.snapshots if one.held]
     if held:
-        reasons = sorted({said for one in held for said in [_hold(one["label"])] if said})
+        reasons = sorted({reason for one in held for reason in [_hold(one.label or {})] if reason})
         what = f"{_names(held)} {'is' if len(held) == 1 else 'are'} on hold" + (
             f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
         )
-        said.append(item(vm, "note", "held", what, "When nobody needs it any more: safepoint.vm.snapshot with hold=false", held))
+        remedy = "When nobody needs it any more: safepoint.vm.snapshot with hold=false"
+        said.append(item(subject, "note", "held", what, remedy, held))
     return said
 
 
-def _hold(label: Data) -> str:
-    """Who put it there and why, as far as the label says."""
+def _hold(label: Mapping[str, str]) -> str:
+    """The owner of the hold and the reason, as far as the label has them."""
     by, reason = label.get("hold_by"), label.get("hold_reason")
     return " ".join([*([f"by {by}"] if by else []), *([f"({reason})" if by else str(reason)] if reason else [])])
 
@@ -110,49 +105,37 @@ def words(seconds: float) -> str:
     return f"{int(seconds)} seconds"
 
 
-def _note(one: Data, now: datetime) -> None:
-    label = one["label"] or {}
-    expires, lease = moment(label.get("expires")), moment(label.get("lease"))
-    one["held"] = "hold" in label
-    one["expired"] = expires is not None and expires <= now
-    one["expires"] = label.get("expires")
-    one["state"] = label.get("state")
-    one["lease"] = None
-    if one["state"] == "guarding":
-        one["lease"] = "none" if lease is None else "over" if lease <= now else "running"
-
-
-def _of_one(vm: Data, one: Data, now: datetime) -> list[Data]:
-    """A change that has not ended, and a label that is not to be believed."""
-    label = one["label"] or {}
-    if one["lease"] and one["class"] == "ours":
+def _of_one(vm: Vm, one: Snapshot, now: datetime) -> list[Item]:
+    """A change that has not ended, and a label that is not valid."""
+    label = one.label or {}
+    if one.lease and one.class_ == "ours":
         change, lease = label.get("change") or "A change", moment(label.get("lease"))
-        if one["lease"] == "running" and lease is not None:
+        if one.lease == "running" and lease is not None:
             what = f"{change} is under way on it, until {label['lease']} at the latest"
-            return [item(vm, "note", "change_under_way", what, "Leave it alone until then", [one])]
+            return [item(vm.subject, "note", "change_under_way", what, "Leave it alone until then", [one])]
         since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
-        what = f"{change} left the checkpoint {one['name']} behind, and {since}"
+        what = f"{change} left the checkpoint {one.name} behind, and {since}"
         named = f" and guarded_change_reconcile_run={label['run']}" if label.get("run") else ""
         remedy = (
-            f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm['name']}, with "
+            f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm.name}, with "
             f"guarded_change_reconcile_policy=rollback, which undoes it, or commit, which keeps it{named}"
         )
-        return [item(vm, "act", "change_not_ended", what, remedy, [one])]
-    why = one.get("why_not_ours") or ""
-    broken = not label and "[safepoint" in (one.get("description") or "")
+        return [item(vm.subject, "act", "change_not_ended", what, remedy, [one])]
+    why = one.why_not_ours or ""
+    broken = not label and "[safepoint" in (one.description or "")
     if why and (broken or "label_key" in why):
-        what = f"{one['name']} looks as if it were ours, and is not: {why}"
+        what = f"{one.name} looks as if it were ours, and is not: {why}"
         remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it again, once its description has no label line"
         if not broken:
             remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
-        return [item(vm, "look", "label_not_valid", what, remedy, [one])]
+        return [item(vm.subject, "look", "label_not_valid", what, remedy, [one])]
     return []
 
 
-def _too_old(vm: Data, limits: Limits) -> list[Data]:
-    """Those that are too old, of each class together. What is on hold, or says itself when it goes, is meant to be old."""
+def _too_old(vm: Vm, limits: Limits) -> list[Item]:
+    """The snapshots that are too old, an item for each owner class. One on hold, or with an expiry of its own, is meant to be old."""
     said = []
-    remedies = {
+    remedies: Mapping[OwnerClass, str] = {
         "ours": "Set expires on it, put it on hold with a reason, or remove it with safepoint.vm.snapshot and state=absent",
         "other_owner": "Ask its owner whether it is still needed",
         "backup": "See whether a job of that product is running. If not, let the product remove it, or remove it by its id",
@@ -161,54 +144,59 @@ def _too_old(vm: Data, limits: Limits) -> list[Data]:
     for group, remedy in remedies.items():
         old = [
             one
-            for one in vm["snapshots"]
-            if one["class"] == group
-            and (one["age_seconds"] or 0) > limits.age_seconds
-            and not (one["held"] or one["lease"] or (group == "ours" and one["expires"]))
+            for one in vm.snapshots
+            if one.class_ == group
+            and (one.age_seconds or 0) > limits.age_seconds
+            and not (one.held or one.lease or (group == "ours" and one.expires))
         ]
         if old:
-            product = (
-                f" of {', '.join(sorted({str(one['product']) for one in old}))}" if group in ("backup", "other_owner") else ""
-            )
+            product = f" of {', '.join(sorted({str(one.product) for one in old}))}" if group in ("backup", "other_owner") else ""
             what = f"{_names(old)}{product} {'is' if len(old) == 1 else 'are'} older than {words(limits.age_seconds)}"
-            said.append(item(vm, "look", "too_old", what, remedy, old))
+            said.append(item(vm.subject, "look", "too_old", what, remedy, old))
     return said
 
 
-def item(where: Data, severity: str, code: str, what: str, remedy: str, snapshots: Sequence[Data] = ()) -> Data:
-    """One line of what a person has to see to; ``where`` is a VM or an endpoint."""
-    ages = [one["age_seconds"] for one in snapshots if one["age_seconds"] is not None]
-    is_vm = "endpoint" in where
-    return {
-        "severity": severity,
-        "code": code,
-        "endpoint": where["endpoint"] if is_vm else where["name"],
-        "backend": where["backend"],
-        "vm": where["name"] if is_vm else None,
-        "vm_id": where["id"] if is_vm else None,
-        "snapshots": [{"id": one["id"], "name": one["name"]} for one in snapshots],
-        "age_seconds": max(ages, default=None),
-        "what": what,
-        "remedy": remedy,
-    }
+def item(
+    subject: Subject,
+    severity: Severity,
+    code: str,
+    what: str,
+    remedy: str,
+    snapshots: Sequence[Snapshot] = (),
+    *,
+    age: int | None = None,
+) -> Item:
+    """An item; its age is that of its oldest snapshot, where it has any."""
+    return Item(
+        severity=severity,
+        code=code,
+        endpoint=subject.endpoint,
+        backend=subject.backend,
+        vm=subject.vm,
+        vm_id=subject.vm_id,
+        snapshots=tuple(SnapshotName(one.id, one.name) for one in snapshots),
+        age_seconds=max((one.age_seconds for one in snapshots if one.age_seconds is not None), default=age),
+        what=what,
+        remedy=remedy,
+    )
 
 
-def _names(snapshots: Sequence[Data]) -> str:
-    named = ", ".join(str(one["name"]) for one in snapshots[:_NAMED])
+def _names(snapshots: Sequence[Snapshot]) -> str:
+    named = ", ".join(str(one.name) for one in snapshots[:_NAMED])
     return named if len(snapshots) <= _NAMED else f"{named} and {len(snapshots) - _NAMED} more"
 
 
-def _has(snapshots: Sequence[Data]) -> str:
+def _has(snapshots: Sequence[Snapshot]) -> str:
     return "has" if len(snapshots) == 1 else "have"
 
 
-def _sentence(text: t.Any) -> str:
+def _sentence(text: str) -> str:
     text = str(text)
     return text[:1].upper() + text[1:]
 
 
-def moment(text: t.Any) -> datetime | None:
-    """The time that a field of a label says, or None."""
+def moment(text: object) -> datetime | None:
+    """The time in a field of a label, or None."""
     try:
         return parse_time(str(text), option="label") if text else None
     except InvalidOption:

@@ -18,8 +18,8 @@ import re
 import typing as t
 from collections.abc import Mapping, Sequence
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import SEVERITIES, words
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report.owners import CLASS_WORDS
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import words
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import SEVERITIES
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.style import SCRIPT, STYLE
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.tree import tree
 
@@ -28,6 +28,12 @@ Data = Mapping[str, t.Any]
 _BACKENDS = {"libvirt": "libvirt", "proxmox": "Proxmox VE", "vsphere": "vSphere"}
 # Never by the colour alone: the sign and the word say it as well.
 _SEVERITIES = {"act": "▲ Act now", "look": "◆ Look at it", "note": "○ Note", None: "✓ Fine"}
+CLASS_WORDS = {
+    "ours": "ours",
+    "other_owner": "another owner",
+    "backup": "backup product",
+    "person": "person or other tool",
+}
 _FOOTER = '<footer class="muted"><p>Made by safepoint.vm.snapshot_report. Times are UTC, ages by the clock of each endpoint.</p></footer>'
 # So many things to see to, or snapshots of a VM, are shown without a click.
 _FEW = 12
