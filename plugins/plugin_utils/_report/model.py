@@ -11,6 +11,7 @@ Note that this plugin util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import typing as t
 from collections.abc import Mapping
 
@@ -109,6 +110,11 @@ class Vm:
         """The VM as an item names it."""
         return Subject(self.endpoint, self.backend, self.name, self.id)
 
+    @property
+    def key(self) -> tuple[str, str | None, str | None]:
+        """Equal to the key of each item about this VM."""
+        return self.endpoint, self.name, self.id
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -188,9 +194,9 @@ class Item:
     remedy: str
 
     @property
-    def subject(self) -> Subject:
-        """The VM or endpoint that it is about."""
-        return Subject(self.endpoint, self.backend, self.vm, self.vm_id)
+    def key(self) -> tuple[str, str | None, str | None]:
+        """Equal to the key of the VM that it is about."""
+        return self.endpoint, self.vm, self.vm_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,9 +244,12 @@ class Report:
 # Values that are their own plain data, which most are.
 _PLAIN = (str, int, bool, type(None))
 _KINDS = (Limits, Snapshot, Finding, Vm, Counts, Totals, ReportTotals, Endpoint, SnapshotName, Item, Audit, Report)
-# The names of the fields of each data class, with their keys.
+# The names of the fields of each data class, with their keys, and what gets the values of them all.
 _KEYS: Mapping[t.Any, tuple[tuple[str, str], ...]] = {
     kind: tuple((field.name, field.name.rstrip("_")) for field in dataclasses.fields(kind)) for kind in _KINDS
+}
+_VALUES: Mapping[t.Any, t.Callable[[Data], tuple[t.Any, ...]]] = {
+    kind: operator.itemgetter(*(key for _name, key in keys)) for kind, keys in _KEYS.items()
 }
 
 
@@ -276,7 +285,7 @@ def _totals(kind: type[_T], data: Data) -> _T:
 
 def _read(kind: type[_T], data: Data, **made: t.Any) -> _T:
     """One data class of its data; what ``made`` has is not plain data any more."""
-    return kind(**{name: made[name] if name in made else data[key] for name, key in _KEYS[kind]})
+    return kind(*_VALUES[kind]({**data, **made} if made else data))
 
 
 def _plain(value: t.Any) -> t.Any:
