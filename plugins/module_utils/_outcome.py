@@ -25,6 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     NotStarted,
     PermissionDenied,
     SafepointError,
+    SnapshotExists,
     SnapshotNotFound,
     TimedOut,
     Undone,
@@ -193,6 +194,8 @@ class Outcome:
             # It may yet happen, so that what was seen since proves nothing.
             return True
         if isinstance(self.started, Create):
+            if isinstance(self.error, (*_CLEAN_REFUSALS, SnapshotExists)):
+                return False  # what is there now was made by another run
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
         if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):

@@ -184,7 +184,7 @@ def test_a_gate_takes_the_guest_back_and_nothing_outside_of_it(machine: Machine)
         guarded_change_evidence_files=["/var/log/app.log"],
     )
     message = assert_rolled_back(machine, run, before, failed_in="Gates | Expect the guest to be well")
-    assert "the command 'grep -q version /etc/app.conf' ended with 1, and should with 0" in message
+    assert "command 'grep -q version /etc/app.conf' exited with status 1, expected 0" in message
     # On the disk, in the memory, and outside the guest.
     assert machine.sh("ls /var/log/app.log /run/note 2>/dev/null | wc -l") == "0"
     assert outside.read_text() == "web01 was upgraded\n"

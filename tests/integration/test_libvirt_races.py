@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import time
 import typing as t
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from xml.etree import ElementTree
 
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
+from libvirt_kit import Make, apply, domain, is_busy, listed, look, power, qemu_pid, stopped, stopped_when, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -52,6 +55,19 @@ def test_a_snapshot_that_is_removed_while_it_is_labelled_stays_removed(
     assert (done.word, done.error) == ("created", None)
     assert person.snapshotLookupByName("x").getXMLDesc() != taken
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
+
+
+def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("orphaned", paused=True)
+    for name in ("w", "x"):
+        take(lab.uri, vm, name)
+    before_the_next(monkeypatch, "snapshotCreateXML", domain(lab, vm).snapshotLookupByName("w").delete)
+    done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
+    assert (done.word, done.error) == ("updated", None)
+    (left,) = listed(lab.uri, vm).values()
+    assert (left.name, left.parent) == ("x", None) and left.label and left.label.fields["step"] == "two"
 
 
 def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
@@ -223,18 +239,33 @@ def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_
     check_backup(new_lab, newer("backup", running=True))
 
 
+@contextlib.contextmanager
+def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
+    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    mine = domain(lab, vm)
+    with ThreadPoolExecutor(1) as pool:
+        pid = qemu_pid(lab, vm)
+        other = pool.submit(take, lab.uri, vm, name)
+        with stopped_when(pid, lambda: mine.state() == [3, 3] and is_busy(lab, vm)):
+            yield
+        other.result()
+
+
 def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
-    mine = domain(lab, vm)
-    with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
-        other = pool.submit(take, lab.uri, vm, "x")
-        until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+    with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
-        assert mine.state() == [3, 3]  # it still is
         assert view is not None
         assert (view.state.power, view.state.findings) == ("running", ())
         assert view.state.busy
-    other.result()
+
+
+def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = tiny("resumed", paused=True)
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    view = look(lab.uri, vm).after
+    assert view is not None
+    assert (view.state.power, view.state.busy) == ("running", None)
 
 
 def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
@@ -242,19 +273,53 @@ def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
 ) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
-    mine = domain(lab, vm)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-
-        def other_run() -> None:
-            stack.enter_context(crawling(qemu_pid(lab, vm)))
-            pool.submit(take, lab.uri, vm, "y")
-            until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
-
-        before_the_next(monkeypatch, "hasManagedSaveImage", other_run)  # the revert is done then, and not yet looked at
+        # The revert is done then, and not yet looked at.
+        before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert mine.state() == [3, 3]  # it still is
+        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
+
+
+def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
+    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+    vm = domain(lab, tiny("names"))
+    create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
+    named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
+    assert len(set(named)) == 200
+
+
+@pytest.mark.slow
+def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_left(
+    new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = newer("removed", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    current = domain(new_lab, vm).snapshotCurrent()
+    before_the_next(monkeypatch, "listAllChildren", current.delete, of=libvirt.virDomainSnapshot)
+    done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
+    assert (done.word, done.error) == ("created", None)
+    assert domain(new_lab, vm).snapshotListNames() == ["y"]
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
+    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+    vm = newer("making", running=True, memory_mib=1000)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    with ThreadPoolExecutor(2) as pool:
+        pid = qemu_pid(new_lab, vm)
+        other = pool.submit(take, new_lab.uri, vm, "y", kind="external", memory=True)
+        with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
+            listed_now = listed(new_lab.uri, vm)
+            call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
+            wait([call], timeout=3)  # for longer than its first look takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+        other.result()
+        done = call.result()
+    assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []
+    assert (done.word, done.error) == ("created", None)
 
 
 @pytest.mark.slow

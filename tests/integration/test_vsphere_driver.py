@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Safepo
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 pytestmark = pytest.mark.vcenter
 
@@ -171,6 +171,67 @@ def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
     sent = vcenter.end_outage()
     assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
     assert sent == (2 if kind == "502_before" else 1)
+    assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
+
+
+def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
+    """As a restart of vCenter: when the first task of this method has begun, nobody knows it any more. Returns what waits for that."""
+
+    def forget() -> None:
+        Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
+        vcenter.forget_tasks(undone=undone)
+        if sessions:
+            vcenter.expire_sessions()
+        vcenter.set(task_time=0)
+
+    vcenter.set(task_time=600)
+    vcenter.reset_counters()
+    thread = threading.Thread(target=forget)
+    thread.start()
+    return thread.join
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["with the sessions", "alone"])
+@pytest.mark.parametrize(
+    ("what", "undone", "word", "sent"),
+    [
+        ("create", False, "created", 1),
+        ("create", True, "created", 2),
+        ("remove", False, "removed", 1),
+        ("remove", True, "removed", 2),
+        ("revert", False, "reverted", 1),
+        # It may have been done before, so that a second one might discard what was written since.
+        ("revert", True, "unverified", 1),
+    ],
+)
+def test_a_task_that_vcenter_does_not_know_any_more_is_looked_up_at_the_vm(
+    backend: VsphereBackend,
+    vcenter: t.Any,
+    vm: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    undone: bool,
+    word: str,
+    sent: int,
+    sessions: bool,
+) -> None:
+    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 3.0)
+    names = ["old", "new"] if what == "revert" else ["old"] if what == "remove" else []
+    for name in names:
+        backend.take(vm, name)
+    vcenter.set_vm(vm, data="written since")
+    method, plan = {
+        "create": ("CreateSnapshotEx_Task", Present(Request(name="x"))),
+        "remove": ("RemoveSnapshot_Task", Absent(Request(name="old"))),
+        "revert": ("RevertToSnapshot_Task", Reverted(Request(name="old"))),
+    }[what]
+    done_forgetting = forgetting(vcenter, method, undone=undone, sessions=sessions)
+    done = only(backend.run(plan, vm))
+    done_forgetting()
+    assert vcenter.counters()["methods"][method] == sent
+    assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
+    left = {"create": ["x"], "remove": [], "revert": ["old", "new"]}[what]
+    assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
     assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 

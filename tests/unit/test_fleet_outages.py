@@ -252,6 +252,30 @@ def test_a_revert_is_confirmed_when_another_run_has_stopped_the_vm_for_a_moment(
     assert (done.word, done.error) == ("reverted", None)
 
 
+def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them stops the VM and starts it again, and while it is off no operation is seen to hold it (libvirt 9.0)."""
+    monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 1.0)
+    run(hypervisor, Present(Request(name="x")))
+    began: list[float] = []
+    after(hypervisor, "Revert web01", lambda _machine: began.append(time.monotonic()))
+    original = hypervisor.request
+
+    def others(name: str) -> None:
+        original(name)
+        machine = next(iter(hypervisor.machines.values()))
+        over = time.monotonic() - began[0] if began else 9.0
+        if began and over < 2.0:
+            machine.power, machine.busy = "paused", "another run's revert"
+        elif began and over < 2.6:
+            machine.power, machine.busy = "off", None
+        elif began:
+            machine.power, machine.busy = "running", None
+
+    hypervisor.request = others  # type: ignore[method-assign]
+    (done,) = run(hypervisor, Reverted(Request(name="x", power="on")), vms=["web01"], lock_timeout=10.0)
+    assert (done.word, done.error) == ("reverted", None)
+
+
 def test_of_two_prunes_only_one_says_that_it_removed_the_snapshot(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), vms=["web01"])
     original = hypervisor.request

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import time
 import typing as t
 from collections.abc import Callable
@@ -218,8 +219,9 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.writable and disk.path]
     # A file name has at most 255 bytes; the snapshot's name can take 80 of them.
     vm = action.vm.name.encode()[:100].decode(errors="ignore")
-    # In milliseconds: with seconds, a retry within one second of a daemon's death would find the files of the first try.
-    end = f"{action.name}.{time.time_ns() // 1_000_000}"
+    # In milliseconds and with a random part: with seconds, a retry soon after a daemon's death would find the files of the first try, and another run may
+    # start in the same millisecond.
+    end = f"{action.name}.{time.time_ns() // 1_000_000}{secrets.randbelow(10**6):06}"
     files = {disk.target: os.path.join(os.path.dirname(disk.path or ""), f"{vm}-{disk.target}.{end}") for disk in disks}
     memory_file = None
     if action.memory and files:
@@ -379,6 +381,11 @@ def _describe(job: LibvirtJob, action: Describe, domain: t.Any, xml: str) -> Fin
             raise _errors.SnapshotNotFound(
                 f"The snapshot {action.snapshot} of {action.vm} was removed before its description could be changed"
             ) from exc
+        if exc.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
+            # 'parent w for moment x not found': another run has removed the parent, and the definition has a new parent now.
+            again = _same(action, domain.snapshotLookupByName(action.snapshot.id))
+            if read_snapshot(again, current=None).parent != read_snapshot(xml, current=None).parent:
+                return _describe(job, action, domain, again)
         raise
     return Finished(job)
 

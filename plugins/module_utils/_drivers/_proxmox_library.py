@@ -12,27 +12,43 @@ import email.utils
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Http, Lost, ResourceException
 
-__all__ = ["PARALLEL", "Lost", "Refused", "Row", "Session", "is_lost", "is_slow", "mapping", "may_pass", "pauses", "rows", "upid"]
+__all__ = [
+    "NODE_REFUSED",
+    "PARALLEL",
+    "Lost",
+    "Refused",
+    "Row",
+    "Session",
+    "Tries",
+    "is_lost",
+    "is_slow",
+    "mapping",
+    "may_pass",
+    "pauses",
+    "rows",
+    "upid",
+]
 
 Row = Mapping[str, t.Any]
 _T = t.TypeVar("_T")
 
 # AnyEvent::HTTP's codes for a request that a node could not forward. 595: no connection. The others: a timeout, a broken answer and similar; the
 # request may have arrived.
-_NODE_REFUSED = 595
+NODE_REFUSED = 595
 _NODE_LOST = (596, 597, 599)
 # Sent by a proxy.
 _PROXY_LOST = (502, 503, 504)
 # How long a forwarded request is repeated for a node that does not answer: a restart of its services takes some seconds. A longer time would delay all
 # other guests if one node is down.
 _NODE_SECONDS = 10.0
+# Pause between retries of a request; it doubles each time.
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 3.0
 
@@ -45,6 +61,29 @@ class Refused(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
+
+
+class Tries:
+    """The retries of one request: their time limit, and the pauses between them."""
+
+    def __init__(self, silent: Collection[int], node_seconds: float | None = None) -> None:
+        """Retries after a status in ``silent``, which means that a node does not answer, are limited to _NODE_SECONDS, or to ``node_seconds``."""
+        self._silent = silent
+        self._node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        self._node: Deadline | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def left(self, error: Exception, left: float) -> float:
+        """Return the seconds for retries after this error; ``left`` are the remaining seconds of the request."""
+        if not (isinstance(error, Refused) and error.status in self._silent):
+            return left
+        self._node = self._node or Deadline(self._node_seconds)
+        return min(left, self._node.left())
+
+    def sleep(self, left: float) -> None:
+        """Sleep for the next pause, at most for the ``left`` seconds."""
+        time.sleep(min(self._pause, left))
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 class Session:
@@ -129,21 +168,15 @@ class Session:
         :raises ConnectionFailed: no answer, or not in the format that ``reader`` expects.
         :raises PermissionDenied: the login is invalid or has expired.
         """
-        node_silent_since: float | None = None
-        pause = _FIRST_PAUSE_SECONDS
-        node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        tries = Tries((NODE_REFUSED, *_NODE_LOST), node_seconds)
         while True:
             try:
                 return self._shaped("GET", path, reader, self._logged_in("get", path, values))
             except (Refused, _errors.ConnectionFailed) as exc:
-                left = self.deadline.left() if self.deadline is not None else 0.0
-                if isinstance(exc, Refused) and exc.status in (_NODE_REFUSED, *_NODE_LOST):
-                    node_silent_since = node_silent_since or time.monotonic()
-                    left = min(left, node_silent_since + node_seconds - time.monotonic())
+                left = tries.left(exc, self.deadline.left() if self.deadline is not None else 0.0)
                 if not may_pass(exc) or left <= 0:
                     raise
-            time.sleep(min(pause, left))
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            tries.sleep(left)
 
     def write(self, method: str, path: str, reader: Callable[[t.Any], _T], /, **values: t.Any) -> _T:
         """Return the result of ``reader`` for the ``data`` of a write, which is sent once.
@@ -228,7 +261,7 @@ def is_slow(error: BaseException) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Return True if a retry may succeed."""
     if isinstance(error, Refused):
-        return error.status == _NODE_REFUSED or is_lost(error)
+        return error.status == NODE_REFUSED or is_lost(error)
     return isinstance(error, (Lost, _errors.NotReached))
 
 

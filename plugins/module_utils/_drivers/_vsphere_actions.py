@@ -142,7 +142,8 @@ class Actions:
         """Make a call and return its result, or that of its task.
 
         If the answer is lost, ``is_done`` returns the result judged by the state of the VM, or None if nothing was done; then the call is repeated.
-        ``sent`` is the call in words, as an infinitive. ``once`` is for a call that must not run twice, even if the first one starts late.
+        ``sent`` is the call in words, as an infinitive. ``once`` is for a call that must not run twice, even if the first one starts
+        late or its effect is not visible.
 
         :raises NotSent: there was no connection until the deadline.
         :raises Unverified: it was sent, but until the deadline its effect stayed unknown.
@@ -156,7 +157,9 @@ class Actions:
                     raise
                 yield _Pause(seconds)
             except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
-                done = yield from self._look_up(job, sent, exc, is_done, may_come=once and is_slow(exc))
+                # If vCenter no longer has the task, it was started and may have done its work.
+                may_come = once and (is_slow(exc) or isinstance(exc, TaskLost))
+                done = yield from self._look_up(job, sent, exc, is_done, may_come=may_come)
                 if done is not None:
                     return done
         raise AssertionError  # unreachable: the loop has no end
@@ -188,7 +191,9 @@ class Actions:
                 raise _errors.Unverified(f"{unknown} at the timeout{at_work}; check with snapshot_info before you retry")
             if seen.running is None and calm is not None and calm.left() <= 0:
                 if may_come:
-                    raise _errors.Unverified(f"{unknown}, because it may still start; check with snapshot_info before you retry")
+                    raise _errors.Unverified(
+                        f"{unknown}, and it may still take effect; check with snapshot_info before you retry"
+                    )
                 return None
             yield _Pause(_LOOK_SECONDS)
 

@@ -28,6 +28,8 @@ class Seen:
     """A task, in words, that was started on the VM after our first read and has not ended."""
     succeeded: Collection[str]
     """The descriptionIds of tasks that were started after our first read and have succeeded."""
+    has_left: bool
+    """True if the snapshot that was current at the last read still exists but is no longer the current one."""
 
     def by_id(self, snapshot_id: str) -> Snapshot | None:
         return next((one for one in self.snapshots if one.id == snapshot_id), None)
@@ -49,7 +51,10 @@ class Seen:
     def is_reverted(self, action: Revert) -> bool:
         """Return True if a revert succeeded, and the snapshot is the current one or was removed since."""
         target = self.by_id(action.snapshot.id)
-        return any("revert" in kind.lower() for kind in self.succeeded) and (target is None or target.current)
+        if any("revert" in kind.lower() for kind in self.succeeded):
+            return target is None or target.current
+        # vCenter may no longer have the task. A new snapshot becomes the current one, after a removal its parent does; only a revert leaves it like this.
+        return self.has_left and target is not None and target.current
 
     def is_described(self, action: Describe) -> bool:
         """Return True if the snapshot has the new description."""
@@ -67,10 +72,13 @@ class Lookup:
         self.over: set[str] = set()
         """The ids of tasks that have ended. vCenter lists them with their VM for ten more minutes; ids are never reused."""
         self._snapshots: dict[str, frozenset[str]] = {}
+        self._current: dict[str, frozenset[str]] = {}
 
     def note_snapshots(self, seen: Mapping[str, Sequence[Snapshot]]) -> None:
         """Remember the snapshots of VMs, by VM id."""
-        self._snapshots.update((vm_id, frozenset(one.id for one in snapshots)) for vm_id, snapshots in seen.items())
+        for vm_id, snapshots in seen.items():
+            self._snapshots[vm_id] = frozenset(one.id for one in snapshots)
+            self._current[vm_id] = frozenset(one.id for one in snapshots if one.current)
 
     def snapshots_of(self, vm: Vm) -> frozenset[str]:
         """Return the ids of the VM's snapshots at the last read."""
@@ -92,9 +100,12 @@ class Lookup:
         running = next(
             (f"the task {moid} ({kind})" for moid, (state, kind) in states.items() if state in ("queued", "running")), None
         )
+        snapshots = read_snapshots(seen)
+        before = self._current.get(vm.id, frozenset())
         return Seen(
             str(seen.get("runtime.powerState")),
-            read_snapshots(seen),
+            snapshots,
             running,
             {kind for state, kind in states.values() if state == "success"},
+            any(one.id in before and not one.current for one in snapshots),
         )

@@ -78,8 +78,8 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 __all__ = ["CHECK", "LibvirtDriver"]
 
 # virDomainState in libvirt-domain.h; all other states (shutting down, suspended, blocked) count as running. QEMU stops a crashed guest (6).
-_OFF = 5
-_POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
+_PAUSED, _OFF = 3, 5
+_POWERS = {_PAUSED: "paused", _OFF: "off", CRASHED: "paused"}
 
 _T = t.TypeVar("_T")
 
@@ -302,8 +302,8 @@ class LibvirtDriver(SnapshotDriver):
         state = seen or tuple(domain.state())
         # A snapshot that is being created is already listed, so the list does not show that it is finished.
         busy = HOLDER if state[0] != _OFF and is_held(domain) else None
-        if state in PAUSED_FOR_SNAPSHOT and not busy:
-            state = tuple(domain.state())  # the snapshot may have finished between the two requests
+        if state[0] == _PAUSED and not busy:
+            state = tuple(domain.state())  # a snapshot or a revert of another run may have ended between the two requests
         power = _POWERS.get(state[0], "running")
         if state in PAUSED_FOR_SNAPSHOT and busy:
             power = "running"  # it resumes when the snapshot is finished
@@ -328,9 +328,8 @@ class LibvirtDriver(SnapshotDriver):
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
             return test_driver_ways(vm.name, power=power, saved=saved, where=self._where)
-        current = _libvirt_judge.current_snapshot(domain) if self._daemon.external_revert else None
-        fork = current.getName() if current is not None and current.numChildren() else None
         xml = domain.XMLDesc()
+        fork = _libvirt_judge.fork(domain, xml) if self._daemon.external_revert else None
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
@@ -348,7 +347,9 @@ class LibvirtDriver(SnapshotDriver):
             return tuple(judged)
         # A snapshot with children that the VM was reverted to has this element until a snapshot is taken on the new branch.
         current = listing.current
-        branch_lost = any(one.parent == current for one in judged) and "<revertDisks>" not in listing.texts.get(current or "", "")
+        branch_lost = "<revertDisks>" not in listing.texts.get(current or "", "") and any(
+            one.parent == current and _libvirt_judge.is_branch(listing.texts[one.id], definition) for one in judged
+        )
         return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     def _hindered(self, vm_id: str, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
