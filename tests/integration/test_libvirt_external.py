@@ -309,10 +309,10 @@ def test_a_cdrom_and_a_read_only_disk_stay_out_of_it(new_lab: t.Any, newer: Make
             "vda and vdq have the same name except for the suffix",
             "rename",
         ),
-        ("<disk type='block'><driver type='raw'/><source dev='/dev/nowhere'/>", "vdq is on a block device", "image file"),
+        ("<disk type='block'><driver type='raw'/><source dev='/dev/nowhere'/>", "vdq has the type block", "image file"),
         (
             "<disk type='network'><driver type='raw'/><source protocol='nbd' name='x'><host name='localhost'/></source>",
-            "vdq is on a network device",
+            "vdq has the type network",
             "image file",
         ),
     ],

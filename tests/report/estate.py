@@ -18,7 +18,7 @@ _BACKENDS = {
     "kvm01.example.com": (
         "libvirt",
         "qemu+ssh://root@kvm01.example.com/system",
-        "it is kept inside the VM's disk images, which tell no size",
+        "it is stored inside the VM's disk images, and libvirt does not report its share",
     ),
     "vcenter.example.com": ("vsphere", "vcenter.example.com", None),
     "pve1.example.com": ("proxmox", "pve1.example.com", "Proxmox VE does not report it"),
