@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A model of one VM with its snapshots, driven beside the real one by random operations and compared with it after each."""
+"""A model of one VM with its snapshots. Random operations run on the model and on the real VM, and both are compared after each."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
-# Refusals before the first write. Anything else is a failure of the collection, unless it says how to go on.
+# Refusals before the first write. Any other error is a bug of the collection, unless it has a remedy.
 REFUSALS = ("unsupported", "foreign", "snapshot_exists", "snapshot_not_found")
 
 
 @dataclasses.dataclass
 class Taken:
-    """What a snapshot must bring back."""
+    """The state that a revert to a snapshot must restore."""
 
     data: dict[str, int]
-    """The byte that each disk began with, by the disk's name in the VM."""
+    """Name of the disk in the VM -> the first byte of its data."""
     power: str
     memory: bool
     ours: bool
 
 
 class Machine:
-    """A real VM, what it is expected to be like, and the operations that change both."""
+    """A real VM, its expected state, and the operations that change both."""
 
     def __init__(self, lab: t.Any, vm: str, seed: int, *, kind: str) -> None:
         self.lab = lab
@@ -49,14 +49,14 @@ class Machine:
         self.power = "off"
         self.data = {"vda": 0}
         self.detached: dict[str, tuple[str, int]] = {}
-        """The definition and the data of a disk that was unplugged."""
+        """The definition and the data of a detached disk."""
         self.taken: dict[str, Taken] = {}
         self.story: list[str] = []
         self._names = 0
         self._free_names: list[str] = []
         self.counts: dict[str, int] = {}
 
-    # the real one
+    # the real VM
 
     def byte(self, target: str) -> int:
         command = ["qemu-io", "-r", "-U", "-c", "read -v 0 512", str(image(self.lab, self.vm, target))]
@@ -69,7 +69,7 @@ class Machine:
         return str(libvirt_qemu.qemuMonitorCommand(domain(self.lab, self.vm), command, 1))
 
     def check(self) -> None:
-        """The real VM is as the model says, by libvirt and by the collection."""
+        """Check that the real VM matches the model, as read by libvirt and by the collection."""
         assert power(self.lab, self.vm) == self.power
         assert sorted(domain(self.lab, self.vm).snapshotListNames()) == sorted(self.taken)
         seen = listed(self.lab.uri, self.vm)
@@ -78,10 +78,10 @@ class Machine:
             assert seen[name].memory == one.memory, name
         assert {target: self.byte(target) for target in self.data} == self.data
 
-    # operations by the collection
+    # operations of the collection
 
     def _apply(self, plan: Plan, target: str | Target) -> Outcome:
-        """One call, of which the dry run before it must have said the same."""
+        """Run one call, with a dry run before it that must give the same result."""
         would = apply(self.lab.uri, plan, target, dry_run=True)
         done = apply(self.lab.uri, plan, target)
         self._say(f"  {done.word} {done.error or ''}")
@@ -148,7 +148,7 @@ class Machine:
             label = listed(self.lab.uri, self.vm)[name].label
             assert label is not None and label.fields["step"] == step
 
-    # operations by a person
+    # operations of a user
 
     def write(self) -> None:
         target = self.random.choice(sorted(self.data))
@@ -160,7 +160,7 @@ class Machine:
             self.lab.run_as_user("qemu-io", "-c", command, path)
         else:
             if self.power == "paused":
-                # QEMU 10 dies of a write to a VM that is paused since its memory came back from a file: nothing can write there before it has run.
+                # QEMU 10 crashes on a write to a VM that is paused since its memory was restored from a file: do not write before it has run.
                 domain(self.lab, self.vm).resume()
                 domain(self.lab, self.vm).suspend()
             answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain(self.lab, self.vm), '{"execute": "query-block"}', 0))
@@ -171,7 +171,7 @@ class Machine:
         self.data[target] = byte
 
     def switch(self) -> None:
-        """Start, stop, pause or resume it by hand."""
+        """Start, stop, pause or resume the VM by hand."""
         person = domain(self.lab, self.vm)
         moves: dict[str, list[tuple[str, Callable[[], object]]]] = {
             "off": [("running", person.create)],
@@ -184,7 +184,7 @@ class Machine:
         self.power = after
 
     def save(self) -> None:
-        """Save the memory by hand, try what the collection does then, and start it again."""
+        """Save the memory by hand, run an operation of the collection, and start the VM again."""
         if self.power == "off":
             return
         before = self.power
@@ -201,14 +201,14 @@ class Machine:
             self.power = before
 
     def plug(self) -> None:
-        """Plug a second disk in or out by hand."""
+        """Attach or detach a second disk by hand."""
         if self.kind == "external":
-            return  # an unplugged disk of an external snapshot is in the way of every removal
+            return  # a detached disk of an external snapshot blocks every removal
         flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if self.power != "off" else 0)
         person = domain(self.lab, self.vm)
         if "vdb" in self.data:
             if self.power != "off":
-                return  # a guest without an operating system lets no disk go
+                return  # a guest without an operating system does not release a disk
             self._say("unplug vdb")
             person.detachDeviceFlags(self.definition, flags)
             self.detached["vdb"] = (self.definition, self.data.pop("vdb"))
@@ -237,7 +237,7 @@ class Machine:
                 self.taken[name] = Taken(dict(self.data), self.power, holds, False)
             return
         if "remove" in listed(self.lab.uri, self.vm)[name].obstacles or self.kind == "external":
-            return  # what ends libvirtd or loses branches
+            return  # operations that crash libvirtd or lose branches
         orphan = self.random.random() < 0.3
         self._say(f"virsh snapshot-delete {name} {'--metadata' if orphan else ''}")
         person.snapshotLookupByName(name).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY if orphan else 0)
@@ -258,7 +258,7 @@ class Machine:
         self.story.append(text)
 
     def _new_name(self) -> str:
-        """A name that no image has a snapshot of: one that was removed, or a new one."""
+        """Return a name without a snapshot in any image: a removed one, or a new one."""
         if self._free_names and self.random.random() < 0.3:
             return self._free_names.pop()
         self._names += 1
@@ -268,7 +268,7 @@ class Machine:
         return self.random.choice(sorted(self.taken)) if self.taken else None
 
     def step(self) -> None:
-        """One random operation, and the comparison."""
+        """Run one random operation and compare."""
         choices = {
             self.write: 4,
             self.create: 4,
@@ -286,7 +286,7 @@ class Machine:
         self.check()
 
     def finish(self) -> None:
-        """Go back to every snapshot that is left and is not refused, and compare."""
+        """Revert to every remaining snapshot that is not refused, and compare."""
         for name in sorted(self.taken):
             self._say(f"at the end: revert {name}")
             self.revert_to(name, "as_snapshot")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Operations on five VMs of a simulator that goes away, loses answers, or stands behind a proxy that fails, at one request after the other."""
+"""Operations on five VMs of a simulator with a fault (outage, lost answer, failing proxy) at one request after the other."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ _numbers = itertools.count(1)
 
 
 class Stage(abc.ABC):
-    """A simulator of its own, with the faults that can be had at its k-th request."""
+    """A separate simulator that can have a fault at its k-th request."""
 
     backend: Backend
     unique_ids: t.ClassVar[bool] = True
-    """Whether the id of a snapshot is never used again."""
+    """True if the id of a snapshot is never reused."""
 
     @abc.abstractmethod
     def strike(self, fault: str, k: int) -> None:
-        """Have the fault at the k-th request from now on."""
+        """Set the fault for the k-th request from now."""
 
     @abc.abstractmethod
     def calm(self) -> int:
-        """No more faults, and wait until the server is back; how many requests were counted since."""
+        """Clear the fault, wait until the server is back, and return the number of requests since the fault was set."""
 
     @abc.abstractmethod
     def state(self, vm: str) -> tuple[str, list[str], str]:
-        """Power (running or off), the names of the snapshots, and the data of a VM as it really is."""
+        """Return the actual power state (running or off), snapshot names and data of a VM."""
 
     @abc.abstractmethod
     def write(self, vm: str, text: str) -> None:
@@ -64,7 +64,7 @@ class Stage(abc.ABC):
 
 
 def wait_for(hostname: str, port: int) -> None:
-    """Wait until a server listens again: a call may have had what it needed before the outage was over."""
+    """Wait until a server listens again: the call may have ended before the outage."""
 
     def listens() -> bool | None:
         try:
@@ -148,13 +148,13 @@ FAULTS = ("gone", "lost", "lost_before", "502", "502_before")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is done to five running VMs, and how each of them is afterwards."""
+    """An operation on five running VMs, and their expected state afterwards."""
 
     name: str
     plan: Callable[[], Plan]
     word: str
     before: tuple[str, ...]
-    """Snapshots that are there already."""
+    """Existing snapshots."""
     after: list[str]
     data: str = "new"
     on_error: str = "continue"
@@ -170,7 +170,7 @@ OPERATIONS = (
 
 @dataclasses.dataclass
 class Row:
-    """The line of the table about one operation and one fault."""
+    """A row of the table: one operation and one fault."""
 
     operation: str
     fault: str
@@ -184,7 +184,7 @@ class Row:
 
 
 def prepare(stage: Stage, operation: Operation) -> list[str]:
-    """Five new VMs, with the snapshots that the operation wants to find."""
+    """Create five VMs with the snapshots that the operation needs."""
     vms = [f"out{next(_numbers):05d}" for _each in range(VMS)]
     for vm in vms:
         stage.backend.add(vm, power="running")
@@ -198,7 +198,7 @@ def prepare(stage: Stage, operation: Operation) -> list[str]:
 
 
 def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool, list[Outcome], list[str]]:
-    """One call, hit at its k-th request after the login; whether it had so many, the rows, and what is not as it should be."""
+    """Run one call with a fault at its k-th request after the login. Return True if it had that many requests, the rows, and the problems."""
     vms = prepare(stage, operation)
     driver = stage.backend.open()
     bounds = Bounds(timeout=TIMEOUT, on_error=operation.on_error)
@@ -216,7 +216,7 @@ def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool
     for vm, row in zip(vms, rows):
         told = (row.word, row.changed, row.error.code if row.error else None)
         if told != (operation.word, True, None):
-            wrong.append(f"{fault} at {k}: {vm} is told as {told}: {row.error}")
+            wrong.append(f"{fault} at {k}: {vm} is reported as {told}: {row.error}")
         state = stage.state(vm)
         if state != ("running", operation.after, operation.data):
             wrong.append(f"{fault} at {k}: {vm} is {state}")
@@ -224,7 +224,7 @@ def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool
 
 
 def sweep(make: Callable[[], Stage], operation: Operation, fault: str, numbers: Iterator[int]) -> Row:
-    """Hit the operation at these requests, until it has no more of them."""
+    """Run the operation with a fault at each of these requests, until it has no more requests."""
     row = Row(operation.name, fault)
     stage = make()
     try:
@@ -243,7 +243,7 @@ def sweep(make: Callable[[], Stage], operation: Operation, fault: str, numbers: 
 
 
 def sweep_all(make: Callable[[], Stage], fault: str, *, first: int = 1, step: int = 1) -> list[Row]:
-    """All operations at the same time, each on a simulator of its own, as most of it is waiting."""
+    """Run all operations in parallel, each on its own simulator, because they mostly wait."""
     rows: dict[str, Row | BaseException] = {}
 
     def work(operation: Operation) -> None:
@@ -264,6 +264,9 @@ def sweep_all(make: Callable[[], Stage], fault: str, *, first: int = 1, step: in
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    head = ["| operation | fault | requests tried | ended as without the fault | told as unverified |", "|---|---|---|---|---|"]
+    """Return the rows as a Markdown table."""
+    head = [
+        "| operation | fault | requests tried | ended as without the fault | reported as unverified |",
+        "|---|---|---|---|---|",
+    ]
     return "\n".join([*head, *map(str, rows)])

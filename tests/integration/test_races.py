@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Each pair of what runs do, by 2 and by 5 of them at once on one VM: no lie, no VM that is off, no error where waiting would have done."""
+"""Each pair of operations, with 2 and 5 parallel runs on one VM: no false result, no VM that is off, no avoidable error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from race_stage import RUNS, race
 pytestmark = [pytest.mark.vcenter, pytest.mark.timeout(600)]
 
 PAIRS = list(itertools.combinations_with_replacement(RUNS, 2))
-# What becomes of a second task of a VM depends on the vCenter and on the moment.
+# The result of a second task of a VM depends on the vCenter and on timing.
 BUSY = ("task", "call", "queue")
 
 
@@ -28,7 +28,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 
 def wrong(stage: Stage, pair: tuple[str, str], runs: int, rounds: range) -> list[str]:
-    """What was wrong in these rounds of so many runs, in turn with and without the snapshot that they are about."""
+    """Return the problems of these rounds with this number of runs, alternately with and without the snapshot."""
     found: list[str] = []
     for number in rounds:
         if isinstance(stage, VsphereStage):
@@ -39,7 +39,7 @@ def wrong(stage: Stage, pair: tuple[str, str], runs: int, rounds: range) -> list
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_runs_at_once_say_what_is_true(stage: Stage, pair: tuple[str, str]) -> None:
+def test_parallel_runs_report_the_truth(stage: Stage, pair: tuple[str, str]) -> None:
     assert wrong(stage, pair, runs=2, rounds=range(2)) == []
     assert wrong(stage, pair, runs=5, rounds=range(2, 3)) == []
 
@@ -48,5 +48,5 @@ def test_runs_at_once_say_what_is_true(stage: Stage, pair: tuple[str, str]) -> N
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("runs", [2, 5], ids=["two", "five"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_runs_at_once_say_what_is_true_in_each_of_100_rounds(stage: Stage, pair: tuple[str, str], runs: int) -> None:
+def test_parallel_runs_report_the_truth_in_100_rounds(stage: Stage, pair: tuple[str, str], runs: int) -> None:
     assert wrong(stage, pair, runs=runs, rounds=range(100)) == []
