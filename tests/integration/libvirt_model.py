@@ -13,7 +13,7 @@ class Taken:
     """One snapshot: the state that a revert has to bring back, and its place in the tree."""
 
     data: dict[str, int]
-    """The byte that each disk began with, by the disk's name in the VM."""
+    """Name of the disk in the VM -> the first byte of its data."""
     power: str
     memory: bool
     parent: str | None

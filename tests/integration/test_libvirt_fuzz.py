@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Random operations on a real VM and on a model of it: no wrong data, no wrong word, and check mode says the same as the real run.
+"""Random operations on a real VM and on a model of it: data and results are right, and check mode agrees with the real run.
 
 What the model does not expect to be refused has to succeed, and of each kind of operation so many (LEAST in libvirt_machine.py).
 
@@ -41,11 +41,11 @@ def run(lab: t.Any, make: Make, seed: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_random_operations_lose_nothing_and_tell_no_lie(lab: t.Any, tiny: Make, seed: int) -> None:
+def test_random_operations_lose_no_data_and_report_correctly(lab: t.Any, tiny: Make, seed: int) -> None:
     run(lab, tiny, seed, "internal")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("kind", ["internal", "external"])
-def test_random_operations_lose_nothing_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str, seed: int) -> None:
+def test_random_operations_lose_no_data_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str, seed: int) -> None:
     run(new_lab, newer, seed, kind)

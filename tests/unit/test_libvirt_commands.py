@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The commands in messages about VMs of libvirt can be pasted into a shell, whatever the VM is called and wherever it runs."""
+"""The commands in messages about libvirt VMs can be pasted into a shell, for any VM name and any host."""
 
 from __future__ import annotations
 
