@@ -159,7 +159,7 @@ def _create(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finishe
         if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
             raise
         if action.name in domain.snapshotListNames():
-            raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
+            raise _errors.SnapshotExists(f"{action.vm} already has a snapshot named {action.name!r}") from exc
         raise _errors.BackendFailed(f"libvirt failed to {action}: {clean(exc)}{_advice(str(exc))}") from exc
     return Finished(job, snapshot_id=made.getName())
 
@@ -240,7 +240,7 @@ def _revert(job: LibvirtJob, action: Revert, domain: t.Any, snapshot: t.Any, *, 
     elif transient:
         raise _errors.Unsupported(
             f"{action.vm} is transient and would be off after a revert to {action.snapshot}, which holds no memory, and so cease to exist; "
-            f"set power=on, or make it persistent first ({virsh(public_uri(uri), 'define', 'FILE')} with its XML)"
+            f"set power=on, or make it persistent first (write its XML to FILE, then {virsh(public_uri(uri), 'define', 'FILE')})"
         )
     job.asks()
     _go_back(action, domain, snapshot, flags)

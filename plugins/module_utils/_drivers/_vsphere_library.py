@@ -301,7 +301,7 @@ def _table() -> list[tuple[t.Any, type[_errors.SafepointError], str]]:
     faults = vim.fault
     return [
         (faults.NotAuthenticated, _errors.ConnectionFailed, "; the session has ended, try again"),
-        (faults.TaskInProgress, _errors.Locked, "; another task works on the VM, try again when it has ended"),
+        (faults.TaskInProgress, _errors.Locked, "; another task runs on the VM, try again when it has ended"),
         (
             (faults.ConcurrentAccess, faults.FileLocked, faults.SnapshotLocked),
             _errors.Locked,
