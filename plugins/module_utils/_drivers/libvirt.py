@@ -310,7 +310,8 @@ class LibvirtDriver(SnapshotDriver):
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
-                f"{vm} is transient and ceases to exist when it is off; make it persistent first (write its XML to FILE, then {virsh(self._where, 'define', 'FILE')})"
+                f"{vm} is transient and ceases to exist when it is off; make it persistent first (write its XML to FILE, then "
+                f"{virsh(self._where, 'define', 'FILE')})"
             )
         left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
