@@ -25,6 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     NotStarted,
     PermissionDenied,
     SafepointError,
+    SnapshotExists,
     SnapshotNotFound,
     TimedOut,
     Undone,
@@ -195,6 +196,8 @@ class Outcome:
             # The action may still complete, so the state that was read proves nothing.
             return True
         if isinstance(self.started, Create):
+            if isinstance(self.error, (*_CLEAN_REFUSALS, SnapshotExists)):
+                return False  # another run took the snapshot that is listed now
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
         if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, SnapshotDriver
@@ -25,9 +25,12 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Unsupported,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Verdict
+
+# The signature of SnapshotDriver.imagine().
+Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +189,13 @@ def refuse_held(view: View, snapshot: Snapshot) -> None:
         raise Held(
             f"The snapshot {snapshot} of {view.vm} {snapshot.label.hold_words()}; release it with state=present and hold=false first"
         )
+
+
+def why_not_deleted(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
+    """Return the reason why a snapshot cannot be deleted while all of ``left`` exist, or None."""
+    one = next(one for one in left if one.id == snapshot_id)
+    beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
+    return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)
 
 
 def names(snapshots: list[Snapshot]) -> str:

@@ -30,11 +30,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._naming import check_
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import exactly, within
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
     Decision,
+    Imagine,
     Plan,
+    Request,
     names,
     refuse_held,
     refuse_obstacle,
     still_there,
+    why_not_deleted,
     without,
 )
 
@@ -271,31 +274,36 @@ def _no_such_kind(view: View, kind: str | None) -> Unsupported:
 class Absent(Plan):
     """Ensure that the snapshot does not exist; its children stay, or are removed too."""
 
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._imagine: Imagine = lambda _vm, snapshots: snapshots
+
+    def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
+        self._imagine = driver.imagine
+
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
         found = self.find(view, snapshot_id, now)
         if found is None:
             return Decision("absent", None, view.snapshots)
         self.refuse_foreign(view, found, snapshot_id)
-        below = view.descendants(found)
-        beside = [one for one in view.snapshots if one.parent == found.parent and one.id != found.id]
         refuse_obstacle(view, found, "remove", "It cannot be removed")
         refuse_held(view, found)
-        if self.request.children == "remove":
-            self.refuse_others(view, below, "children=remove")
-            stay = beside
-        else:
-            stay = below + beside
-            below = []
-        if stay:
-            refuse_obstacle(view, found, "remove_alone", "It cannot be removed alone")
+        below = view.descendants(found) if self.request.children == "remove" else []
+        self.refuse_others(view, below, "children=remove")
         # Leaves first, and the branch of the VM's present state last: libvirt 11.3 loses the other branches of its parent.
         chain = view.chain()
         actions: list[Action] = []
+        left: Sequence[Snapshot] = view.snapshots
         predicted = view.snapshots
-        leaves_first = below[::-1]
-        for one in [*sorted(leaves_first, key=lambda one: one.id in chain), found]:
+        below.reverse()
+        for one in [*sorted(below, key=lambda one: one.id in chain), found]:
+            # Check the state after the previous removals: the snapshot may be the current one by then.
+            why = why_not_deleted(one.id, left)
+            if why is not None:
+                raise Unsupported(f"It cannot be removed{'' if below else ' alone'}: the snapshot {one} of {view.vm} {why}")
             actions.append(Delete(view.vm, one))
             predicted = without(predicted, one)
+            left = self._imagine(view.vm, without(tuple(left), one))
         return Decision("removed", found, predicted, tuple(actions))
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:

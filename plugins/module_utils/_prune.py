@@ -8,20 +8,27 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta, tzinfo
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, SafepointError, Unsupported, Unverified
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan, Request, names, still_there, without
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
+    Decision,
+    Imagine,
+    Plan,
+    Request,
+    names,
+    still_there,
+    why_not_deleted,
+    without,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
 
 # Clocks that differ by less than this count as equal.
 _SKEW = timedelta(seconds=60)
-
-Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
 
 
 class Pruned(Plan):
@@ -135,17 +142,10 @@ def deletion_order(view: View, going: Collection[str], imagine: Imagine) -> tupl
     left: Sequence[Snapshot] = view.snapshots
     ordered: list[Snapshot] = []
     while waiting:
-        free = next((one for one in waiting if _why_not(one.id, left) is None), None)
+        free = next((one for one in waiting if why_not_deleted(one.id, left) is None), None)
         if free is None:
-            return ordered, {one.id: _why_not(one.id, left) or "" for one in waiting}
+            return ordered, {one.id: why_not_deleted(one.id, left) or "" for one in waiting}
         ordered.append(free)
         waiting.remove(free)
         left = imagine(view.vm, without(tuple(left), free))
     return ordered, {}
-
-
-def _why_not(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
-    """Return the reason why a snapshot cannot be deleted while all of ``left`` exist, or None."""
-    one = next(one for one in left if one.id == snapshot_id)
-    beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
-    return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)

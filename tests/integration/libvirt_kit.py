@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -87,6 +88,35 @@ def listed(uri: str, vm: str) -> dict[str, Snapshot]:
     return {one.name: one for one in view.snapshots}
 
 
+@contextlib.contextmanager
+def over_tcp(lab: t.Any) -> Iterator[str]:
+    """Make the daemon reachable over TCP during the block, and return its URI as if it were on another host."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def carry(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the server is shut down at the end
+                while True:
+                    client = stack.enter_context(server.accept()[0])
+                    daemon = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    daemon.connect(str(lab.socket))
+                    for ends in ((client, daemon), (daemon, client)):
+                        threading.Thread(target=carry, args=ends, daemon=True).start()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"qemu+tcp://127.0.0.1:{server.getsockname()[1]}/session"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 def domain(lab: t.Any, vm: str) -> libvirt.virDomain:
     """Return the VM on a separate connection, like another user."""
     return lab.connect().lookupByName(vm)
@@ -136,6 +166,25 @@ def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def stopped_when(pid: int, reached: Callable[[], bool]) -> Iterator[None]:
+    """Run the process in small steps until ``reached`` returns True, then stop it during the block."""
+
+    def step() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if reached():
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    try:
+        until(step)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 
-from kit import at_once, only, pruning
-from outage_stage import Stage
+from kit import only, pruning
+from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
@@ -27,6 +28,7 @@ RUNS: dict[str, Callable[[int], Plan]] = {
     "revert": lambda _number: Reverted(Request(name="sx", power="on")),
     "prune": lambda _number: pruning(everything=True, confirm=1),
 }
+PAIRS = list(itertools.combinations_with_replacement(RUNS, 2))
 
 
 @dataclasses.dataclass
@@ -34,7 +36,6 @@ class Said:
     """The result of one run."""
 
     run: str
-    number: int
     outcome: Outcome
 
     @property
@@ -58,24 +59,25 @@ class Said:
         return f"{self.run}: {self.outcome.word}, changed={self.outcome.changed}, {self.outcome.error}"
 
 
+def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: Iterable[int]) -> list[str]:
+    """Return the problems of these rounds with this number of runs, alternately with and without the snapshot."""
+    found: list[str] = []
+    for number in numbers:
+        stage.vary(number)
+        found += race(stage, vm, [pair[one % 2] for one in range(runs)], there=number % 2 == 0)
+    return found
+
+
 def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[str]:
     """Start these kinds of runs in parallel on a VM with or without (``there``) the snapshot ``sx``; return the problems in their results."""
     reset(stage, vm, there=there)
     before = {one.id for one in stage.backend.list(vm)}
-    numbered = iter(enumerate(kinds))
-    said: list[Said] = []
-
-    def run() -> Outcome:
-        number, kind = next(numbered)
-        done = only(stage.backend.run(RUNS[kind](number), vm, lock_timeout=60.0))
-        said.append(Said(kind, number, done))
-        return done
-
-    at_once(len(kinds), run)
+    done = stage.at_once(vm, [RUNS[kind](number) for number, kind in enumerate(kinds)], lock_timeout=60.0)
+    said = [Said(kind, outcome) for kind, outcome in zip(kinds, done)]
     after = {one.id for one in stage.backend.list(vm)}
     power, names, data = stage.state(vm)
     unique = stage.unique_ids
-    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique)]
+    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique), *stage.damage(vm)]
     if power != "running":
         wrong.append(f"the VM is {power}")
     if names.count("sx") > 1:

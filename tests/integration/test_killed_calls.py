@@ -107,7 +107,7 @@ def test_call_starts_nothing_more_after_a_signal_and_reports_running_jobs(
 ) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-stopped"
     slow.reset_counters()
-    with taking(slow, 14):
+    with taking(slow, 600):
         process = start("snapshot", options(slow, path, name=name, on_error="undo"))
         Deadline(60).poll("the first writes", lambda: writes(slow) >= 3 or None, first=0.02, longest=0.05)
         process.send_signal(number)
@@ -117,7 +117,7 @@ def test_call_starts_nothing_more_after_a_signal_and_reports_running_jobs(
         took = time.monotonic() - told
         begun = writes(slow)
     said = json.loads(answer)
-    assert took < 12 and errors == b"" and process.returncode == 0
+    assert took < 30 and errors == b"" and process.returncode == 0  # 5 seconds are promised; the tasks take far longer than 30
     assert begun == 3  # nothing more was started, and nothing undone
     assert said["failure"]["error"] == "interrupted" and number.name in said["failure"]["msg"]
     rows = {code: [row for row in said["result"]["vms"] if row["error"] == code] for code in ("interrupted", "not_started")}
@@ -134,33 +134,34 @@ def test_call_starts_nothing_more_after_a_signal_and_reports_running_jobs(
 def test_after_a_signal_ended_jobs_are_read_and_ending_jobs_are_waited_for(slow: VCenter, start: Start, tmp_path: Path) -> None:
     path, name = tmp_path / "audit.jsonl", f"{tmp_path.name}-partly"
     slow.reset_counters()
-    process = start("snapshot", options(slow, path, name=name))
-    Deadline(60).poll("the second wave", lambda: writes(slow) > 3 or None, first=0.02, longest=0.02)
-    process.send_signal(signal.SIGTERM)
-    said = json.loads(process.communicate(timeout=60)[0])
-    done = {row["vm"]["name"] for row in said["result"]["vms"] if row["action"] == "created"}
-    assert len(done) >= 3
-    assert all("error" not in row and row["changed"] for row in said["result"]["vms"] if row["action"] == "created")
+
+    def taken(vms: list[str]) -> bool | None:
+        return all(any(one["name"] == name for one in slow.vm(vm)["snapshots"]) for vm in vms) or None
+
+    first, ending, running, untouched = VMS[:3], VMS[3:4], VMS[4:6], VMS[6:]
+    with taking(slow, 600):  # so that no task ends by itself, even on a slow machine
+        slow.set(vm_task_times=dict.fromkeys(first, 0.3))
+        process = start("snapshot", options(slow, path, name=name))
+        Deadline(60).poll("the second wave", lambda: writes(slow) == 6 or None)
+        # The process is stopped, so it sees the end of this task only after the signal.
+        process.send_signal(signal.SIGSTOP)
+        slow.set(vm_task_times=dict.fromkeys(first + ending, 0.3))
+        Deadline(60).poll("the end of one more", lambda: taken(ending))
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGCONT)
+        said = json.loads(process.communicate(timeout=60)[0])
+        assert writes(slow) == 6
+    slow.set(vm_task_times=dict.fromkeys(VMS, 0.3))
+    rows = {row["vm"]["name"]: row.get("error") for row in said["result"]["vms"]}
+    assert rows == {
+        **dict.fromkeys(first + ending),
+        **dict.fromkeys(running, "interrupted"),
+        **dict.fromkeys(untouched, "not_started"),
+    }
+    assert all(row["action"] == "created" and row["changed"] for row in said["result"]["vms"] if "error" not in row)
     assert said["failure"]["error"] == "interrupted" and said["result"]["changed"]
-    assert done == {vm for vm in VMS for one in slow.vm(vm)["snapshots"] if one["name"] == name}
-
-
-@pytest.mark.parametrize("module", ["snapshot", "snapshot_info"])
-def test_call_that_waits_for_a_silent_server_ends_at_once_after_a_signal(
-    slow: VCenter, start: Start, tmp_path: Path, module: str
-) -> None:
-    asked = options(slow, tmp_path / "audit.jsonl", name="never")
-    if module == "snapshot_info":
-        asked = {key: value for key, value in asked.items() if key not in ("audit_file", "max_parallel", "name")}
-    connections = slow.counters()["connections"]
-    with slow.mute():
-        process = start(module, asked)
-        Deadline(60).poll("the connection", lambda: slow.counters()["connections"] > connections or None)
-        process.terminate()
-        told = time.monotonic()
-        answer, errors = process.communicate(timeout=60)
-    assert time.monotonic() - told < 20 and errors == b""
-    assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}
+    Deadline(60).poll("the ends of the others", lambda: taken(running))
+    slow.set(vm_task_times={})
 
 
 def test_running_tasks_of_proxmox_ve_are_reported_with_their_upid(start: Start, tmp_path: Path) -> None:

@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import time
 import typing as t
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree
 
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
+from libvirt_kit import Make, apply, domain, is_busy, listed, look, power, qemu_pid, stopped, stopped_when, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -213,36 +216,57 @@ def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t
     check_backup(new_lab, newer("backup", running=True))
 
 
+@contextlib.contextmanager
+def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
+    """Let another run take a snapshot of the VM, and stop QEMU in the middle of it during the block."""
+    mine = domain(lab, vm)
+    with ThreadPoolExecutor(1) as pool:
+        pid = qemu_pid(lab, vm)
+        other = pool.submit(take, lab.uri, vm, name)
+        with stopped_when(pid, lambda: mine.state() == [3, 3] and is_busy(lab, vm)):
+            yield
+        other.result()
+
+
 def test_vm_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
-    mine = domain(lab, vm)
-    with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
-        other = pool.submit(take, lab.uri, vm, "x")
-        until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+    with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
-        assert mine.state() == [3, 3]  # it still is
         assert view is not None
         assert (view.state.power, view.state.findings) == ("running", ())
         assert view.state.busy
-    other.result()
 
 
 def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
-    mine = domain(lab, vm)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-
-        def other_run() -> None:
-            stack.enter_context(crawling(qemu_pid(lab, vm)))
-            pool.submit(take, lab.uri, vm, "y")
-            until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
-
-        before_the_next(monkeypatch, "hasManagedSaveImage", other_run)  # the revert is done, but its result is not read yet
+        # The revert is done, but its result is not read yet.
+        before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert mine.state() == [3, 3]  # it still is
+        assert domain(lab, vm).state() == [3, 3]  # the test did something
+
+
+def test_external_snapshots_get_unique_file_names(lab: t.Any, tiny: Make) -> None:
+    """With the same file name in the same millisecond, libvirt would refuse the second snapshot (67), like on a VM that cannot have external ones."""
+    vm = domain(lab, tiny("names"))
+    create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
+    named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
+    assert len(set(named)) == 200
+
+
+@pytest.mark.slow
+def test_removal_of_the_current_snapshot_during_the_read_is_handled(
+    new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = newer("removed", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    current = domain(new_lab, vm).snapshotCurrent()
+    before_the_next(monkeypatch, "numChildren", current.delete, of=libvirt.virDomainSnapshot)
+    done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
+    assert (done.word, done.error) == ("created", None)
+    assert domain(new_lab, vm).snapshotListNames() == ["y"]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import libvirt
 import libvirt_qemu
 import pytest
 from hanging_file import hanging
-from libvirt_kit import Make, apply, domain, image, listed, look, power, reads, remove, revert, take, write
+from libvirt_kit import Make, apply, domain, image, listed, look, over_tcp, power, reads, remove, revert, take, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
@@ -48,9 +48,9 @@ def in_image(lab: t.Any, vm: str) -> list[str]:
     return [line.split()[1] for line in shown.stdout.splitlines()[2:]]
 
 
-def images(lab: t.Any, vm: str) -> list[Finding]:
+def images(uri: str, vm: str) -> list[Finding]:
     """Return the findings of check_images."""
-    return look(lab.uri, vm, images=True).findings
+    return look(uri, vm, images=True).findings
 
 
 def do(command: str) -> None:
@@ -58,9 +58,10 @@ def do(command: str) -> None:
 
 
 @pytest.fixture
-def distant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treat the daemon as one on another host, whose paths do not exist here."""
-    monkeypatch.setattr("ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.is_local", lambda _uri: False)
+def distant(lab: t.Any) -> Iterator[str]:
+    """Return the URI of the daemon as if it were on another host, whose paths do not exist here."""
+    with over_tcp(lab) as uri:
+        yield uri
 
 
 @pytest.fixture
@@ -97,24 +98,24 @@ def test_name_of_an_orphan_snapshot_is_refused_while_the_vm_is_off(either: t.Any
 
 
 def test_orphan_is_found_in_a_storage_pool_of_another_host(
-    lab: t.Any, tiny: Make, distant: None, pool: t.Callable[[str], None]
+    lab: t.Any, tiny: Make, distant: str, pool: t.Callable[[str], None]
 ) -> None:
-    vm = tiny("afar")
+    vm, uri = tiny("afar"), distant
     by_hand(lab, vm, "x").delete(METADATA_ONLY)
     by_hand(lab, vm, "y")
     pool(vm)
-    done = apply(lab.uri, Present(Request(name="x")), vm)
+    done = apply(uri, Present(Request(name="x")), vm)
     assert done.error and done.error.code == "unsupported" and in_image(lab, vm) == ["x", "y"]
-    assert [one.code for one in images(lab, vm)] == ["orphan"]
-    assert take(lab.uri, vm, "z").name == "z"
+    assert [one.code for one in images(uri, vm)] == ["orphan"]
+    assert take(uri, vm, "z").name == "z"
 
 
-def test_images_that_cannot_be_searched_are_reported(lab: t.Any, tiny: Make, distant: None) -> None:
-    vm = tiny("unseen")
-    done = apply(lab.uri, Present(Request(name="x")), vm)
+def test_images_that_cannot_be_searched_are_reported(lab: t.Any, tiny: Make, distant: str) -> None:
+    vm, uri = tiny("unseen"), distant
+    done = apply(uri, Present(Request(name="x")), vm)
     assert done.word == "created" and any(str(image(lab, vm)) in warning for warning in done.warnings)
     on = tiny("seen", paused=True)
-    assert not apply(lab.uri, Present(Request(name="x")), on).warnings
+    assert not apply(uri, Present(Request(name="x")), on).warnings
 
 
 def test_orphan_with_the_name_of_a_snapshot_is_found_and_the_snapshot_stays_usable(either: t.Any, make: Make) -> None:
@@ -127,10 +128,10 @@ def test_orphan_with_the_name_of_a_snapshot_is_found_and_the_snapshot_stays_usab
     done = apply(either.uri, Reverted(Request()), Target(vm, "x"))
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
     assert reads(either, vm, "b")
-    (finding,) = images(either, vm)
+    (finding,) = images(either.uri, vm)
     assert finding.code == "orphan"
     do(finding.remedy.partition(": ")[2])
-    assert in_image(either, vm) == ["x"] and images(either, vm) == []
+    assert in_image(either, vm) == ["x"] and images(either.uri, vm) == []
     write(either, vm, "c")
     assert apply(either.uri, Reverted(Request()), Target(vm, "x")).error is None
     assert reads(either, vm, "b")
@@ -166,13 +167,13 @@ def test_snapshot_missing_in_one_of_two_images_is_found_and_removed_from_both(ei
     other = image(either, vm, "vdb")
     lost = listed(either.uri, vm)["x"].lost
     assert lost and lost.code == "snapshot_lost" and f"{other} still holds" in lost.message
-    (finding,) = images(either, vm)
+    (finding,) = images(either.uri, vm)
     assert finding == lost
     assert remove(either.uri, vm, "x").word == "removed" and listed(either.uri, vm) == {}
     if state == "paused":
         domain(either, vm).destroy()
     shown = subprocess.run(["qemu-img", "snapshot", "-l", str(other)], capture_output=True, text=True, check=True)
-    assert shown.stdout == "" and images(either, vm) == []
+    assert shown.stdout == "" and images(either.uri, vm) == []
 
 
 def delete_as_lost(lab: t.Any, vm: str, name: str) -> SafepointError | None:
@@ -215,21 +216,21 @@ def test_image_snapshot_with_another_time_than_its_record_is_found_and_not_rever
     assert listed(lab.uri, vm)["x"].lost is None
     done = apply(lab.uri, Reverted(Request(name="x")), vm)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False) and "2030-03-17" in str(done.error)
-    (finding,) = images(lab, vm)
+    (finding,) = images(lab.uri, vm)
     assert finding.code == "snapshot_differs" and "qemu-img" not in finding.remedy
     assert in_image(lab, vm) == ["x"]
     assert remove(lab.uri, vm, "x").word == "removed" and in_image(lab, vm) == []
 
 
-def test_record_without_data_on_another_host_is_found_by_check_images(lab: t.Any, tiny: Make, distant: None) -> None:
-    vm = tiny("farghost", paused=True)
-    take(lab.uri, vm, "x")
+def test_record_without_data_on_another_host_is_found_by_check_images(lab: t.Any, tiny: Make, distant: str) -> None:
+    vm, uri = tiny("farghost", paused=True), distant
+    take(uri, vm, "x")
     kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
     domain(lab, vm).snapshotLookupByName("x").delete()
-    assert images(lab, vm) == []
+    assert images(uri, vm) == []
     domain(lab, vm).snapshotCreateXML(kept, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
-    assert listed(lab.uri, vm)["x"].lost is None
-    assert [one.code for one in images(lab, vm)] == ["snapshot_lost"]
+    assert listed(uri, vm)["x"].lost is None
+    assert [one.code for one in images(uri, vm)] == ["snapshot_lost"]
 
 
 @pytest.mark.parametrize("state", ["off", "paused"])
@@ -266,10 +267,10 @@ def test_disk_in_a_storage_pool_is_searched(lab: t.Any, tiny: Make, pool: t.Call
         domain(lab, vm).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
     by_hand(lab, vm, "lost").delete(METADATA_ONLY)
     by_hand(lab, vm, "kept")
-    (finding,) = images(lab, vm)
+    (finding,) = images(lab.uri, vm)
     assert finding.code == "orphan" and str(path) in finding.message and "'lost'" in finding.message
     do(finding.remedy.partition(": ")[2])
-    assert images(lab, vm) == []
+    assert images(lab.uri, vm) == []
     assert revert(lab.uri, vm, "kept", foreign_allowed=True).word == "reverted"
 
 
@@ -283,7 +284,7 @@ def test_disk_with_a_json_file_name_in_qemu_is_searched(lab: t.Any, tiny: Make) 
     by_hand(lab, vm, "lost").delete(METADATA_ONLY)
     shown = libvirt_qemu.qemuMonitorCommand(domain(lab, vm), '{"execute": "query-block"}', 0)
     assert '"filename":"json:' in shown
-    assert [one.code for one in images(lab, vm)] == ["orphan"]
+    assert [one.code for one in images(lab.uri, vm)] == ["orphan"]
 
 
 def test_snapshot_of_another_vm_on_the_same_image_is_no_orphan(lab: t.Any, tiny: Make) -> None:
@@ -294,9 +295,9 @@ def test_snapshot_of_another_vm_on_the_same_image_is_no_orphan(lab: t.Any, tiny:
     refused = apply(lab.uri, Present(Request(name="x")), second)
     assert refused.error and refused.error.code == "unsupported"
     assert first in str(refused.error) and "qemu-img" not in str(refused.error)
-    (finding,) = images(lab, second)
+    (finding,) = images(lab.uri, second)
     assert finding.code == "shared_image" and first in finding.message and "qemu-img" not in finding.remedy
-    assert images(lab, first) == []
+    assert images(lab.uri, first) == []
 
 
 @pytest.mark.slow
@@ -329,23 +330,21 @@ def test_hanging_storage_does_not_block_the_listing_of_other_vms(lab: t.Any, tin
 
 @pytest.mark.parametrize("far", [False, True])
 def test_removal_with_an_unwritable_image_is_a_failure(
-    either: t.Any, make: Make, pool: t.Callable[[str], None], monkeypatch: pytest.MonkeyPatch, far: bool
+    lab: t.Any, either: t.Any, make: Make, distant: str, pool: t.Callable[[str], None], far: bool
 ) -> None:
-    vm = make("frozen")
-    if far and either.root is None:  # the newer daemon has no storage driver
-        monkeypatch.setattr(
-            "ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions.is_local", lambda _uri: False
-        )
+    vm, uri = make("frozen"), either.uri
+    if far and either is lab:  # the newer daemon has no storage driver
+        uri = distant
         pool(vm)
     take(either.uri, vm, "x")
     path = image(either, vm)
     os.chmod(path, 0o444)
-    done = remove(either.uri, vm, "x")
+    done = remove(uri, vm, "x")
     os.chmod(path, 0o644)
     assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
     assert in_image(either, vm) == ["x"] and str(path) in str(done.error)
     do(str(done.error).rpartition(": ")[2])
-    assert in_image(either, vm) == [] and images(either, vm) == []
+    assert in_image(either, vm) == [] and images(either.uri, vm) == []
 
 
 def test_snapshot_with_a_missing_image_is_not_forgotten(either: t.Any, make: Make) -> None:

@@ -13,7 +13,7 @@ import time
 import typing as t
 
 import pytest
-from outage_stage import FAULTS, OPERATIONS, STAGES, Row, Stage, prepare, strike, sweep_all, table
+from outage_stage import FAULTS, OPERATIONS, STAGES, OutageStage, Row, prepare, strike, sweep_all, table
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, TimedOut
@@ -51,13 +51,13 @@ def test_a_fault_at_any_request_changes_nothing(backend: str, fault: str) -> Non
 
 
 @pytest.fixture(params=BACKENDS)
-def stage(request: pytest.FixtureRequest) -> t.Iterator[Stage]:
+def stage(request: pytest.FixtureRequest) -> t.Iterator[OutageStage]:
     made = STAGES[request.param]()
     yield made
     made.close()
 
 
-def test_calls_succeed_without_a_fault(stage: Stage) -> None:
+def test_calls_succeed_without_a_fault(stage: OutageStage) -> None:
     """The other tests need this as a baseline."""
     for operation in OPERATIONS:
         hit, _rows, wrong = strike(stage, operation, "gone", 1000)

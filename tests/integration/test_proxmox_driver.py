@@ -20,7 +20,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
     _proxmox_library,
     _proxmox_tasks,
-    _proxmox_writes,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -103,8 +102,7 @@ def test_request_that_never_reached_its_node_has_changed_nothing(
     cluster: PveServer, vmid: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """595 means that there was no connection; the node stays offline, so that nothing can be looked up."""
-    for module in (_proxmox_library, _proxmox_writes):
-        monkeypatch.setattr(f"{module.__name__}._NODE_SECONDS", 0.5)
+    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.5)
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     plan = {
         "create": Present(Request(name="new")),

@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Safepo
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 pytestmark = pytest.mark.vcenter
 
@@ -170,6 +170,67 @@ def test_revert_is_sent_once_although_a_proxy_timed_out(
     assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
+def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
+    """Simulate a restart of vCenter: when the first task of this method has started, vCenter forgets it. Return a function that waits for this."""
+
+    def forget() -> None:
+        Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
+        vcenter.forget_tasks(undone=undone)
+        if sessions:
+            vcenter.expire_sessions()
+        vcenter.set(task_time=0)
+
+    vcenter.set(task_time=600)
+    vcenter.reset_counters()
+    thread = threading.Thread(target=forget)
+    thread.start()
+    return thread.join
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["with the sessions", "alone"])
+@pytest.mark.parametrize(
+    ("what", "undone", "word", "sent"),
+    [
+        ("create", False, "created", 1),
+        ("create", True, "created", 2),
+        ("remove", False, "removed", 1),
+        ("remove", True, "removed", 2),
+        ("revert", False, "reverted", 1),
+        # It may have been done before, so a second one might discard data written since.
+        ("revert", True, "unverified", 1),
+    ],
+)
+def test_task_forgotten_by_vcenter_is_looked_up_at_the_vm(
+    backend: VsphereBackend,
+    vcenter: t.Any,
+    vm: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    undone: bool,
+    word: str,
+    sent: int,
+    sessions: bool,
+) -> None:
+    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 3.0)
+    names = ["old", "new"] if what == "revert" else ["old"] if what == "remove" else []
+    for name in names:
+        backend.take(vm, name)
+    vcenter.set_vm(vm, data="written since")
+    method, plan = {
+        "create": ("CreateSnapshotEx_Task", Present(Request(name="x"))),
+        "remove": ("RemoveSnapshot_Task", Absent(Request(name="old"))),
+        "revert": ("RevertToSnapshot_Task", Reverted(Request(name="old"))),
+    }[what]
+    done_forgetting = forgetting(vcenter, method, undone=undone, sessions=sessions)
+    done = only(backend.run(plan, vm))
+    done_forgetting()
+    assert vcenter.counters()["methods"][method] == sent
+    assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
+    left = {"create": ["x"], "remove": [], "revert": ["old", "new"]}[what]
+    assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
+    assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
+
+
 def test_write_is_not_sent_again_after_the_timeout(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     """The engine gives the driver more time for the undo and the last read; jobs that were started before must not use it."""
     driver = backend.open()
@@ -256,7 +317,7 @@ def test_suspended_vm_is_suspended_after_a_revert(backend: VsphereBackend, vcent
 def test_kind_is_refused_for_an_existing_snapshot_too(backend: VsphereBackend, vm: str) -> None:
     backend.take(vm, "x")
     done = only(backend.run(Present(Request(name="x", kind="internal")), vm))
-    assert done.error and done.error.code == "unsupported" and "remove the option kind" in str(done.error)
+    assert done.error and done.error.code == "unsupported" and "leave kind out" in str(done.error)
 
 
 def test_two_simultaneous_runs_create_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:

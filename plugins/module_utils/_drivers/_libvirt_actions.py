@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import time
 import typing as t
 from collections.abc import Callable
@@ -218,8 +219,8 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.writable and disk.path]
     # A file's name has 255 bytes at most, of which the snapshot's may be 80.
     vm = action.vm.name.encode()[:100].decode(errors="ignore")
-    # To the millisecond: a second try within the second, after a daemon that died, would find its files there.
-    end = f"{action.name}.{time.time_ns() // 1_000_000}"
+    # A second try after a daemon that died finds the files of the first, and another run may begin at the same millisecond.
+    end = f"{action.name}.{time.time_ns() // 1_000_000}{secrets.randbelow(10**6):06}"
     files = {disk.target: os.path.join(os.path.dirname(disk.path or ""), f"{vm}-{disk.target}.{end}") for disk in disks}
     memory_file = None
     if action.memory and files:

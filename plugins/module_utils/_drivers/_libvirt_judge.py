@@ -95,6 +95,18 @@ def current_snapshot(domain: t.Any) -> t.Any:
         return None
 
 
+def fork(domain: t.Any) -> str | None:
+    """The snapshot that the VM was reverted to, where others were taken on top of it and none since."""
+    while True:
+        current = current_snapshot(domain)
+        try:
+            return current.getName() if current is not None and current.numChildren() else None
+        except libvirt.libvirtError as exc:
+            # Another run has removed it in this moment, and another one is the current one now.
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                raise
+
+
 class Judge:
     """Tells of the snapshots in a listing what their images say about them, as far as that costs next to nothing."""
 

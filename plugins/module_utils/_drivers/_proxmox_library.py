@@ -12,27 +12,43 @@ import email.utils
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Http, Lost, ResourceException
 
-__all__ = ["PARALLEL", "Lost", "Refused", "Row", "Session", "is_lost", "is_slow", "mapping", "may_pass", "pauses", "rows", "upid"]
+__all__ = [
+    "NODE_REFUSED",
+    "PARALLEL",
+    "Lost",
+    "Refused",
+    "Row",
+    "Session",
+    "Tries",
+    "is_lost",
+    "is_slow",
+    "mapping",
+    "may_pass",
+    "pauses",
+    "rows",
+    "upid",
+]
 
 Row = Mapping[str, t.Any]
 _T = t.TypeVar("_T")
 
 # AnyEvent::HTTP's codes, from the node that we speak to about one that it forwards to, for what may have arrived there: no answer in time, a
 # broken one, and others. With 595 there was no connection.
-_NODE_REFUSED = 595
+NODE_REFUSED = 595
 _NODE_LOST = (596, 597, 599)
 # Of a proxy before it.
 _PROXY_LOST = (502, 503, 504)
 # How long a node that does not answer the one that we speak to is asked again: a restart of its services takes some seconds. More would keep all other
 # guests waiting for one node that is down.
 _NODE_SECONDS = 10.0
+# Between two tries of a request, growing.
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 3.0
 
@@ -45,6 +61,29 @@ class Refused(Exception):
         super().__init__(text)
         self.status = status
         self.text = text
+
+
+class Tries:
+    """The further tries of one request: until when there are any, and the pauses between them."""
+
+    def __init__(self, silent: Collection[int], node_seconds: float | None = None) -> None:
+        """A node about which PVE answers with one of the statuses in ``silent`` is tried for some seconds, or for ``node_seconds``."""
+        self._silent = silent
+        self._node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        self._node: Deadline | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def left(self, error: Exception, left: float) -> float:
+        """The time for further tries after this error, in seconds, of the ``left`` ones that the request has."""
+        if not (isinstance(error, Refused) and error.status in self._silent):
+            return left
+        self._node = self._node or Deadline(self._node_seconds)
+        return min(left, self._node.left())
+
+    def sleep(self, left: float) -> None:
+        """Let the next pause pass, or the time that is ``left``."""
+        time.sleep(min(self._pause, left))
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 class Session:
@@ -129,21 +168,15 @@ class Session:
         :raises ConnectionFailed: no answer came, or one that has another shape than ``reader`` expects.
         :raises PermissionDenied: the login is not, or no longer, good for anything.
         """
-        node_silent_since: float | None = None
-        pause = _FIRST_PAUSE_SECONDS
-        node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        tries = Tries((NODE_REFUSED, *_NODE_LOST), node_seconds)
         while True:
             try:
                 return self._shaped("GET", path, reader, self._logged_in("get", path, values))
             except (Refused, _errors.ConnectionFailed) as exc:
-                left = self.deadline.left() if self.deadline is not None else 0.0
-                if isinstance(exc, Refused) and exc.status in (_NODE_REFUSED, *_NODE_LOST):
-                    node_silent_since = node_silent_since or time.monotonic()
-                    left = min(left, node_silent_since + node_seconds - time.monotonic())
+                left = tries.left(exc, self.deadline.left() if self.deadline is not None else 0.0)
                 if not may_pass(exc) or left <= 0:
                     raise
-            time.sleep(min(pause, left))
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            tries.sleep(left)
 
     def write(self, method: str, path: str, reader: Callable[[t.Any], _T], /, **values: t.Any) -> _T:
         """What ``reader`` makes of the ``data`` of an order, which is sent once.
@@ -228,7 +261,7 @@ def is_slow(error: BaseException) -> bool:
 def may_pass(error: BaseException) -> bool:
     """Whether the next try may get an answer."""
     if isinstance(error, Refused):
-        return error.status == _NODE_REFUSED or is_lost(error)
+        return error.status == NODE_REFUSED or is_lost(error)
     return isinstance(error, (Lost, _errors.NotReached))
 
 

@@ -30,8 +30,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_err
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import (
+    NODE_REFUSED,
     Refused,
     Session,
+    Tries,
     is_lost,
     is_slow,
     mapping,
@@ -50,11 +52,6 @@ _SLACK_SECONDS = 1
 _LOOK_SECONDS = 3.0
 _SLOW_LOOK_SECONDS = 20.0
 _LOOK_PAUSE_SECONDS = 0.3
-# Between two tries to send what did not arrive, growing.
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 3.0
-# How long a node that the one we speak to cannot reach is tried again.
-_NODE_SECONDS = 10.0
 # Between two looks at a lock.
 _LOCK_PAUSE_SECONDS = 1.0
 # What a guest is locked with, by the worker that works on it.
@@ -137,7 +134,7 @@ class Writes:
     def _begin(self, guest: Guest, order: Order, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> str:
         """The id of the task of an order, which is sent again only when it is known to have done nothing."""
         path = f"{guest.path}/{tail}"
-        pause, node_silent_since = _FIRST_PAUSE_SECONDS, 0.0
+        tries = Tries((NODE_REFUSED,))
         while True:
             if tail.startswith("snapshot/"):
                 self._check_same(guest, order.action)
@@ -156,14 +153,10 @@ class Writes:
                 not_begun = isinstance(exc, Refused) and NO_WORKER in exc.text
                 if not (may_pass(exc) or not_begun):
                     raise
-            left = order.left()
-            if isinstance(error, Refused) and error.status == 595:
-                node_silent_since = node_silent_since or time.monotonic()
-                left = min(left, node_silent_since + _NODE_SECONDS - time.monotonic())
-            time.sleep(max(0.0, min(pause, left)))
+            left = tries.left(error, order.left())
+            tries.sleep(left)
             if left <= 0 or order.over():
                 raise self._not_done(error, order.action, guest)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _check_same(self, guest: Guest, action: Action) -> None:
         """Refuse to work on another snapshot that has taken the name since the look; PVE has no other id. One request more for each write: without it a
@@ -229,7 +222,7 @@ class Writes:
         action = order.action
 
         def send(guest: Guest) -> None:
-            path, pause = f"{guest.path}/snapshot/{name}/config", _FIRST_PAUSE_SECONDS
+            path, tries = f"{guest.path}/snapshot/{name}/config", Tries(())
             while True:
                 self._check_same(guest, action)
                 _expect_time(order)
@@ -242,12 +235,11 @@ class Writes:
                     order.sent = before or is_lost(exc)
                     if not may_pass(exc):
                         raise
-                    time.sleep(min(pause, order.left()))
+                    tries.sleep(order.left())
                     if is_lost(exc) and order.over():
                         raise self._unverified(action, "and by the end of the time the snapshot did not have it") from exc
                     if order.left() <= 0:
                         raise
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
         if action.vm.id in self._locked:
             self._expect_free(action)

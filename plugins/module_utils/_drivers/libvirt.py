@@ -320,8 +320,7 @@ class LibvirtDriver(SnapshotDriver):
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
             return test_driver_ways(vm.name, power=power, saved=saved)
-        current = _libvirt_judge.current_snapshot(domain) if self._daemon.external_revert else None
-        fork = current.getName() if current is not None and current.numChildren() else None
+        fork = _libvirt_judge.fork(domain) if self._daemon.external_revert else None
         xml = domain.XMLDesc()
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
