@@ -362,17 +362,20 @@ class Fleet:
     def _confirm_later(self, unsure: Sequence[Outcome], plan: Plan, deadline: Deadline) -> list[Outcome]:
         """Read the VMs again for some seconds: an operation of another run may stop, pause or start the VM for a moment.
 
+        The time begins again if one is seen, since another may follow, and libvirt does not report who holds a VM that is off.
         Returns the VMs whose state is still not as expected.
         """
         calm, held = deadline.within(_PASSING_SECONDS), deadline.within(self._bounds.lock_timeout)
         left = list(unsure)
-        while left and (calm.left() > 0 or (held.left() > 0 and any(one.after and one.after.state.busy for one in left))):
+        while left and calm.left() > 0:
             deadline.within(_RACE_PAUSE_SECONDS).sleep()
             try:
                 self._look.see(left, deadline, wait=False)
             except SafepointError:
                 break  # the last state that was read counts
             left = [one for one in left if not _is_confirmed(one, plan, [])]
+            if held.left() > 0 and any(one.after and one.after.state.busy for one in left):
+                calm = deadline.within(_PASSING_SECONDS)
         return left
 
 

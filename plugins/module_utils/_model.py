@@ -9,6 +9,7 @@ Times are aware and UTC, sizes are bytes. Note that this module util is **PRIVAT
 from __future__ import annotations
 
 import dataclasses
+import typing as t
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -203,7 +204,18 @@ def _named(next_start: Mapping[str, object], word: str) -> set[str]:
     return {what[len(word) + 1 :] for what in next_start if what.startswith(f"{word} ")}
 
 
-def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:
+class Linked(t.Protocol):
+    """A snapshot with its place in the tree of snapshots of its VM."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def parent(self) -> str | None: ...
+    @property
+    def current(self) -> bool: ...
+
+
+def chain_of(snapshots: Iterable[Linked]) -> set[str]:
     """Return the ids of the current snapshot of a VM and of all its ancestors."""
     parents = {}
     above = None

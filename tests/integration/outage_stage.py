@@ -62,7 +62,7 @@ def wait_for(hostname: str, port: int) -> None:
 
 
 class VsphereStage(OutageStage):
-    # The result of a second task of a VM depends on the vCenter and on timing.
+    # What becomes of a second task of a VM depends on the vCenter and on the moment.
     _BUSY = ("task", "call", "queue")
 
     def __init__(self) -> None:
@@ -208,7 +208,7 @@ def strike(stage: OutageStage, operation: Operation, fault: str, k: int) -> tupl
     for vm, row in zip(vms, rows):
         told = (row.word, row.changed, row.error.code if row.error else None)
         if told != (operation.word, True, None):
-            wrong.append(f"{fault} at {k}: {vm} is told as {told}: {row.error}")
+            wrong.append(f"{fault} at {k}: {vm} is reported as {told}: {row.error}")
         state = stage.state(vm)
         if state != ("running", operation.after, operation.data):
             wrong.append(f"{fault} at {k}: {vm} is {state}")
@@ -257,5 +257,8 @@ def sweep_all(make: Callable[[], OutageStage], fault: str, *, first: int = 1, st
 
 def table(rows: list[Row]) -> str:
     """Return the rows as a Markdown table."""
-    head = ["| operation | fault | requests tried | ended as without the fault | told as unverified |", "|---|---|---|---|---|"]
+    head = [
+        "| operation | fault | requests tried | ended as without the fault | reported as unverified |",
+        "|---|---|---|---|---|",
+    ]
     return "\n".join([*head, *map(str, rows)])

@@ -3,7 +3,9 @@
 
 """Random operations on a real VM and on a model of it: data and results are right, and check mode agrees with the real run.
 
-FUZZ_SEEDS (first-last) and FUZZ_OPERATIONS (for each seed) set the amount. A failure shows its seed and the operations so far:
+What the model does not expect to be refused has to succeed, and of each kind of operation so many (LEAST in libvirt_machine.py).
+
+FUZZ_SEEDS (first-last) and FUZZ_OPERATIONS (for each seed) set how much. A failure names its seed, and prints the operations so far:
 
     FUZZ_SEEDS=7-7 FUZZ_OPERATIONS=200 .venv/bin/python -m pytest tests/integration/test_libvirt_fuzz.py
 """
@@ -15,7 +17,7 @@ import typing as t
 
 import pytest
 from libvirt_kit import Make
-from libvirt_model import Machine
+from libvirt_machine import Machine
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
@@ -25,7 +27,7 @@ SEEDS = range(int(FIRST), int(LAST or FIRST) + 1)
 
 
 def run(lab: t.Any, make: Make, seed: int, kind: str) -> None:
-    machine = Machine(lab, make(f"fuzz{kind[:3]}{seed}"), seed, kind=kind)
+    machine = Machine(lab, make(f"fuzz{kind[:3]}{seed}"), seed, kind=kind, operations=OPERATIONS)
     try:
         for _number in range(OPERATIONS):
             machine.step()
@@ -33,7 +35,9 @@ def run(lab: t.Any, make: Make, seed: int, kind: str) -> None:
     except BaseException:
         print(f"seed {seed}, {kind}:", *machine.story, sep="\n")
         raise
-    print(machine.counts)
+    print(f"seed {seed}, {kind}: done {dict(machine.done)}, refused as expected {dict(machine.refused)}")
+    least = machine.least(OPERATIONS)
+    assert {word: machine.done[word] for word, number in least.items() if machine.done[word] < number} == {}, least
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -78,7 +78,7 @@ def test_guest_is_not_quiesced_without_the_option(new_lab: t.Any, guest: t.Any) 
 @guest_test
 def test_internal_snapshot_never_contains_a_frozen_guest(new_lab: t.Any, guest: t.Any) -> None:
     done = apply(new_lab.uri, Present(Request(name="x", kind="internal", quiesce="require")), guest.name)
-    assert done.error and done.error.code == "unsupported" and "frozen guest" in str(done.error)
+    assert done.error and done.error.code == "unsupported" and "the guest would be frozen" in str(done.error)
     both = quiesce(new_lab, guest.name, "x", "require", memory=True)
     assert both.error and both.error.code == "unsupported" and "memory" in str(both.error)
     assert listed(new_lab.uri, guest.name) == {}
@@ -94,7 +94,7 @@ def test_guest_frozen_by_a_user_stays_frozen(new_lab: t.Any, guest: t.Any) -> No
     assert frozen(guest) == "frozen"
     preferred = quiesce(new_lab, guest.name, "y", "prefer")
     assert preferred.error is None and preferred.snapshot and preferred.snapshot.consistency == "crash"
-    assert any("not quiesced" in warning and "frozen already" in warning for warning in preferred.warnings)
+    assert any("not quiesced" in warning and "already frozen" in warning for warning in preferred.warnings)
     assert frozen(guest) == "frozen"
     assert subprocess.run(["sh", "-ec", command], capture_output=True, check=False).returncode == 0
     assert frozen(guest) == "thawed"
@@ -163,7 +163,7 @@ def test_snapshot_with_a_too_long_freeze_is_not_reported_as_quiesced(
     done = quiesce(new_lab, guest.name, "slow", how)
     assert frozen(guest) == "thawed"
     if how == "require":
-        assert done.error and done.error.code == "timed_out" and "removed again" in str(done.error)
+        assert done.error and done.error.code == "timed_out" and "the snapshot was removed" in str(done.error)
         assert listed(new_lab.uri, guest.name) == {}
     else:
         assert done.error is None and any("not quiesced" in warning for warning in done.warnings)

@@ -9,7 +9,7 @@ import contextlib
 import time
 import typing as t
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from xml.etree import ElementTree
 
 import libvirt
@@ -53,6 +53,19 @@ def test_snapshot_removed_during_labelling_stays_removed(lab: t.Any, tiny: Make,
     assert (done.word, done.error) == ("created", None)
     assert person.snapshotLookupByName("x").getXMLDesc() != taken
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
+
+
+def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("orphaned", paused=True)
+    for name in ("w", "x"):
+        take(lab.uri, vm, name)
+    before_the_next(monkeypatch, "snapshotCreateXML", domain(lab, vm).snapshotLookupByName("w").delete)
+    done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
+    assert (done.word, done.error) == ("updated", None)
+    (left,) = listed(lab.uri, vm).values()
+    assert (left.name, left.parent) == ("x", None) and left.label and left.label.fields["step"] == "two"
 
 
 def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
@@ -199,7 +212,7 @@ def check_backup(lab: t.Any, vm: str) -> None:
         began = time.monotonic()
         done = apply(lab.uri, plan, vm, lock_timeout=2)
         assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
-        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds
+        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds seconds
     assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # a call without a write does not wait
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
@@ -218,7 +231,7 @@ def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t
 
 @contextlib.contextmanager
 def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
-    """Let another run take a snapshot of the VM, and stop QEMU in the middle of it during the block."""
+    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
     mine = domain(lab, vm)
     with ThreadPoolExecutor(1) as pool:
         pid = qemu_pid(lab, vm)
@@ -237,19 +250,27 @@ def test_vm_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, t
         assert view.state.busy
 
 
+def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = tiny("resumed", paused=True)
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    view = look(lab.uri, vm).after
+    assert view is not None
+    assert (view.state.power, view.state.busy) == ("running", None)
+
+
 def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
     with contextlib.ExitStack() as stack:
-        # The revert is done, but its result is not read yet.
+        # The revert is done then, and not yet looked at.
         before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert domain(lab, vm).state() == [3, 3]  # the test did something
+        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
 
 
 def test_external_snapshots_get_unique_file_names(lab: t.Any, tiny: Make) -> None:
-    """With the same file name in the same millisecond, libvirt would refuse the second snapshot (67), like on a VM that cannot have external ones."""
+    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
     vm = domain(lab, tiny("names"))
     create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
     named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
@@ -263,10 +284,30 @@ def test_removal_of_the_current_snapshot_during_the_read_is_handled(
     vm = newer("removed", running=True)
     take(new_lab.uri, vm, "x", kind="external")
     current = domain(new_lab, vm).snapshotCurrent()
-    before_the_next(monkeypatch, "numChildren", current.delete, of=libvirt.virDomainSnapshot)
+    before_the_next(monkeypatch, "listAllChildren", current.delete, of=libvirt.virDomainSnapshot)
     done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
     assert (done.word, done.error) == ("created", None)
     assert domain(new_lab, vm).snapshotListNames() == ["y"]
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
+    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+    vm = newer("making", running=True, memory_mib=1000)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    with ThreadPoolExecutor(2) as pool:
+        pid = qemu_pid(new_lab, vm)
+        other = pool.submit(take, new_lab.uri, vm, "y", kind="external", memory=True)
+        with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
+            listed_now = listed(new_lab.uri, vm)
+            call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
+            wait([call], timeout=3)  # for longer than its first look takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+        other.result()
+        done = call.result()
+    assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []
+    assert (done.word, done.error) == ("created", None)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_external_snapshot_with_a_missing_disk_is_not_removed(new_lab: t.Any, ne
     person.detachDeviceFlags(definition[start : definition.index("</disk>", start) + 7], CONFIG)
     done = apply(new_lab.uri, Absent(Request(name="x")), vm)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert "vdb" in str(done.error) and "attach it again" in str(done.error)
+    assert "vdb" in str(done.error) and "attach the disk again" in str(done.error)
     new_lab.connect().defineXML(definition)
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
     assert files(new_lab, vm) == ["apart-0.qcow2", "apart-1.qcow2"]
@@ -161,7 +161,7 @@ def test_operations_that_qemu_cannot_do_before_a_restored_vm_has_run_are_refused
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
@@ -178,7 +178,7 @@ def test_internal_snapshots_are_refused_before_a_restored_vm_has_run(new_lab: t.
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert take(new_lab.uri, vm, "x").kind == "internal"

@@ -79,7 +79,7 @@ def test_memory_snapshot_of_a_crashed_guest_is_refused(either: t.Any, make: Make
     assert view and view.state.power == "paused"
     done = apply(either.uri, Present(Request(name="x", kind="internal")), vm, dry_run=dry_run)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert "crashed" in str(done.error) and "virsh reset" in str(done.error)
+    assert "crashed" in str(done.error) and f" reset {vm}" in str(done.error)
     domain(either, vm).reset()
     domain(either, vm).resume()
     assert codes(either, vm) == []

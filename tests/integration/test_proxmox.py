@@ -73,7 +73,7 @@ def test_check_mode_agrees_with_two_runs_and_revert_restores_the_vm(
     assert (seen["data"], seen["name"], seen["status"], str(seen["config"]["memory"])) == ("before", "web01", "running", "512")
     (shown,) = module("snapshot_info", vm="web01")["vms"][0]["snapshots"]
     assert (shown["label"]["change"], shown["description"]) == ("CHG0042", "kernel")
-    assert shown["size_bytes"] is None and "does not tell the size" in shown["size_unknown"]
+    assert shown["size_bytes"] is None and "does not report the size" in shown["size_unknown"]
     removed = module("snapshot", vm="web01", name="before-upgrade", state="absent")
     assert (removed["changed"], cluster.guest(vmid)["snapshots"]) == (True, [])
 
@@ -122,7 +122,7 @@ def test_silent_server_times_out(module: Run, cluster: PveServer) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, login: dict[str, t.Any]) -> None:
+def test_missing_library_is_named_with_the_install_command(tmp_path: Path, login: dict[str, t.Any]) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / "bin" / "python"
     interpreter = ("-e", f"ansible_python_interpreter={python}")

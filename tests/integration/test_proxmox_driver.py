@@ -93,7 +93,7 @@ def test_guests_on_an_offline_node_are_named_by_vmid_and_the_others_continue(bac
     assert (done.word, names(cluster, here)) == ("created", ["xx"])
     assert code(lost) == "connection_failed" and "595" in str(lost.error) and "the node pve2" in str(lost.error)
     assert lost.changed is False
-    assert code(unknown) == "vm_not_found" and f"name them by vmid, {there}" in str(unknown.error)
+    assert code(unknown) == "vm_not_found" and f"use the vmid, {there}" in str(unknown.error)
     assert names(cluster, there) == []
 
 
@@ -274,9 +274,9 @@ def test_lock_between_read_and_write_is_waited_for(cluster: PveServer, vmid: int
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("backup", ["a backup runs"]),
-        ("snapshot", ["no task is seen", "qm unlock {vmid}"]),
-        ("snapshot-delete", ["no task is seen", "qm unlock {vmid}"]),
+        ("backup", ["a backup is running"]),
+        ("snapshot", ["no task that holds the lock", "qm unlock {vmid}"]),
+        ("snapshot-delete", ["no task that holds the lock", "qm unlock {vmid}"]),
         ("rollback", ["qm unlock {vmid}"]),
         ("suspended", ["resume it"]),
         ("migrate", ["being migrated"]),

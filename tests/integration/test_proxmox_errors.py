@@ -70,8 +70,8 @@ def failing(backend: ProxmoxBackend, what: str) -> Outcome:
 
 
 TEXTS = [
-    # operation, text, code, a word of the remedy
-    ("create", "VM is locked (backup)", "locked", "a backup runs"),
+    # what is tried, the text, the code, a word of what to do
+    ("create", "VM is locked (backup)", "locked", "a backup is running"),
     ("create", "VM is locked (clone)", "locked", "try again later"),
     ("create", "VM is locked (create)", "locked", "try again later"),
     ("create", "VM is locked (migrate)", "locked", "being migrated"),
@@ -89,7 +89,7 @@ TEXTS = [
     ("create", "you can't take a snapshot if it's a template", "unsupported", "clone it"),
     ("revert", "you can't rollback if vm is a template", "unsupported", "clone it"),
     ("remove", "you can't delete a snapshot if vm is a template", "backend_failed", "qm unlock"),  # the lock stays
-    ("revert", "unable to rollback to incomplete snapshot (snapstate = prepare)", "unsupported", "never finished"),
+    ("revert", "unable to rollback to incomplete snapshot (snapstate = prepare)", "unsupported", "is incomplete"),
     (
         "revert",
         "can't rollback, 'old' is not most recent snapshot on '150/vm-150-disk-0.qcow2'",
@@ -106,7 +106,7 @@ TEXTS = [
         "revert",
         "can't rollback, snapshot 'old' does not exist on 'local-zfs:vm-100-disk-0'",
         "backend_failed",
-        "a disk has lost it",
+        "missing on one disk",
     ),
     ("create", "can't lock file '/var/lock/qemu-server/lock-170.conf' - got timeout", "locked", "try again later"),
     ("revert", "can't lock file '/var/lock/pve-manager/pve-migrate-170' - got timeout", "locked", "try again later"),
@@ -115,7 +115,7 @@ TEXTS = [
         "remove",
         "snapshot 'old' needed by replication job '100-0' - run replication first",
         "unsupported",
-        "let the replication run",
+        "run the replication job",
     ),
     (
         "remove",
@@ -141,9 +141,9 @@ TEXTS = [
         "remove",
         "top-most snapshot of TPM state 'chain:100/vm-100-disk-1.qcow2' cannot be removed while the VM is running.",
         "backend_failed",  # the simulator leaves the lock behind
-        "switch the VM off",
+        "power the VM off",
     ),
-    ("create", "cluster not ready - no quorum?", "backend_failed", "most of the cluster's nodes"),
+    ("create", "cluster not ready - no quorum?", "backend_failed", "the cluster has no quorum"),
     ("create", "something that nobody has ever seen", "backend_failed", "something"),
 ]
 
@@ -171,9 +171,9 @@ REFUSALS = [
         "leave memory out",
     ),
     ("create", "POST", 500, "unable to use snapshot name 'new' (reserved name)", "invalid_option", "choose another name"),
-    ("create", "POST", 500, "cluster not ready - no quorum?", "backend_failed", "most of the cluster's nodes"),
+    ("create", "POST", 500, "cluster not ready - no quorum?", "backend_failed", "the cluster has no quorum"),
     ("describe", "PUT", 500, "can't lock file '/var/lock/qemu-server/lock-100.conf' - got timeout", "locked", "try again later"),
-    ("describe", "PUT", 500, "VM is locked (backup)", "locked", "a backup runs"),
+    ("describe", "PUT", 500, "VM is locked (backup)", "locked", "a backup is running"),
     ("create", "POST", 400, "Parameter verification failed.", "invalid_option", "refused to take snapshot"),
     ("create", "POST", 403, "Permission check failed (/vms/100, VM.Snapshot)", "permission_denied", "VM.Snapshot on /vms/100"),
     (
@@ -191,10 +191,10 @@ REFUSALS = [
         500,
         "hostname lookup 'pve1' failed - failed to get address info for: pve1: Name or service not known",
         "connection_failed",
-        "does not know that node",
+        "no node of that name",
     ),
-    ("create", "POST", 595, "Connection refused", "connection_failed", "look whether the node is up"),
-    ("create", "POST", 596, "Connection timed out", "connection_failed", "look whether the node is up"),
+    ("create", "POST", 595, "Connection refused", "connection_failed", "check that the node is up"),
+    ("create", "POST", 596, "Connection timed out", "connection_failed", "check that the node is up"),
     ("create", "POST", 401, "Authentication failed!", "permission_denied", "token_id and token_secret"),
     ("create", "POST", 401, "Permission denied - invalid csrf token", "permission_denied", "token_id and token_secret"),
 ]

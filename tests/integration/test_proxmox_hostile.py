@@ -172,7 +172,7 @@ def test_too_long_answer_is_not_read_completely(cluster: PveServer, monkeypatch:
     cluster.fault("GET", "/cluster/resources", body='{"data": [' + " " * 30_000_000 + "]}", count=None)
     with pytest.raises(SafepointError) as caught:
         driver.vms()
-    assert "is longer than 1 MB and was not read further" in str(caught.value) and "cluster/resources" in str(caught.value)
+    assert "is larger than the limit of 1 MB" in str(caught.value) and "cluster/resources" in str(caught.value)
     driver.close()
 
 

@@ -88,7 +88,11 @@ def test_login_accepts_full_token_id_short_token_id_and_password(cluster: PveSer
         ({"ca_path": None}, "connection_failed", ["certificate", "not trusted", "ca_path", "/etc/pve/pve-root-ca.pem"]),
         ({"ca_path": "/nowhere/ca.pem"}, "invalid_option", ["ca_path", "/nowhere/ca.pem", "PEM"]),
         ({"ca_path": __file__}, "invalid_option", ["ca_path", __file__, "PEM"]),
-        ({"hostname": "localhost.invalid"}, "connection_failed", ["localhost.invalid", "name is not known", "check hostname"]),
+        (
+            {"hostname": "localhost.invalid"},
+            "connection_failed",
+            ["localhost.invalid", "name could not be resolved", "check hostname"],
+        ),
         ({"port": 1}, "connection_failed", ["127.0.0.1:1", "refused", "port"]),
     ],
 )
@@ -184,7 +188,9 @@ def test_web_server_that_is_not_proxmox_is_reported(tmp_path: Path, how: str, st
         finally:
             server.shutdown()
             thread.join()
-    assert error.code == "connection_failed" and "no Proxmox VE" in str(error) and "check hostname and port" in str(error)
+    assert (
+        error.code == "connection_failed" and "not a working Proxmox VE" in str(error) and "check hostname and port" in str(error)
+    )
 
 
 @pytest.mark.parametrize("talk", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n"])

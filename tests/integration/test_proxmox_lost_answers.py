@@ -111,7 +111,7 @@ def test_request_with_an_unknown_result_is_reported_as_sent(backend: ProxmoxBack
     cluster.fault("GET", "/nodes/pve1/tasks", status=502, count=None)
     done = only(backend.run(Present(Request(name="xx")), "web01", on_error="stop", timeout=2.0))
     assert code(done) == "unverified" and done.word == "unverified" and done.changed
-    assert "take snapshot xx of web01 was sent" in str(done.error) and "task could not be looked for" in str(done.error)
+    assert "take snapshot xx of web01 was sent" in str(done.error) and "the task list could not be read" in str(done.error)
     assert names(cluster, vmid) == ["xx"]
 
 

@@ -41,7 +41,7 @@ def names(cluster: PveServer, vmid: int) -> list[str]:
         (True, "prefer", "filesystem", None),
         (True, "never", "crash", None),
         ("enabled=1,freeze-fs=0", "prefer", "crash", "its options forbid it (agent: freeze-fs=0)"),
-        (False, "prefer", "crash", "the guest agent is off in its options"),
+        (False, "prefer", "crash", "the guest agent is disabled in its options"),
         ("silent", "prefer", "crash", "agent configured but not running"),
     ],
 )
@@ -63,8 +63,8 @@ def test_consistency_depends_on_the_guest_agent(
         assert would.warnings == done.warnings
 
 
-@pytest.mark.parametrize(("agent", "why"), [(False, "off in its options"), ("silent", "agent configured but not running")])
-def test_quiesce_require_leaves_no_snapshot_if_it_fails(
+@pytest.mark.parametrize(("agent", "why"), [(False, "disabled in its options"), ("silent", "agent configured but not running")])
+def test_a_guest_that_must_be_quiesced_and_cannot_has_no_snapshot(
     backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, why: str
 ) -> None:
     vmid = cluster.make_guest("web01", agent=agent)
@@ -94,11 +94,11 @@ def test_snapshot_with_unknown_quiescing_is_not_reported_as_quiesced(
     cluster.fault(method, path, count=None, **how)
     plans = [Present(Request(name="xx", quiesce=quiesce)) for quiesce in ("require", "prefer")]
     done = only(backend.run(plans[0], "web01", on_error=on_error, lock_timeout=20.0))
-    assert code(done) == "backend_failed" and word in str(done.error) and "not known to be quiesced" in str(done.error)
+    assert code(done) == "backend_failed" and word in str(done.error) and "unknown if it is quiesced" in str(done.error)
     assert names(cluster, required) == ([] if on_error == "undo" else ["xx"])
     assert done.changed is (on_error != "undo")
     may_be = only(backend.run(plans[1], "web02"))
-    assert may_be.error is None and word in may_be.warnings[0] and "not known to be" in may_be.warnings[0]
+    assert may_be.error is None and word in may_be.warnings[0] and "could not be verified" in may_be.warnings[0]
     for vmid in (required, preferred):
         assert "consistency" not in "".join(one["description"] for one in cluster.guest(vmid)["snapshots"])
 
@@ -107,7 +107,7 @@ def test_snapshot_with_an_unread_log_is_not_reported_as_quiesced(backend: Proxmo
     vmid = cluster.make_guest("web01", agent=True)
     cluster.fault("GET", "*/log", delay=3.0)
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop", timeout=1.5))
-    assert code(done) == "backend_failed" and "not known to be quiesced" in str(done.error) and done.changed
+    assert code(done) == "backend_failed" and "unknown if it is quiesced" in str(done.error) and done.changed
     assert ["consistency" in one["description"] for one in cluster.guest(vmid)["snapshots"]] == [False]
 
 
@@ -125,7 +125,7 @@ def test_unquiesced_snapshot_that_cannot_be_removed_is_reported(backend: Proxmox
     cluster.fault_task("qmdelsnapshot", exitstatus="command '/usr/bin/qemu-img snapshot -d xx /disk' failed: exit code 1 ")
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop"))
     assert code(done) == "backend_failed" and done.changed
-    assert "is not quiesced (skipping guest" in str(done.error) and "was not removed again: " in str(done.error)
+    assert "is not quiesced (skipping guest" in str(done.error) and "could not be removed: " in str(done.error)
     assert "exit code 1" in str(done.error) and names(cluster, vmid) == ["xx"]
 
 

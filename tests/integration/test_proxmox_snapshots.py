@@ -92,7 +92,7 @@ def test_check_mode_predicts_the_error_of_the_task(
     assert code(would) == code(does) == "unsupported"
     assert (would.word, would.changed) == ("none", False)
     if storage != "gone":
-        assert "move it, for example to qcow2" in str(would.error)
+        assert "move the disk, for example to qcow2" in str(would.error)
 
 
 def test_only_check_mode_reads_the_features_of_each_guest(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
@@ -256,8 +256,8 @@ def test_snapshot_completed_during_the_listing_is_read_again(backend: ProxmoxBac
     chain(cluster, vmid, "xx")
     cluster.set_snapshot(vmid, "xx", snapstate="prepare")
     driver.snapshots([vm])
-    cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two requests
-    assert "not finished with the snapshot xx a moment ago" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
+    cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two questions
+    assert "has not finished the snapshot xx" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
     driver.snapshots([vm])
     assert driver.inspect([vm], ways=False)[vm.id].busy is None  # type: ignore[union-attr]
     driver.close()
@@ -304,7 +304,7 @@ def test_guest_that_fails_to_start_after_a_revert_is_reported_as_reverted_and_of
     cluster.fault_task("qmstart", count=None, **how)
     done = only(backend.run(Reverted(Request(name="xx", power="on")), "web01", lock_timeout=20.0))
     assert code(done) == "backend_failed" and done.changed
-    assert "is back at xx, and its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
+    assert "was reverted to xx, but its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
     assert any("is off now" in warning for warning in done.warnings)
     assert len(cluster.task_list("qmrollback")) == 1
 

@@ -171,7 +171,7 @@ def test_revert_is_sent_once_although_a_proxy_timed_out(
 
 
 def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
-    """Simulate a restart of vCenter: when the first task of this method has started, vCenter forgets it. Return a function that waits for this."""
+    """As a restart of vCenter: when the first task of this method has begun, nobody knows it any more. Returns what waits for that."""
 
     def forget() -> None:
         Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
@@ -196,7 +196,7 @@ def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -
         ("remove", False, "removed", 1),
         ("remove", True, "removed", 2),
         ("revert", False, "reverted", 1),
-        # It may have been done before, so a second one might discard data written since.
+        # It may have been done before, so that a second one might discard what was written since.
         ("revert", True, "unverified", 1),
     ],
 )
@@ -317,7 +317,7 @@ def test_suspended_vm_is_suspended_after_a_revert(backend: VsphereBackend, vcent
 def test_kind_is_refused_for_an_existing_snapshot_too(backend: VsphereBackend, vm: str) -> None:
     backend.take(vm, "x")
     done = only(backend.run(Present(Request(name="x", kind="internal")), vm))
-    assert done.error and done.error.code == "unsupported" and "leave kind out" in str(done.error)
+    assert done.error and done.error.code == "unsupported" and "remove the option kind" in str(done.error)
 
 
 def test_two_simultaneous_runs_create_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:

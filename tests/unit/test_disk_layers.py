@@ -79,7 +79,7 @@ def test_path_that_is_no_file_or_block_device_is_not_opened(tmp_path: Path) -> N
     os.mkfifo(fifo)
     top.write_bytes(header(b"fifo"))
     for path in (str(fifo), "/dev/null", str(tmp_path)):
-        with pytest.raises(Unreadable, match="neither a file nor a block device"):
+        with pytest.raises(Unreadable, match="neither a regular file nor a block device"):
             images().read(path)
         assert images().at_hand(path) is None
     assert images().layers(disk(top), up=False, asking=False) is None
