@@ -62,7 +62,7 @@ def wait_for(hostname: str, port: int) -> None:
 
 
 class VsphereStage(OutageStage):
-    # What becomes of a second task of a VM depends on the vCenter and on the moment.
+    # The result of a second task of a VM depends on the vCenter and on timing.
     _BUSY = ("task", "call", "queue")
 
     def __init__(self) -> None:

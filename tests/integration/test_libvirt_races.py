@@ -231,7 +231,7 @@ def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t
 
 @contextlib.contextmanager
 def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
-    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    """Let another run take a snapshot of the VM, and stop QEMU in the middle of it during the block."""
     mine = domain(lab, vm)
     with ThreadPoolExecutor(1) as pool:
         pid = qemu_pid(lab, vm)
@@ -262,15 +262,15 @@ def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
     with contextlib.ExitStack() as stack:
-        # The revert is done then, and not yet looked at.
+        # The revert is done, but its result is not read yet.
         before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
+        assert domain(lab, vm).state() == [3, 3]  # the test did something
 
 
 def test_external_snapshots_get_unique_file_names(lab: t.Any, tiny: Make) -> None:
-    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+    """With the same file name in the same millisecond, libvirt would refuse the second snapshot (67), like on a VM that cannot have external ones."""
     vm = domain(lab, tiny("names"))
     create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
     named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]

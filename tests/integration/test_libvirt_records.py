@@ -59,7 +59,7 @@ def do(command: str) -> None:
 
 @pytest.fixture
 def distant(lab: t.Any) -> Iterator[str]:
-    """The URI of the daemon as of one on another host: its paths mean nothing here."""
+    """Return the URI of the daemon as if it were on another host, whose paths do not exist here."""
     with over_tcp(lab) as uri:
         yield uri
 

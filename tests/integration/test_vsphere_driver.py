@@ -171,7 +171,7 @@ def test_revert_is_sent_once_although_a_proxy_timed_out(
 
 
 def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
-    """As a restart of vCenter: when the first task of this method has begun, nobody knows it any more. Returns what waits for that."""
+    """Simulate a restart of vCenter: when the first task of this method has started, vCenter forgets it. Return a function that waits for this."""
 
     def forget() -> None:
         Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
@@ -196,7 +196,7 @@ def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -
         ("remove", False, "removed", 1),
         ("remove", True, "removed", 2),
         ("revert", False, "reverted", 1),
-        # It may have been done before, so that a second one might discard what was written since.
+        # It may have been done before, so a second one might discard data written since.
         ("revert", True, "unverified", 1),
     ],
 )

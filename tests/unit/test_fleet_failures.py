@@ -125,7 +125,7 @@ def test_snapshot_of_another_run_is_not_undone(hypervisor: Hypervisor, error: Sa
     hypervisor.failures[2] = error
     done = run(hypervisor, Present(Request(name="x")), on_error="undo", lock_timeout=0.0, max_parallel=1)
     assert codes(done) == ["undone", error.code]
-    # After another failure than a refusal, what is there now may be this run's own.
+    # After an error other than a refusal, the snapshot may be this run's own.
     assert done[1].changed is isinstance(error, BackendFailed)
     assert [one.name for one in machine.snapshots.values()] == ["x"]
 
