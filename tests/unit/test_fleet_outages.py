@@ -252,8 +252,8 @@ def test_revert_is_confirmed_although_another_run_stopped_the_vm_briefly(
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them stops the VM and starts it again, and while it is off no operation is seen to hold it (libvirt 9.0)."""
+def test_revert_is_confirmed_between_the_reverts_of_other_runs(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them stops and starts the VM, and while it is off, no operation is seen on it (libvirt 9.0)."""
     monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 1.0)
     run(hypervisor, Present(Request(name="x")))
     began: list[float] = []
@@ -276,7 +276,7 @@ def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervi
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_of_two_prunes_only_one_says_that_it_removed_the_snapshot(hypervisor: Hypervisor) -> None:
+def test_only_one_of_two_prunes_reports_the_removal(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), vms=["web01"])
     original = hypervisor.request
 
