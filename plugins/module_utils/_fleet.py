@@ -314,16 +314,20 @@ class Fleet:
             raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
-        """Take back what was created although another run was first, and go by what that run has made."""
-        for one in losers:
-            if one.vm and one.decision and one.decision.snapshot:
-                one.todo.append(Delete(one.vm, one.decision.snapshot))
-        self._work.perform(losers)
-        lost = [one for one in losers if one.error is None]
-        for one in lost:
-            one.lose()
-        self._again(lost, plan)
-        self._confirm([one for one in lost if one.error is None], plan)
+        """Take back what was created although another run was first, and go by what that run has made.
+
+        Where that was removed since, it is created again, and yet another run may have been first.
+        """
+        while losers:
+            for one in losers:
+                if one.vm and one.decision and one.decision.snapshot:
+                    one.todo.append(Delete(one.vm, one.decision.snapshot))
+            self._work.perform(losers)
+            lost = [one for one in losers if one.error is None]
+            for one in lost:
+                one.lose()
+            self._again(lost, plan)
+            losers = self._confirm([one for one in lost if one.error is None], plan)
 
     def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
         """Read again what was written, and write once more where it differs from what was wanted.
