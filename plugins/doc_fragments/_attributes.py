@@ -8,9 +8,9 @@ class ModuleDocFragment:
     DOCUMENTATION = r"""
 attributes:
   check_mode:
-    description: Can run in check mode and return what a real run would, without a write.
+    description: Can run in check mode and return the result of a real run without changing anything.
   diff_mode:
-    description: Returns what changed when in diff mode.
+    description: Returns the changes in diff mode.
   idempotent:
     description: When run twice in a row without outside changes, the second run reports no change.
   action_group:

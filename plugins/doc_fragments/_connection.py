@@ -10,78 +10,82 @@ class ModuleDocFragment:
 options:
   backend:
     description:
-      - Which API the VMs are managed through.
+      - The API of the hypervisor.
     type: str
     required: true
     choices:
-      libvirt: libvirt with QEMU, through the connection O(uri).
+      libvirt: libvirt with QEMU, at the connection URI O(uri).
       proxmox: Proxmox VE 8.4 and later, virtual machines and containers, through any node of the cluster (O(hostname)), with O(token_id) and O(token_secret) or
         O(username) and O(password).
       vsphere: VMware vCenter or ESXi 6.5 and later, through O(hostname), O(username) and O(password).
   uri:
     description:
       - With O(backend=libvirt), the connection URI, for example V(qemu:///system) or V(qemu+ssh://root@kvm01/system).
-      - When it is not set, the environment variable E(LIBVIRT_DEFAULT_URI) of the machine that runs the module is used.
-      - With C(qemu+ssh) the server's host key must be known and a key must log in without a question. Nothing is ever asked on a terminal.
-      - A password in the URI is refused, libvirt does not use it.
+      - If it is not set, the environment variable E(LIBVIRT_DEFAULT_URI) of the machine that runs the module is used.
+      - With C(qemu+ssh) the host key of the server must be known, and the login must work with a key and without a prompt.
+      - A password in the URI is refused because libvirt does not use it.
     type: str
   hostname:
     description:
       - With O(backend=vsphere), the vCenter or ESXi host. With O(backend=proxmox), any node of the cluster.
-      - A name or an address alone, without scheme, user or port. An IPv6 address may be in brackets.
-      - When it is not set, the environment variable E(VMWARE_HOST) or E(PROXMOX_HOST) of the machine that runs the module is used.
+      - A host name or an address only, without scheme, user or port. An IPv6 address may be in brackets.
+      - If it is not set, the environment variable E(VMWARE_HOST) or E(PROXMOX_HOST) of the machine that runs the module is used.
     type: str
   port:
     description:
-      - Its port. When it is not set, the environment variable E(VMWARE_PORT) or E(PROXMOX_PORT) is used, and else 443 for vSphere and 8006 for Proxmox VE.
+      - The port of O(hostname).
+      - If it is not set, the environment variable E(VMWARE_PORT) or E(PROXMOX_PORT) is used, otherwise 443 for vSphere and 8006 for Proxmox VE.
     type: int
   username:
     description:
-      - The user to log in as, for Proxmox VE with its realm, such as V(root@pam).
-      - When it is not set, the environment variable E(VMWARE_USER) or E(PROXMOX_USER) is used.
+      - The user to log in as. On Proxmox VE it includes the realm, for example V(root@pam).
+      - If it is not set, the environment variable E(VMWARE_USER) or E(PROXMOX_USER) is used.
     type: str
   password:
     description:
-      - The user's password. When it is not set, the environment variable E(VMWARE_PASSWORD) or E(PROXMOX_PASSWORD) is used.
-      - A call is refused when a name, a label or a description in it contains this text or that of another secret option, since Ansible cuts it out of all
-        results, ids included.
+      - The password of the user.
+      - If it is not set, the environment variable E(VMWARE_PASSWORD) or E(PROXMOX_PASSWORD) is used.
+      - The module fails if a name, a label or a description contains the value of this or another secret option, because Ansible removes the value from all
+        results, including IDs.
     type: str
   token_id:
     description:
-      - With O(backend=proxmox), the API token to use instead of a password, such as V(automation@pve!safepoint), or its name alone beside O(username).
-      - When it is not set, and O(password) is not either, the environment variable E(PROXMOX_TOKEN_ID) is used.
+      - With O(backend=proxmox), the API token to use instead of a password, for example V(automation@pve!safepoint).
+      - If O(username) is set, the name of the token is enough.
+      - If neither it nor O(password) is set, the environment variable E(PROXMOX_TOKEN_ID) is used.
     type: str
   token_secret:
     description:
-      - The token's secret. When it is not set, the environment variable E(PROXMOX_TOKEN_SECRET) is used.
+      - The secret of the API token.
+      - If it is not set, the environment variable E(PROXMOX_TOKEN_SECRET) is used.
     type: str
   validate_certs:
     description:
-      - Whether the server's certificate must be one that is trusted, and be made out to O(hostname).
-      - When it is not set, the environment variable E(VMWARE_VALIDATE_CERTS) or E(PROXMOX_VALIDATE_CERTS) is used, and else V(true).
+      - If V(true), the certificate of the server must be trusted and must match O(hostname).
+      - If it is not set, the environment variable E(VMWARE_VALIDATE_CERTS) or E(PROXMOX_VALIDATE_CERTS) is used, otherwise V(true).
     type: bool
   ca_path:
     description:
-      - A file of CA certificates in PEM that are trusted instead of the system's. The file must exist on the machine that runs the module.
+      - A file with CA certificates in PEM format to use instead of those of the system. The file must exist on the machine that runs the module.
     type: path
   connect_timeout:
     description:
-      - How long the connection may take to come about.
-      - A duration such as V(15s), V(2m) or a bare number of seconds.
+      - The maximum time to establish the connection.
+      - A duration such as V(15s) or V(2m), or a number of seconds.
     type: str
     default: 15s
   timeout:
     description:
-      - How long the module may take, the login included, over all VMs and requests.
-      - When the time is up the module fails and says what was under way. Work that the hypervisor has begun goes on there.
-      - Reading again, and undoing with O(ignore:on_error=undo), may go on for 20 seconds after that.
-      - On a SIGINT or SIGTERM the module begins nothing more and undoes nothing, and ends within five seconds with RV(ignore:error=interrupted). Its rows say
-        what was done, what was not begun (V(not_started)), and which tasks still run at the hypervisor (V(interrupted)). Of a job of several steps, such as a
-        revert and the start after it, those that were not begun are not done then.
-      - A duration such as V(90s), V(15m), V(2h) or a bare number of seconds.
+      - The maximum run time of the module, for all VMs and requests together, including the login.
+      - After this time the module fails and reports the operations that were running. Tasks that the hypervisor has started continue there.
+      - The module may need up to 20 more seconds to read the final state and to undo with O(ignore:on_error=undo).
+      - On SIGINT or SIGTERM the module starts nothing more, undoes nothing, and ends within five seconds with RV(ignore:error=interrupted). Its results show
+        which VMs are done, which were not started (V(not_started)), and which tasks still run at the hypervisor (V(interrupted)). If an operation has several
+        steps, such as a revert and a start, the remaining steps are not done.
+      - A duration such as V(90s), V(15m) or V(2h), or a number of seconds.
     type: str
     default: 15m
 requirements:
   - libvirt-python for libvirt, proxmoxer and requests for Proxmox VE, pyVmomi for vSphere.
-  - They are needed on the machine that runs the module. Usually that is the controller, by C(delegate_to=localhost).
+  - They are needed on the machine that runs the module. Usually this is the controller, with C(delegate_to=localhost).
 """

@@ -3,22 +3,22 @@
 
 # Note that this doc fragment is **PRIVATE** to the collection.
 
-"""The options of the ssh connection plugin of the ansible-core that runs, for the plugin that extends it.
+"""The options of the ssh connection plugin, for the connection plugin that extends it.
 
-They are read, not copied: they are not the same in 2.16, 2.19 and 2.21, and a copy would lose those that ansible-core adds.
+They are read from the ansible-core in use: they differ between 2.16, 2.19 and 2.21, and a copy would miss new ones.
 """
 
 from __future__ import annotations
 
 import typing as t
 
-# With libyaml, where plain PyYAML takes ten times as long in every process that connects.
+# They use libyaml. Plain PyYAML takes ten times as long in every process that connects.
 from ansible.module_utils.common.yaml import yaml_dump, yaml_load
 from ansible.plugins.connection import ssh
 
 
 def _without_versions(value: t.Any) -> t.Any:
-    """Drop what names a version of ansible-core, since here it would count as one of this collection."""
+    """Remove versions of ansible-core, which would be read here as versions of this collection."""
     if isinstance(value, dict):
         return {key: _without_versions(item) for key, item in value.items() if key not in ("version_added", "deprecated")}
     if isinstance(value, list):
@@ -32,5 +32,5 @@ class ModuleDocFragment:
     DOCUMENTATION: str
 
 
-# Not in the body of the class: ansible-test's yamllint expects a literal there, and breaks off at anything else.
+# Not in the class body: yamllint of ansible-test expects a literal there and stops at anything else.
 ModuleDocFragment.DOCUMENTATION = yaml_dump({"options": _without_versions(yaml_load(ssh.DOCUMENTATION)["options"])})

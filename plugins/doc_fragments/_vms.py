@@ -10,33 +10,33 @@ class ModuleDocFragment:
 options:
   vm:
     description:
-      - The VM, by its name, UUID or id. On libvirt the id is the UUID, on vSphere the managed object id, and on Proxmox VE the vmid, which has no UUIDs.
-      - On vSphere an inventory path will do as well, on Proxmox VE the node and the vmid, as C(pve1/100).
-      - The prefixes C(name:), C(uuid:), C(id:) and C(path:) say which of them is meant.
-      - One VM only. For a list use the option C(vms).
-      - Exactly one of the options that name VMs must be set.
+      - The name, UUID or ID of a VM. The ID is the UUID on libvirt, the managed object ID on vSphere and the VMID on Proxmox VE. Proxmox VE has no UUIDs.
+      - An inventory path on vSphere, or node and VMID on Proxmox VE such as C(pve1/100), can be used as well.
+      - The prefixes C(name:), C(uuid:), C(id:) and C(path:) restrict the search to one of these.
+      - For several VMs use O(vms).
+      - Exactly one of the options that select VMs must be set.
     type: str
   vms:
     description:
-      - Several VMs, each as in O(vm). One look-up and one wait serve them all.
+      - A list of VMs, each as in O(vm). They are looked up together and processed in parallel.
     type: list
     elements: str
   owner:
     description:
-      - Who the snapshots belong to. A snapshot is ours when its label names this owner. Every other one is foreign.
-      - When it is not set, the environment variable E(SAFEPOINT_OWNER) is used.
+      - The owner of the snapshots. Snapshots whose label names another owner, or that have no valid label, are foreign.
+      - If it is not set, the environment variable E(SAFEPOINT_OWNER) is used.
     type: str
     default: safepoint
   label_key:
     description:
-      - A secret of at least 16 characters with which labels are signed. A snapshot whose label is not signed with it is foreign then.
-      - It keeps people who may edit descriptions, but not revert, from making a snapshot look like one of ours.
-      - The signature covers the VM, the name of the snapshot, all fields of the label, and when the snapshot was taken (the field C(at)), by the clock of the
-        hypervisor. C(at) is the time in which the call that took it had to end, and the exact time once a label is changed. So a signed text that is moved to
-        another snapshot, or to a new VM with the id of a destroyed one, is foreign there.
-      - It does not keep an older text of the same snapshot from being put back, for example one from before its O(ignore:hold).
-      - With O(ignore:state=present) and an id, an unsigned label is signed.
-      - When it is not set, the environment variable E(SAFEPOINT_LABEL_KEY) is used.
+      - A secret of at least 16 characters to sign labels. With it, a snapshot whose label is not signed with this key is foreign.
+      - It prevents users who may edit descriptions, but may not revert, from forging the label of the owner.
+      - The signature covers the VM, the name of the snapshot, all fields of the label and the creation time by the clock of the hypervisor (the field C(at)).
+        C(at) is the period in which the call that took the snapshot had to end. After a change of the label it is the exact time. So a signed label that is
+        copied to another snapshot, or to a new VM with the ID of a deleted one, is foreign there.
+      - It does not prevent users from restoring an older label of the same snapshot, for example one from before its O(ignore:hold).
+      - With O(ignore:state=present) and an ID, an unsigned label is signed.
+      - If it is not set, the environment variable E(SAFEPOINT_LABEL_KEY) is used.
     type: str
 """
 
@@ -44,8 +44,8 @@ options:
 options:
   targets:
     description:
-      - Several VMs, each with the id of its own snapshot.
-      - Use it instead of O(vm) or O(vms) and O(name) or O(id).
+      - A list of VMs, each with the ID of its snapshot.
+      - It replaces O(vm) or O(vms) and O(name) or O(id).
     type: list
     elements: dict
     suboptions:
@@ -54,34 +54,34 @@ options:
         type: str
         required: true
       id:
-        description: The id of its snapshot.
+        description: The ID of the snapshot.
         type: str
         required: true
       labels:
         description:
-          - What the label of the snapshot must say for anything to be done, keys to texts. A key with an empty value is one that it must not have.
-          - Otherwise the VM fails with V(label_differs), and is left alone.
+          - Fields that the label of the snapshot must have, as a mapping of keys to strings. A key with an empty value must not be in the label.
+          - If the label differs, the VM fails with V(label_differs) and is not changed.
         type: dict
   name:
     description:
       - The name of the snapshot.
-      - A new one may have up to 80 of the letters a-z and A-Z, digits, and C(. _ -), and begins with a letter or a digit.
-        On libvirt it must not be a number below 1000000. On Proxmox VE it has 2 to 40 of them, no dot, and begins with a letter.
-      - A name that matches several snapshots of a VM is an error that lists their ids.
+      - A new name may have up to 80 characters of a-z, A-Z, 0-9 and C(. _ -), and must begin with a letter or a digit.
+        On libvirt it must not be a number below 1000000. On Proxmox VE it must have 2 to 40 characters, no dot, and must begin with a letter.
+      - If several snapshots of a VM have this name, the module fails and lists their IDs.
     type: str
   id:
     description:
-      - The id of the snapshot, as results show it. Only with a single VM. On libvirt the id is the name.
-      - A snapshot that is named by its id may be a foreign one.
+      - The ID of the snapshot, as returned by the modules. Only with a single VM. On libvirt the ID is the name.
+      - A snapshot that is selected by its ID may be foreign.
     type: str
   foreign:
     description:
-      - Whether a snapshot of another owner, or of none, may be touched when it is found by its name.
-      - A foreign snapshot is never taken over by its name with O(ignore:state=present), whatever this says.
+      - The treatment of a snapshot that was selected by its name and that belongs to another owner or to none.
+      - With O(ignore:state=present), a foreign snapshot with the same name is always an error.
     type: str
     choices:
-      refuse: It is an error.
-      allow: It is treated like one of ours.
+      refuse: Fail.
+      allow: Treat it as a snapshot of the O(owner).
     default: refuse
 """
 
@@ -89,18 +89,18 @@ options:
 options:
   lock_timeout:
     description:
-      - How long to wait for a VM that another operation holds, within O(timeout). A duration.
+      - The maximum time to wait for a VM that is locked by another operation, within O(timeout). A duration.
     type: str
     default: 60s
   max_parallel:
     description:
-      - On how many VMs at most to work at the same time.
-      - On libvirt it is 16 at most, since a daemon has 20 workers by default (C(max_workers)) for all its clients.
+      - The maximum number of VMs to process at the same time.
+      - On libvirt the limit is 16 because a daemon has 20 workers by default (C(max_workers)) for all its clients.
     type: int
     default: 16
   progress_file:
     description:
-      - A file into which the module writes how far it is, for the action plugin of the module, which sets it and shows what it reads there.
-      - There is no need to set it in a task.
+      - A file in which the module writes its progress. The action plugin of the module sets this option and shows the progress on the terminal.
+      - Do not set it in a task.
     type: path
 """

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: snapshot_report_html
-short_description: Show a report of snapshots as a page
+short_description: Render a snapshot report as an HTML page
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Makes one page of HTML that needs nothing else, no network and no other file. Names with HTML in them are shown as text.
-  - It is sorted by what needs a person first, can be searched and sorted by columns, prints well, and is light or dark as the browser is.
-  - Reads no clock and no file. The same report gives the same text.
+  - Renders the report as one HTML page that needs no network and no other file. HTML in names is escaped.
+  - The page shows problems that need action first. It can be searched, sorted by columns and printed, and uses the light or dark theme of the browser.
+  - The filter reads no clock and no file. The same report gives the same page.
 options:
   _input:
-    description: What P(safepoint.vm.snapshot_report#filter) returned.
+    description: The report, as returned by P(safepoint.vm.snapshot_report#filter).
     type: dict
     required: true
 seealso:
@@ -26,7 +26,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Write one page of HTML
+- name: Write the report as an HTML page
   ansible.builtin.copy:
     content: "{{ report | safepoint.vm.snapshot_report_html }}"
     dest: /srv/www/snapshots.html
@@ -40,12 +40,24 @@ _value:
 """
 
 import typing as t
+from collections.abc import Mapping
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_html import page
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.page import page
+
+
+def snapshot_report_html(report: Mapping[str, t.Any]) -> str:
+    """The report as a page."""
+    try:
+        return page(Report.from_data(report))
+    except ValueError as exc:
+        raise AnsibleFilterError(f"snapshot_report_html: {exc}") from exc
 
 
 class FilterModule:
-    """The filter."""
+    """The snapshot_report_html filter."""
 
     def filters(self) -> dict[str, t.Any]:
-        return {"snapshot_report_html": page}
+        return {"snapshot_report_html": snapshot_report_html}

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: snapshot_report_metrics
-short_description: Show a report of snapshots as metrics
+short_description: Render a snapshot report as Prometheus metrics
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Makes metrics in Prometheus' text format, for the textfile collector of node_exporter.
-  - The names of all of them begin with C(safepoint_). There are none for single VMs. An endpoint that was not seen has C(safepoint_endpoint_up 0) and no other.
-  - Reads no clock and no file. The same report gives the same text.
+  - Renders the report as metrics in the Prometheus text format, for the textfile collector of node_exporter.
+  - All names begin with C(safepoint_). There are no metrics for single VMs. An endpoint that was not reached has only C(safepoint_endpoint_up 0).
+  - The filter reads no clock and no file. The same report gives the same text.
 options:
   _input:
-    description: What P(safepoint.vm.snapshot_report#filter) returned.
+    description: The report, as returned by P(safepoint.vm.snapshot_report#filter).
     type: dict
     required: true
 seealso:
@@ -26,7 +26,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Write metrics for Prometheus
+- name: Write the report as Prometheus metrics
   ansible.builtin.copy:
     content: "{{ report | safepoint.vm.snapshot_report_metrics }}"
     dest: /srv/www/snapshots.prom
@@ -40,12 +40,24 @@ _value:
 """
 
 import typing as t
+from collections.abc import Mapping
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_metrics import metrics
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.metrics import metrics
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
+
+
+def snapshot_report_metrics(report: Mapping[str, t.Any]) -> str:
+    """The report as metrics."""
+    try:
+        return metrics(Report.from_data(report))
+    except ValueError as exc:
+        raise AnsibleFilterError(f"snapshot_report_metrics: {exc}") from exc
 
 
 class FilterModule:
-    """The filter."""
+    """The snapshot_report_metrics filter."""
 
     def filters(self) -> dict[str, t.Any]:
-        return {"snapshot_report_metrics": metrics}
+        return {"snapshot_report_metrics": snapshot_report_metrics}

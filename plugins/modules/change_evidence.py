@@ -3,50 +3,52 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# This is documentation only: what does the work is plugins/action/change_evidence.py.
+# Documentation only. The code is in plugins/action/change_evidence.py.
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: change_evidence
-short_description: Keep on the controller what is known of a change that failed
+short_description: Write evidence of a failed change to the controller
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Writes a record and some texts into files that only their owner can read, in one go and without a module being sent anywhere, since a rollback waits for it.
-  - Set C(no_log) on the task where the texts may hold what the output of the run should not.
+  - Writes a JSON record and text files on the controller. Only their owner can read the files.
+  - All files are written by one task, and no module is sent to a host, because the rollback waits for it.
+  - Set C(no_log) on the task if the texts may contain data that must not appear in the output of the run.
 attributes:
   check_mode:
-    description: Can run in check mode and return what a real run would, without a write.
+    description: Can run in check mode and return the result of a real run without changing anything.
     support: full
   diff_mode:
-    description: Returns what changed when in diff mode.
+    description: Returns the changes in diff mode.
     support: none
-    details: What is written is not for the output of a run.
+    details: The written data must not appear in the output of a run.
   action:
-    description: Has a corresponding action plugin, so that some parts run on the controller.
+    description: Has a corresponding action plugin, so some parts of the module run on the controller.
     support: full
-    details: All of it runs on the controller. Nothing is sent to the host.
+    details: The module runs completely on the controller. Nothing is sent to the host.
 options:
   folder:
     description:
-      - The folder to write in, beside the playbook where the path is relative. It is made where it is missing, and only its owner may look into it.
+      - The folder for the files. A relative path is relative to the playbook.
+      - If it does not exist, it is created, and only its owner can read it.
     type: path
     required: true
   name:
     description:
-      - How the names of all files begin.
+      - The common prefix of all file names.
     type: str
     required: true
   record:
     description:
-      - What is written as JSON, into the file whose name ends with C(.json), with a list C(files) of where the O(texts) are from.
+      - The data to write to the C(.json) file. The module adds a list C(files) with the sources of the O(texts).
     type: dict
     required: true
   texts:
     description:
-      - More to write, each a list of two, where it is from and what it says. Each has a file of its own, which is named after where it is from.
+      - Texts to write. Each element is a list of a source and its text. Each text is written to its own file, whose name ends with the source.
     type: list
     elements: list
     default: []
@@ -55,7 +57,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Keep what failed
+- name: Write the evidence
   safepoint.vm.change_evidence:
     folder: /srv/evidence
     name: "{{ inventory_hostname }}"
@@ -68,7 +70,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 paths:
-  description: The files, with their whole paths.
+  description: The absolute paths of the files.
   returned: success
   type: list
   elements: str

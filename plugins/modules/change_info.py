@@ -3,47 +3,48 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# This is documentation only: what does the work is plugins/action/change_info.py.
+# Documentation only. The code is in plugins/action/change_info.py.
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: change_info
-short_description: Look at the play and the files of a change before it begins
+short_description: Check the play and the files of a change before it starts
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Says what only the controller can see of the play, such as the connection plugin of the host, and loads the files of a change as the play would do.
-  - ansible-core ends the whole run, without C(rescue), when it comes to an included file that is not valid YAML or names an unknown module.
-    This finds it before the change has begun.
-  - Fails when the strategy of the play is not C(linear), and when the play or a block around ignores errors.
-  - Fails when a file would end the change past C(rescue), with C(meta) C(end_host), C(end_play), C(end_batch), C(end_role) or
-    C(clear_host_errors),
-    and with C(run_once) or C(any_errors_fatal) when there are other hosts in the batch, since ansible-core would end the change of those.
-  - Warns of C(meta) C(flush_handlers) in a file, which runs handlers without the guard.
-  - Follows C(import_tasks) and C(import_role), and of C(include_tasks) and C(include_role) those without a condition whose name has no variables in it.
+  - Returns properties of the play that only the controller knows, such as the connection plugin of the host, and loads the files of a change as the
+    play would.
+  - ansible-core ends the whole run, without C(rescue), when an included file is not valid YAML or uses an unknown module. This module finds such
+    errors before the change starts.
+  - Fails if the strategy of the play is not C(linear), or if the play or a block around the task ignores errors.
+  - Fails if a file uses C(meta) with C(end_host), C(end_play), C(end_batch), C(end_role) or C(clear_host_errors), which would end the change without
+    C(rescue).
+  - Fails if a file uses C(run_once) or C(any_errors_fatal) and there are other hosts in the batch, because ansible-core would end the change of those hosts.
+  - Warns if a file uses C(meta) with C(flush_handlers), which runs handlers without the guard.
+  - Follows C(import_tasks), C(import_role), and those C(include_tasks) and C(include_role) that have no condition and no variables in the name.
 attributes:
   check_mode:
-    description: Can run in check mode and return what a real run would, without a write.
+    description: Can run in check mode and return the result of a real run without changing anything.
     support: full
   diff_mode:
-    description: Returns what changed when in diff mode.
+    description: Returns the changes in diff mode.
     support: N/A
     details: Nothing is changed.
   action:
-    description: Has a corresponding action plugin, so that some parts run on the controller.
+    description: Has a corresponding action plugin, so some parts of the module run on the controller.
     support: full
-    details: All of it runs on the controller. Nothing is sent to the host.
+    details: The module runs completely on the controller. Nothing is sent to the host.
 options:
   tasks:
     description:
-      - A task file. A relative name is looked for in the C(tasks) folder of the role that includes the role in which this task stands, then
-        beside the playbook, and for a playbook of a collection in the working directory.
+      - A task file. A relative path is searched in the C(tasks) folder of the role that includes the role of this task, then in the folder of the playbook.
+        For a playbook of a collection, it is then searched in the working directory.
     type: str
   checks:
     description:
-      - Another task file, looked for in the same way.
+      - A second task file, searched in the same way.
     type: str
   role:
     description:
@@ -55,13 +56,13 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at the change before it begins
+- name: Check the change before it starts
   safepoint.vm.change_info:
     tasks: upgrade.yml
     checks: health.yml
   register: change
 
-- name: Make the change
+- name: Run the change
   ansible.builtin.include_tasks: "{{ change.tasks }}"
 """
 
@@ -77,16 +78,16 @@ controller:
   type: str
   sample: awx-7d4f.example.com
 check_mode:
-  description: Whether tasks at this place run in check mode, by C(--check) or by the keyword.
+  description: V(true) if the task runs in check mode, because of C(--check) or of the keyword C(check_mode).
   returned: success
   type: bool
 force_handlers:
-  description: Whether handlers run on failed hosts too.
+  description: V(true) if handlers also run on failed hosts.
   returned: success
   type: bool
   sample: false
 handlers:
-  description: Whether there are any handlers in the play and the roles that it has loaded so far.
+  description: V(true) if the play, or a role that it has loaded so far, has handlers.
   returned: success
   type: bool
   sample: true
@@ -96,17 +97,17 @@ connection:
   type: str
   sample: ssh
 connection_variable:
-  description: Whether a variable (C(ansible_connection)) chose it. A variable beats the keyword C(connection).
+  description: V(true) if the connection plugin is set by the variable C(ansible_connection), which overrides the keyword C(connection).
   returned: success
   type: bool
   sample: false
 connection_extra_variable:
-  description: Whether that is an extra variable, which nothing in a play can change.
+  description: V(true) if C(ansible_connection) is an extra variable, which a play cannot override.
   returned: success
   type: bool
   sample: false
 guardable:
-  description: Whether P(safepoint.vm.guarded_ssh#connection) can take its place. It cannot unless it is SSH, or when an extra variable chose it.
+  description: V(true) if P(safepoint.vm.guarded_ssh#connection) can replace the connection plugin. That is SSH that is not set by an extra variable.
   returned: success
   type: bool
   sample: true

@@ -3,95 +3,96 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-# It runs in the guest, which may have an older Python than the hosts that talk to hypervisors: 3.6, of RHEL 8, is the oldest that ansible-core 2.16
-# reaches. So no annotations, no module_utils of the collection, and nothing but the standard library.
+# This module runs in the guest, which may have an older Python than the hosts that talk to hypervisors: Python 3.6 of RHEL 8 is the oldest that
+# ansible-core 2.16 supports. So it uses no module_utils of the collection, and only the standard library.
 
 DOCUMENTATION = r"""
 module: guest_health_info
-short_description: Look whether a guest is well
+short_description: Check the health of a guest
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Looks from inside a guest whether it does what it is for. What was not met is returned as a list of sentences; the module does not fail by it.
-  - All of it is tried again until it is met, or the tries or the time are used up.
-  - The role P(safepoint.vm.guarded_change#role) runs it before a change, after it and after a rollback.
+  - Checks systemd units, ports, URLs and commands from inside a guest. Failed checks are returned as a list of sentences and do not fail the module.
+  - All checks are repeated until they pass, or until O(retries) or O(budget) is used up.
+  - The role P(safepoint.vm.guarded_change#role) runs this module before a change, after it and after a rollback.
 attributes:
   check_mode:
-    description: Can run in check mode and return what a real run would, without a write.
+    description: Can run in check mode and return the result of a real run without changing anything.
     support: full
-    details: The O(commands) run in check mode too. They are there to look, not to change.
+    details: The O(commands) run in check mode too. They must not change anything.
   diff_mode:
-    description: Returns what changed when in diff mode.
+    description: Returns the changes in diff mode.
     support: N/A
     details: Nothing is changed.
 options:
   failed_units:
     description:
-      - Whether no unit of systemd may have failed.
+      - If V(true), no systemd unit may be in the failed state.
     type: bool
     default: false
   known_failed_units:
     description:
-      - Units that may have failed, for example because they had failed before. C(*) and C(?) stand for any characters.
+      - Names of units that may be in the failed state, for example because they failed before the change. C(*) matches any text and C(?) one character.
     type: list
     elements: str
     default: []
   services:
     description:
-      - Units of systemd that must be active, such as V(nginx) or V(backup.timer).
+      - Systemd units that must be active, such as V(nginx) or V(backup.timer).
     type: list
     elements: str
     default: []
   ports:
     description:
-      - TCP ports that must accept connections, as V(443) for one of the guest itself (127.0.0.1), or V(192.0.2.10:443).
+      - TCP ports that must accept connections, for example V(443) for a port of the guest itself (127.0.0.1), or V(192.0.2.10:443).
     type: list
     elements: str
     default: []
   http:
     description:
-      - Addresses that must answer, as they are seen from the host where the module runs.
+      - URLs that must answer. The requests are sent from the host that runs the module.
     type: list
     elements: dict
     default: []
     suboptions:
       url:
         description:
-          - The address, V(http://) or V(https://). User, password, query and fragment are in no result and no log.
+          - The URL, beginning with V(http://) or V(https://). User, password, query and fragment do not appear in results and logs.
           - A character with a meaning in a URL, such as C(/) or C(@) in a password, must be percent-encoded.
         type: str
         required: true
       status:
         description:
-          - The status codes that are good. Redirections are followed, unless one of these is 300 to 399.
+          - The accepted status codes. Redirects are followed, unless the list has a code from 300 to 399.
         type: list
         elements: int
         default: [200]
       validate_certs:
         description:
-          - Whether the certificate of the server must be valid.
+          - If V(true), the certificate of the server must be valid.
         type: bool
         default: true
   commands:
     description:
-      - Commands that must end with 0. They run without a shell, one after the other.
+      - Commands that must exit with status 0. They run without a shell, one after the other.
     type: list
     elements: str
     default: []
   retries:
     description:
-      - How often to look again after the first time.
+      - The number of attempts after the first one.
     type: int
     default: 3
   delay:
     description:
-      - The seconds in between.
+      - The pause between two attempts, in seconds.
     type: float
     default: 5
   budget:
     description:
-      - The seconds after which no other try is begun. What hangs is ended then; each thing that is still to be looked at in this try has one second more.
+      - The time in seconds after which no new attempt is started.
+      - Running checks are then killed, and each remaining check of the attempt gets one more second.
     type: float
     default: 120
 seealso:
@@ -99,7 +100,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look whether the web server is well
+- name: Check the health of the web server
   safepoint.vm.guest_health_info:
     failed_units: true
     services: [nginx]
@@ -107,7 +108,7 @@ EXAMPLES = r"""
     commands: [nginx -t]
   register: health
 
-- name: Fail where it is not
+- name: Fail if the web server is not healthy
   ansible.builtin.assert:
     that: health.healthy
     fail_msg: "{{ health.problems | join('; ') }}"
@@ -115,29 +116,29 @@ EXAMPLES = r"""
 
 RETURN = r"""
 healthy:
-  description: Whether all was met.
+  description: V(true) if all checks passed.
   returned: success
   type: bool
   sample: false
 problems:
-  description: What was not, as it was seen the last time. Each says what it is about, what was seen, and what was wanted.
+  description: Failed checks of the last attempt, each with the actual and the expected state.
   returned: success
   type: list
   elements: str
-  sample: ["the service nginx is failed, and should be active"]
+  sample: ["service nginx is failed, expected active"]
 failed_units:
-  description: All units that have failed, those of O(known_failed_units) too.
+  description: All failed units, including those in O(known_failed_units).
   returned: success, when O(failed_units) is true
   type: list
   elements: str
   sample: [certbot.service]
 tries:
-  description: How often it was looked.
+  description: The number of attempts.
   returned: success
   type: int
   sample: 4
 seconds:
-  description: How long all of it took.
+  description: The duration of all checks, in seconds.
   returned: success
   type: float
   sample: 15.2
@@ -156,16 +157,16 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import open_url
 
-# What does not answer at all is not waited for longer in one try.
+# Timeout of one connection in one attempt.
 _ANSWER_SECONDS = 10.0
 _UP = ("active", "reloading")
 
-# The checked options. This module runs in the guest, where Python may be 3.6: no list[str], and no `from __future__ import annotations`.
+# The validated options. Python in the guest may be 3.6: no list[str], and no `from __future__ import annotations`.
 Params = t.Mapping[str, t.Any]
 
 
 class Health:
-    """What is to be looked at, and how long that may take."""
+    """All checks of one module call, and its time limit."""
 
     def __init__(
         self, params: Params, clock: t.Callable[[], float] = time.monotonic, sleep: t.Callable[[float], None] = time.sleep
@@ -177,7 +178,7 @@ class Health:
         self._end = self._begun + params["budget"]
 
     def look(self) -> t.Dict[str, t.Any]:
-        """Look until all is well or it has been tried long enough; return what the module returns."""
+        """Repeat the checks until all pass or the attempts or the time are used up. Return the result of the module."""
         tries = 0
         while True:
             tries += 1
@@ -201,14 +202,14 @@ class Health:
         return left if most is None else min(left, most)
 
     def _run(self, argv: t.List[str]) -> t.Tuple[t.Optional[int], str, str]:
-        """Run a command; return its exit code (None: it did not run to its end), its stdout, and the last thing that it said."""
+        """Run a command. Return its exit status (None if it did not start or timed out), its stdout, and the last line of its output."""
         try:
-            # Not run_command() of AnsibleModule, which cannot end what hangs; and capture_output came with Python 3.7.
+            # Not AnsibleModule.run_command(), which cannot kill a hanging command. Not capture_output, which is new in Python 3.7.
             done = subprocess.run(  # noqa: UP022
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=self._left(), check=False
             )
         except subprocess.TimeoutExpired as exc:
-            return None, "", f"did not end within {exc.timeout:.0f} seconds"
+            return None, "", f"timed out after {exc.timeout:.0f} seconds"
         except OSError as exc:
             return None, "", f"could not be run: {exc.strerror or exc}"
         stdout = done.stdout.decode(errors="replace")
@@ -216,14 +217,14 @@ class Health:
         return done.returncode, stdout, lines[-1][:200] if lines else ""
 
     def _failed_units(self) -> t.Tuple[t.List[str], t.List[str]]:
-        """All units that have failed, and the problems with those that may not."""
+        """Return all failed units, and the problems of those that are not in known_failed_units."""
         code, stdout, said = self._run(["systemctl", "list-units", "--failed", "--all", "--plain", "--no-legend", "--no-pager"])
         if code != 0:
-            return [], ["the failed units cannot be listed, systemctl {}".format(said if code is None else "says: " + said)]
+            return [], ["failed units cannot be listed: systemctl {}".format(said if code is None else "failed: " + said)]
         units = [line.split()[0] for line in stdout.splitlines() if line.strip()]
         known = self._params["known_failed_units"]
         return units, [
-            f"the unit {unit} has failed, and none should that is not known to"
+            f"unit {unit} has failed and is not in known_failed_units"
             for unit in units
             if not any(fnmatch.fnmatchcase(unit, pattern) for pattern in known)
         ]
@@ -235,13 +236,9 @@ class Health:
         code, stdout, said = self._run(["systemctl", "is-active", "--"] + services)
         states = stdout.split()
         if len(states) != len(services):
-            reason = said if code is None else "says: " + said
-            return ["the state of {} cannot be told, systemctl {}".format(", ".join(services), reason)]
-        return [
-            f"the service {service} is {state}, and should be active"
-            for service, state in zip(services, states)
-            if state not in _UP
-        ]
+            reason = said if code is None else "failed: " + said
+            return ["the state of {} cannot be read: systemctl {}".format(", ".join(services), reason)]
+        return [f"service {service} is {state}, expected active" for service, state in zip(services, states) if state not in _UP]
 
     def _ports(self) -> t.List[str]:
         problems = []
@@ -249,7 +246,7 @@ class Health:
             try:
                 socket.create_connection((host, port), timeout=self._left(_ANSWER_SECONDS)).close()
             except OSError as exc:
-                problems.append(f"the port {port} of {host} does not accept connections ({exc.strerror or exc}), and should")
+                problems.append(f"port {port} of {host} does not accept connections ({exc.strerror or exc})")
         return problems
 
     def _http(self) -> t.List[str]:
@@ -258,17 +255,20 @@ class Health:
             wanted = one["status"]
             follow = "none" if any(300 <= code < 400 for code in wanted) else "safe"
             try:
-                seen = open_url(
+                status = open_url(
                     one["url"], validate_certs=one["validate_certs"], timeout=self._left(_ANSWER_SECONDS), follow_redirects=follow
                 ).getcode()
+                seen = f"answered {status}"
             except HTTPError as exc:
-                seen = exc.code
-            # open_url() has classes of its own for what it does not like about certificates and addresses.
+                status = exc.code
+                seen = f"answered {status}"
+            # open_url() raises several own exception classes for bad certificates and URLs.
             except Exception as exc:
-                seen = "nothing ({})".format(without_secrets(str(getattr(exc, "reason", None) or exc), one["url"]))
-            if seen not in wanted:
+                status = None
+                seen = "did not answer ({})".format(without_secrets(str(getattr(exc, "reason", None) or exc), one["url"]))
+            if status not in wanted:
                 good = " or ".join(str(code) for code in wanted)
-                problems.append(f"{public_url(one['url'])} answers {seen}, and should answer {good}")
+                problems.append(f"{public_url(one['url'])} {seen}, expected {good}")
         return problems
 
     def _commands(self) -> t.List[str]:
@@ -276,29 +276,29 @@ class Health:
         for command in self._params["commands"]:
             code, _stdout, said = self._run(shlex.split(command))
             if code is None:
-                problems.append(f"the command '{command}' {said}, and should end with 0")
+                problems.append(f"command '{command}' {said}")
             elif code != 0:
                 said = f" ({said})" if said else ""
-                problems.append(f"the command '{command}' ended with {code}{said}, and should with 0")
+                problems.append(f"command '{command}' exited with status {code}{said}, expected 0")
         return problems
 
 
 def address(text: str) -> t.Tuple[str, int]:
-    """The host and the port of V(443), V(192.0.2.10:443) or V([2001:db8::1]:443); a ValueError says what is wrong with it."""
+    """Return host and port of ``443``, ``192.0.2.10:443`` or ``[2001:db8::1]:443``. Raise ValueError if it is none of these."""
     host, colon, port = text.rpartition(":")
     if not port.isdigit() or not 0 < int(port) < 65536 or (colon and not host):
-        raise ValueError(f"ports: {text!r} is no port; write for example 443 or 192.0.2.10:443")
+        raise ValueError(f"ports: {text!r} is not a port; use for example 443 or 192.0.2.10:443")
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def public_url(url: str) -> str:
-    """The address as it may be shown: without user, password, query and fragment, which may hold a token."""
+    """Return the URL without user, password, query and fragment, which may contain secrets."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "***" if parts.query else "", ""))
 
 
 def without_secrets(text: str, url: str) -> str:
-    """The text of an error about this address, without the parts of it that public_url() leaves out."""
+    """Replace in an error text the parts of the URL that public_url() removes."""
     parts = urlsplit(url)
     userinfo = parts.netloc.rpartition("@")[0]
     secrets = [url, userinfo, parts.query, parts.fragment, parts.password, unquote(parts.password or "")]
@@ -308,21 +308,21 @@ def without_secrets(text: str, url: str) -> str:
 
 
 def check_url(number: int, url: str) -> None:
-    """Raise a ValueError, which does not show the address, where a client could take a part of it for another one."""
-    fix = "write for example https://web01.example.com/health, and percent-encode what has a meaning in a URL"
+    """Raise a ValueError, which does not show the URL, if clients could parse it differently."""
+    fix = "use for example https://web01.example.com/health, and percent-encode special characters"
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         sound = False
-    # http://admin:123#x@web01 would be the host admin at port 123.
+    # http://admin:123#x@web01 would be host admin, port 123.
     split_password = sound and "@" not in parts.netloc and ":" in parts.netloc and "@" in url
     if not sound or split_password or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ValueError(f"http: the url of entry {number} is not a usable address; {fix}")
+        raise ValueError(f"http: the url of entry {number} is not a valid URL; {fix}")
 
 
 def check(params: Params) -> None:
-    """Raise a ValueError for what can never be met, so that it is not tried again and again."""
+    """Raise ValueError for options that can never pass, so that they are not retried."""
     for number, one in enumerate(params["http"], 1):
         check_url(number, one["url"])
     for text in params["ports"]:
@@ -333,11 +333,11 @@ def check(params: Params) -> None:
         except ValueError as exc:
             raise ValueError(f"commands: {command!r} cannot be split into words: {exc}") from None
         if not words:
-            raise ValueError("commands: one of them is empty; leave it out")
+            raise ValueError("commands: one command is empty; remove it")
 
 
 def hide_urls(module: AnsibleModule) -> None:
-    """Have Ansible cut out of the results the addresses with more than public_url() shows, and nothing else of them."""
+    """Let Ansible censor only those URLs that contain more than public_url() shows."""
     urls = [one["url"] for one in module.params["http"]]
     shown = [str(code) for one in module.params["http"] for code in one["status"]]
     module.no_log_values.difference_update(shown + urls)
@@ -363,7 +363,7 @@ def main() -> None:
                 "type": "list",
                 "elements": "dict",
                 "default": [],
-                # For the syslog, which AnsibleModule writes before anything here runs. main() shows again what is no secret.
+                # For the syslog, which AnsibleModule writes before any code here runs. hide_urls() limits the censoring of results.
                 "no_log": True,
                 "options": {
                     "url": {"type": "str", "required": True},

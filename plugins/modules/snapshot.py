@@ -12,13 +12,13 @@ version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Ensures that a snapshot of one or many virtual machines is there or is not there.
-  - A snapshot is identified by its name within a VM, so that the same task run twice takes one snapshot.
-  - Every snapshot carries a label, a line in its description that says whose it is, when it expires and what else was given as O(labels).
-    Snapshots without a label of the O(owner) are foreign and are left alone.
-  - After every write the state is read again. What is returned is what was seen.
-  - While it works on the controller for more than two seconds, the terminal shows how far it is, at most every two seconds.
-    Nothing is shown with C(no_log), C(async), or a stdout callback whose output is not meant for people.
+  - Ensures that a snapshot of one or many virtual machines exists or does not exist.
+  - A snapshot is identified by its name within a VM. The same task run twice creates one snapshot.
+  - Every snapshot has a label, which is a line in its description. The label contains the owner, the expiry time and the fields of O(labels).
+    Snapshots without a label of the O(owner) are foreign and are not changed.
+  - After every write the state is read again. The result is the state that was read.
+  - When the module runs on the controller for more than two seconds, the terminal shows its progress, at most every two seconds.
+    No progress is shown with C(no_log), C(async), or a stdout callback whose output is read by programs.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms
@@ -36,9 +36,9 @@ attributes:
 options:
   state:
     description:
-      - Whether the snapshot is there.
-      - With V(present) and O(id) or O(targets) the snapshot must exist, and its description and label are updated.
-      - With V(absent) the snapshot is removed, alone unless O(children) says otherwise.
+      - The desired state of the snapshot.
+      - With V(present) and O(id) or O(targets), the snapshot must exist. Its description and label are updated.
+      - With V(absent), the snapshot is removed. Its children are kept unless O(children=remove).
     type: str
     choices:
       - present
@@ -46,90 +46,91 @@ options:
     default: present
   children:
     description:
-      - With O(state=absent), what happens to the snapshots that were taken on top of this one.
+      - With O(state=absent), the treatment of the snapshots that were taken on top of this one.
     type: str
     choices:
-      keep: They stay, and stand on its parent from then on.
-      remove: They are removed as well, the newest first. All of them must be ours, or O(foreign=allow), and none may be on hold.
+      keep: Keep them. Their new parent is the parent of the removed snapshot.
+      remove: Remove them as well, the newest first. All of them must belong to the O(owner), unless O(foreign=allow). None of them may be on hold.
     default: keep
   kind:
     description:
-      - How libvirt keeps the snapshot. Other backends have one kind only, and refuse all but V(auto).
-      - Internal and external snapshots of one VM destroy each other, and are never mixed. The kind of those there are decides.
+      - The storage format of the snapshot on libvirt. Other backends have one kind only and refuse all values but V(auto).
+      - Internal and external snapshots of one VM destroy each other and are never mixed. If the VM has snapshots, a new one must be of the same kind.
     type: str
     choices:
-      auto: Internal where that is possible and does all that is required, and else external.
+      auto: Internal if that is possible and meets all requirements of the task, otherwise external.
       internal: Inside the disk images. All writable disks must be qcow2.
-      external: In a new image on top of each disk. The daemon must be able to go back to such a snapshot, as libvirt can from 9.9 on.
+      external: In a new image on top of each disk. The daemon must be able to revert to external snapshots, which needs libvirt 9.9 or later.
     default: auto
   memory:
     description:
-      - Whether the snapshot must hold the memory of the running VM. If that is impossible the module fails before anything is written.
-      - If V(false), the result says what was obtained. On libvirt an internal snapshot of a running VM always holds its memory,
-        and an external one holds it only when it is asked for.
-      - Without its memory a VM comes back switched off, unless the revert is told to switch it on.
+      - If V(true), the snapshot must include the memory of the running VM. If that is impossible, the module fails before anything is written.
+      - If V(false), the result shows whether memory is included. On libvirt an internal snapshot of a running VM always includes memory,
+        and an external one includes it only with V(true).
+      - After a revert to a snapshot without memory the VM is off, unless the revert starts it (O(safepoint.vm.snapshot_revert#module:power)).
     type: bool
     default: false
   quiesce:
     description:
-      - Whether the file systems in the guest are to be flushed and held for the moment of the snapshot.
-      - A VM that is off is at rest, and so is its snapshot.
-      - On libvirt only external snapshots without memory are quiesced, through the guest agent. Should anything go wrong meanwhile,
-        the guest is thawed from a second connection.
+      - Flush and freeze the file systems of the guest while the snapshot is taken.
+      - A VM that is off needs no quiescing. Its snapshot is consistent.
+      - On libvirt only external snapshots without memory can be quiesced, through the guest agent. If an error occurs while the guest is frozen,
+        it is thawed from a second connection.
     type: str
     choices:
-      never: They are not.
-      prefer: They are where that is possible. Where it is not, the result says so in its warnings and C(consistency).
-      require: They are, or the module fails before anything is written. On Proxmox VE that is known only afterwards, and the snapshot is removed again.
+      never: Do not quiesce.
+      prefer: Quiesce if possible. Otherwise the result has a warning, and C(consistency) shows what was obtained.
+      require: Quiesce, or fail before anything is written. On Proxmox VE a failure is known only after the snapshot, which is then removed again.
     default: never
   description:
     description:
-      - A text for people. When it is not set, the description of an existing snapshot stays as it is.
+      - A description for human readers. If it is not set, the description of an existing snapshot is not changed.
     type: str
   expires:
     description:
-      - When the snapshot may be pruned, as a duration from its creation such as V(72h) or V(7d), or as an ISO 8601 time.
-      - A duration needs its unit, one of C(s), C(m), C(h), C(d) and C(w). A time that is in the past by the clock of the endpoint is refused.
-        M(safepoint.vm.snapshot_prune) with O(safepoint.vm.snapshot_prune#module:expired=true) removes it then.
-      - When it is not set, the expiry of an existing snapshot stays as it is.
+      - The time after which the snapshot may be pruned, as a duration from its creation such as V(72h) or V(7d), or as an ISO 8601 time.
+      - M(safepoint.vm.snapshot_prune) with O(safepoint.vm.snapshot_prune#module:expired=true) removes the snapshot after this time.
+      - A duration requires a unit, one of C(s), C(m), C(h), C(d) and C(w). A time that is in the past by the clock of the endpoint is refused.
+      - If it is not set, the expiry time of an existing snapshot is not changed.
     type: str
   labels:
     description:
-      - Further fields of the label, keys to texts.
-      - The keys given here are set, all others stay as they are. A key with an empty value is removed.
-      - The key C(state) is the state of a guarded change (C(guarding), C(committed) or C(rolled_back)), C(lease) an ISO 8601 time.
+      - Additional fields of the label, as a mapping of keys to strings.
+      - The given keys are set, all others are kept. A key with an empty value is removed.
+      - The key C(state) is the state of a guarded change (C(guarding), C(committed) or C(rolled_back)). The key C(lease) is an ISO 8601 time.
     type: dict
   hold:
     description:
-      - Whether the snapshot is on hold. One that is held is neither removed, pruned nor discarded by a revert until it is released with V(false).
-      - When it is not set, the hold of an existing snapshot stays as it is.
+      - Put the snapshot on hold (V(true)) or release it (V(false)).
+      - A snapshot on hold cannot be removed, pruned, or discarded by a revert.
+      - If it is not set, the hold of an existing snapshot is not changed.
     type: bool
   hold_by:
     description:
-      - Who put it on hold, for whoever meets it there. Goes with a hold, and is removed with it.
+      - The person or team who put the snapshot on hold. It requires a hold and is removed with it.
     type: str
   hold_reason:
     description:
-      - Why it is on hold. Goes with a hold, and is removed with it.
+      - The reason for the hold. It requires a hold and is removed with it.
     type: str
   if_exists:
     description:
-      - What to do when a snapshot of the O(name) is there already.
+      - The action to take if a snapshot with this O(name) already exists.
     type: str
     choices:
-      keep: It is the one that is wanted. Its description and label are updated where they differ.
-      fail: It is an error.
+      keep: Keep it, and update its description and label where they differ.
+      fail: Fail.
     default: keep
   on_error:
     description:
-      - What to do with the other VMs when one fails.
-      - With V(undo) and V(stop), nothing is written to any VM when one of them is refused beforehand.
-      - A signal is no failure of a VM, see O(timeout). After one nothing is undone.
+      - The action to take on the other VMs when one fails.
+      - With V(undo) and V(stop), nothing is written to any VM if the check before the first write refuses one of them.
+      - A signal is not a failure of a VM, see O(timeout). After a signal nothing is undone.
     type: str
     choices:
-      undo: Begin no further ones, and remove the snapshots that this call has created. With O(state=absent) the same as V(stop).
-      stop: Begin no further ones, and leave the others as they are.
-      continue: Go on with the others.
+      undo: Start no further VMs, and remove the snapshots that this call has created. With O(state=absent) the same as V(stop).
+      stop: Start no further VMs, and leave the others as they are.
+      continue: Continue with the other VMs.
     default: undo
 seealso:
   - module: safepoint.vm.snapshot_info
@@ -152,7 +153,7 @@ EXAMPLES = r"""
       change: CHG0042
   delegate_to: localhost
 
-- name: Put it on hold until the auditors have seen it
+- name: Put the snapshot on hold until the audit is done
   safepoint.vm.snapshot:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -163,7 +164,7 @@ EXAMPLES = r"""
     hold_reason: incident 4711
   delegate_to: localhost
 
-- name: Freeze the file systems for the moment of the snapshot, or fail
+- name: Take a quiesced snapshot, or fail
   safepoint.vm.snapshot:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -172,7 +173,7 @@ EXAMPLES = r"""
     quiesce: require
   delegate_to: localhost
 
-- name: Remove it
+- name: Remove a snapshot
   safepoint.vm.snapshot:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -184,118 +185,118 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vms:
-  description: What happened to each VM, in the order they were named. Also returned when some of them failed.
+  description: The result for each VM, in the order in which the VMs were given. Also returned when some of them failed.
   returned: when the endpoint was reached
   type: list
   elements: dict
   contains:
     ref:
-      description: The VM as it was named.
+      description: The VM as given in the task.
       type: str
       returned: always
       sample: web01
     vm:
-      description: The VM as it was found, or null.
+      description: The VM that was found, or null.
       type: dict
       returned: always
       sample: {name: web01, id: 6695eb01-f6a4-8304-79aa-97f2502e193f, uuid: 6695eb01-f6a4-8304-79aa-97f2502e193f}
     changed:
-      description: Whether the VM's snapshots are changed. When something failed, whether anything is left changed.
+      description: V(true) if the snapshots of the VM were changed. After a failure, V(true) if a change remains or cannot be ruled out.
       type: bool
       returned: always
     action:
       description:
         - One of V(created), V(updated), V(exists), V(removed), V(absent), V(lost_race), V(failed), V(unverified) and V(none).
-        - V(unverified) means that something was sent to the hypervisor, and that it could not be seen in time whether it was done.
-        - V(lost_race) means that another run did the same at the same time, and that nothing is left of this one.
+        - V(unverified) means that a request was sent to the hypervisor and its outcome could not be determined in time.
+        - V(lost_race) means that another run did the same at the same time, and that nothing of this run remains.
       type: str
       returned: always
       sample: created
     snapshot:
-      description: The snapshot as it is now, as it was before its removal, or in check mode as it would be. Null where there is none.
+      description: The snapshot in its current state, its state before its removal, or in check mode its predicted state. Null if there is none.
       type: dict
       returned: always
       contains:
         id:
-          description: What tells the snapshot from all others of the VM. Null for one that would be created.
+          description: The ID of the snapshot, unique within the VM. Null for a snapshot that would be created.
           type: str
           returned: always
           sample: before-upgrade
         name:
-          description: Its name.
+          description: The name of the snapshot.
           type: str
           returned: always
           sample: before-upgrade
         created:
-          description: When the hypervisor took it, ISO 8601 in UTC. Null for one that would be created.
+          description: The creation time by the hypervisor, ISO 8601 in UTC. Null for a snapshot that would be created.
           type: str
           returned: always
           sample: "2026-11-23T08:00:00Z"
         parent:
-          description: The id of the snapshot it was taken on, or null.
+          description: The ID of the parent snapshot, or null.
           type: str
           returned: always
         description:
-          description: Its description without the label.
+          description: The description without the label.
           type: str
           returned: always
           sample: CHG0042 kernel update
         label:
-          description: The label, keys to texts. Null where there is none, or none that is valid.
+          description: The label, as a mapping of keys to strings. Null if there is no valid label.
           type: dict
           returned: always
           sample: {owner: safepoint, change: CHG0042, expires: "2026-11-26T08:00:00Z"}
         ours:
-          description: Whether the label names the O(owner), and has the right signature where O(label_key) is set.
+          description: V(true) if the label belongs to the O(owner) and, with O(label_key), has the right signature.
           type: bool
           returned: always
         memory:
-          description: Whether it holds the memory of the VM.
+          description: V(true) if the snapshot includes the memory of the VM.
           type: bool
           returned: always
         consistency:
-          description: What was obtained, one of V(memory), V(filesystem) (quiesced), V(crash) and V(offline) (the VM was off).
+          description: The consistency of the snapshot, one of V(memory), V(filesystem) (quiesced), V(crash) and V(offline) (the VM was off).
           type: str
           returned: always
           sample: memory
         kind:
-          description: On libvirt V(internal) or V(external). Null where the backend has one kind only.
+          description: On libvirt V(internal) or V(external). Null if the backend has one kind only.
           type: str
           returned: always
           sample: internal
         size_bytes:
-          description: Its size in bytes. Null where the backend does not tell.
+          description: The size in bytes. Null if the backend does not report it.
           type: int
           returned: always
         size_unknown:
-          description: Why the size is not known, where it is not.
+          description: The reason why the size is not known. Null if it is known.
           type: str
           returned: always
         current:
-          description: Whether the present state of the VM descends from it directly.
+          description: V(true) if the current state of the VM is based directly on this snapshot.
           type: bool
           returned: always
     also_removed:
-      description: The ids of the snapshots that were removed together with the one that was named.
+      description: The IDs of the snapshots that were removed in addition to the given one.
       type: list
       elements: str
       returned: always
     warnings:
-      description: What did not go as one might think.
+      description: Warnings.
       type: list
       elements: str
       returned: always
     error:
-      description: A code word for what failed on this VM, for example V(vm_not_found), V(foreign), V(unsupported) or V(timed_out).
+      description: The error code of the failure on this VM, for example V(vm_not_found), V(foreign), V(unsupported) or V(timed_out).
       type: str
       returned: when the VM failed
       sample: snapshot_exists
     msg:
-      description: What failed, and what to do about it.
+      description: The error message. It says what failed and what to do.
       type: str
       returned: when the VM failed
 error:
-  description: The code word of the first failure.
+  description: The error code of the first failure.
   returned: failure
   type: str
   sample: connection_failed

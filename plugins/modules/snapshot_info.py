@@ -12,9 +12,10 @@ version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Lists all snapshots of one or many virtual machines as flat lists, parents before their children, whoever made them.
-  - Shows what a revert to each of them would do to the configuration of the VM, and what is wrong with a VM or its disk images, when that is asked for.
-  - Writes nothing.
+  - Lists all snapshots of one or many virtual machines, of any owner, as flat lists with parents before their children.
+  - Shows problems of each VM. On request it also checks the disk images (O(check_images)) and shows how a revert to each snapshot would change
+    the configuration of the VM (O(drift)).
+  - Changes nothing.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms
@@ -30,48 +31,48 @@ attributes:
 options:
   scope:
     description:
-      - Which VMs are looked at.
+      - The VMs to process.
     type: str
     choices:
-      vms: Those that O(vm) or O(vms) name.
+      vms: The VMs in O(vm) or O(vms).
       endpoint: All VMs of the endpoint.
     default: vms
   name:
     description:
-      - Only snapshots whose name is like this pattern, in which C(*) stands for anything, C(?) for one character and C([...]) for one of several.
+      - Select only snapshots whose name matches this pattern. C(*) matches any text, C(?) one character and C([...]) one of several characters.
     type: str
   labels:
     description:
-      - Only snapshots whose label has these fields, keys to texts. A key with an empty value is one that the label must not have.
+      - Select only snapshots whose label has these fields, given as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict
   older_than:
     description:
-      - Only snapshots that were taken before this ISO 8601 time, or longer ago than this duration with its unit, for example V(72h).
+      - Select only snapshots that were taken before this ISO 8601 time, or that are older than this duration, for example V(72h). A duration requires a unit.
     type: str
   newer_than:
     description:
-      - Only snapshots that were taken after this ISO 8601 time, or not as long ago as this duration.
+      - Select only snapshots that were taken after this ISO 8601 time, or that are younger than this duration.
     type: str
   ownership:
     description:
-      - Whose snapshots are listed.
+      - Select snapshots by their owner.
     type: str
     choices:
-      any: All.
-      ours: Those of the O(owner), with a valid signature where O(label_key) is set.
-      foreign: All others.
+      any: All snapshots.
+      ours: Snapshots of the O(owner), with a valid signature if O(label_key) is set.
+      foreign: All other snapshots.
     default: any
   drift:
     description:
-      - Whether to read what each VM is made of today and was made of when each snapshot was taken, and to list the differences.
-      - Costs a request for each snapshot on some backends.
+      - Read the current configuration of each VM and its configuration in each snapshot, and list the differences.
+      - On some backends this needs one request for each snapshot.
     type: bool
     default: false
   check_images:
     description:
-      - Whether to compare the disk images with the hypervisor's list, for snapshots that only one of the two has. On libvirt only.
-      - For a VM that is up this goes through QEMU's monitor, after which libvirt notes the VM as tainted in its log. QEMU gets 10 seconds to answer.
-        For one that is off the image itself is read, which needs a local connection or an image in a storage pool of libvirt.
+      - Compare the snapshots in the disk images with the list of the hypervisor, and report differences. On libvirt only.
+      - For a running VM this uses the QEMU monitor, and libvirt then logs the VM as tainted. QEMU must answer within 10 seconds.
+        For a VM that is off, the image itself is read. This needs a local connection or an image in a storage pool of libvirt.
     type: bool
     default: false
 seealso:
@@ -86,9 +87,13 @@ EXAMPLES = r"""
     uri: qemu+ssh://root@kvm01/system
     vm: web01
   delegate_to: localhost
-  register: seen
+  register: result
 
-- name: List what is ours and older than three days, on the whole host
+- name: Show the names of the snapshots that belong to the owner
+  ansible.builtin.debug:
+    msg: "{{ result.vms[0].snapshots | selectattr('ours') | map(attribute='name') }}"
+
+- name: List the snapshots of the owner on the whole host that are older than three days
   safepoint.vm.snapshot_info:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -96,68 +101,64 @@ EXAMPLES = r"""
     ownership: ours
     older_than: 3d
   delegate_to: localhost
-
-- name: Show those that are ours
-  ansible.builtin.debug:
-    msg: "{{ seen.vms[0].snapshots | selectattr('ours') | map(attribute='name') }}"
 """
 
 RETURN = r"""
 vms:
-  description: What was seen of each VM, in the order they were named. Also returned when some of them failed.
+  description: The result for each VM, in the order in which the VMs were given. Also returned when some of them failed.
   returned: when the endpoint was reached
   type: list
   elements: dict
   contains:
     ref:
-      description: The VM as it was named.
+      description: The VM as given in the task.
       type: str
       returned: always
       sample: web01
     vm:
-      description: The VM as it was found, or null.
+      description: The VM that was found, or null.
       type: dict
       returned: always
       sample: {name: web01, id: 6695eb01-f6a4-8304-79aa-97f2502e193f, uuid: 6695eb01-f6a4-8304-79aa-97f2502e193f}
     power:
-      description: One of V(running), V(paused) and V(off). Null when the VM was not seen.
+      description: The power state, one of V(running), V(paused) and V(off). Null if the VM could not be read.
       type: str
       returned: always
       sample: running
     findings:
-      description: What is wrong with the VM, each with a code word, what it is, and what to do about it.
+      description: The problems of the VM.
       type: list
       elements: dict
       returned: always
       contains:
         code:
           description:
-            - A code word, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
+            - The code of the problem, for example V(left_paused), V(left_off), V(guest_crashed), V(migrated_away), V(deep_chain), V(chain_near_limit),
               V(snapshot_lost), V(snapshot_differs), V(orphan), V(shared_image) or V(images_not_checked).
           type: str
           returned: always
         msg:
-          description: What it is.
+          description: A description of the problem.
           type: str
           returned: always
         remedy:
-          description: What to do about it.
+          description: The action that solves the problem.
           type: str
           returned: always
     configuration:
-      description: What the VM is made of today. The keys are C(cpus), C(memory_bytes), C(disks), C(networks), and C(next_start), which holds what
-        will be another one after the next start, for example C(memory_bytes) or C(disk scsi1), null for what will be gone.
+      description: The current configuration of the VM. The keys are C(cpus), C(memory_bytes), C(disks), C(networks) and C(next_start). C(next_start) has
+        the values that change at the next start, for example C(memory_bytes) or C(disk scsi1). Null stands for something that is removed then.
       type: dict
       returned: when O(drift=true)
       sample: {cpus: 2, memory_bytes: 2147483648, disks: {vda: /var/lib/libvirt/images/web01.qcow2}, networks: {}, next_start: {}}
     snapshots:
       description:
-        - Those of its snapshots that were asked for, each as RV(safepoint.vm.snapshot#module:vms[].snapshot).
-        - In addition C(age_seconds), C(why_not_ours) (null for one that is ours), C(lease) (whether the C(lease) of its label is V(running), V(over) or
-          V(unreadable) by the clock of the endpoint, null where there is none), C(obstacles) (what cannot be done with it, C(revert) or C(remove),
-          and why) and C(not_included) (parts of the VM that a revert to it leaves as they are).
-        - With O(drift=true) also C(configuration), and C(drift), a list of C(what) differs, C(then) and C(now).
-        - The parent of one may be among those that were not asked for.
+        - The selected snapshots of the VM, each with the keys of RV(safepoint.vm.snapshot#module:vms[].snapshot).
+        - Additional keys are C(age_seconds), C(why_not_ours) (the reason why the snapshot is foreign, null if it is not), C(lease) (the state of the lease in
+          the label by the clock of the endpoint, V(running), V(over) or V(unreadable), null if there is none), C(obstacles) (the reasons why C(revert)
+          or C(remove) is impossible) and C(not_included) (parts of the VM that a revert does not restore).
+        - With O(drift=true) also C(configuration), and C(drift), a list of differences with the keys C(what), C(then) and C(now).
+        - The parent of a selected snapshot may be missing from the list.
       type: list
       elements: dict
       returned: always
@@ -185,26 +186,26 @@ vms:
       type: bool
       returned: always
     warnings:
-      description: What did not go as one might think.
+      description: Warnings.
       type: list
       elements: str
       returned: always
     error:
-      description: A code word for what failed on this VM, for example V(vm_not_found).
+      description: The error code of the failure on this VM, for example V(vm_not_found).
       type: str
       returned: when the VM failed
     msg:
-      description: What failed, and what to do about it.
+      description: The error message. It says what failed and what to do.
       type: str
       returned: when the VM failed
 now:
-  description: What time it was for the snapshots, ISO 8601 in UTC. By the clock of the endpoint where that is known (Proxmox VE, vSphere), and else by that of
-    the machine that runs the module.
+  description: The time with which ages and leases were computed, ISO 8601 in UTC. It is read from the clock of the endpoint (Proxmox VE, vSphere), or from that
+    of the machine that runs the module (libvirt).
   returned: when the endpoint was reached
   type: str
   sample: "2026-11-23T09:00:00Z"
 error:
-  description: The code word of the first failure.
+  description: The error code of the first failure.
   returned: failure
   type: str
   sample: connection_failed

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_prune
-short_description: Remove the snapshots of virtual machines that a policy does not keep
+short_description: Remove the snapshots of virtual machines that a retention policy does not keep
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Judges each snapshot of one or many virtual machines by a policy, removes those that are to go, and says for every single one why it stays or goes.
-  - Only snapshots of the O(owner) are candidates. One that is foreign, on hold, guarding a change that has not ended, dated in the future or at no known time,
-    or younger than O(min_age) stays whatever the policy says, and counts for nothing.
-  - For all others the first of these that fits decides. The newest O(min_keep) stay. What O(expired) or O(max_age) hits goes. With keep_* options, what none of
-    them keeps goes. What is left beyond O(max_count) goes, the oldest first.
-  - Each keep_* option keeps snapshots for itself, and one that any of them keeps stays. Of a period that has several snapshots the newest stands for it, a
-    period without any costs nothing, and while an option has some of its number left it keeps the oldest snapshot too.
-  - Snapshots whose label has different texts for the key C(policy) are counted apart, so that several policies can look after one VM.
-  - Snapshots of several VMs whose labels have the same text for the key C(group) go together, or stay when one of them stays. The module knows of those VMs
-    only that it looks at.
-  - Snapshots are removed alone, what stands on them stays. Where the backend cannot remove one without others, it stays until these go as well.
-  - While it works on the controller for more than two seconds, the terminal shows how far it is, at most every two seconds.
-    Nothing is shown with C(no_log), C(async), or a stdout callback whose output is not meant for people.
+  - Applies a retention policy to the snapshots of one or many virtual machines, removes those that the policy does not keep, and returns the reason
+    for each snapshot that is kept or removed.
+  - Only snapshots of the O(owner) can be removed. A snapshot is protected and does not count for any rule if it is foreign, on hold, or younger than
+    O(min_age), if it guards a change that has not ended, or if its creation time is unknown or in the future.
+  - For all others the first matching rule decides. The newest O(min_keep) snapshots are kept. Snapshots that match O(expired) or O(max_age) are removed.
+    If there are keep_* options, snapshots that none of them keeps are removed. If more than O(max_count) snapshots are left, the oldest are removed.
+  - Each keep_* option is applied separately. A snapshot is kept if at least one of them keeps it. If a period has several snapshots, the newest is kept.
+    Periods without a snapshot do not count. If fewer snapshots match than an option allows, the oldest snapshot is kept too.
+  - Snapshots whose labels have different values for the key C(policy) are counted separately. So several policies can be used on one VM.
+  - Snapshots of several VMs whose labels have the same value for the key C(group) are removed together, or all kept if one of them is kept. Only
+    the VMs of the same call are considered.
+  - Only the snapshot itself is removed, its children are kept. If the backend cannot remove it without others, it is kept until these are removed as well.
+  - When the module runs on the controller for more than two seconds, the terminal shows its progress, at most every two seconds.
+    No progress is shown with C(no_log), C(async), or a stdout callback whose output is read by programs.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms
@@ -34,126 +35,126 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: What a run would remove, and why, is what check mode returns.
+    details: Check mode returns the snapshots that a run would remove, with the reasons.
   diff_mode:
     support: full
-    details: The diff is a table with a line for each snapshot, what was decided about it, and why.
+    details: The diff is a table with one line for each snapshot, its decision and the reason.
   idempotent:
     support: partial
-    details: A second run removes nothing, unless O(max_delete_per_run) left something to it or more has become old enough meanwhile.
+    details: A second run removes nothing, unless O(max_delete_per_run) was reached in the first run or more snapshots have become old enough.
 options:
   scope:
     description:
-      - Which VMs are looked at.
+      - The VMs to process.
     type: str
     choices:
-      vms: Those that O(vm) or O(vms) name.
+      vms: The VMs in O(vm) or O(vms).
       endpoint: All VMs of the endpoint.
     default: vms
   policy:
     description:
-      - Only snapshots whose label has this text for the key C(policy).
+      - Select only snapshots whose label has this value for the key C(policy).
     type: str
   change:
     description:
-      - Only snapshots whose label has this text for the key C(change).
+      - Select only snapshots whose label has this value for the key C(change).
     type: str
   name:
     description:
-      - Only snapshots whose name is like this pattern, in which C(*) stands for anything, C(?) for one character and C([...]) for one of several.
+      - Select only snapshots whose name matches this pattern. C(*) matches any text, C(?) one character and C([...]) one of several characters.
     type: str
   labels:
     description:
-      - Only snapshots whose label has these fields, keys to texts. A key with an empty value is one that the label must not have.
+      - Select only snapshots whose label has these fields, given as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict
   keep_last:
     description:
-      - Keep so many of the newest snapshots.
-      - V(0) is no rule, here and in the other options that count snapshots to keep. It is refused when there is no other rule.
+      - Keep this number of newest snapshots.
+      - V(0) has no effect, here and in the other options that count snapshots to keep. It is refused if there is no other rule.
     type: int
   keep_hourly:
     description:
-      - Keep the newest snapshot of each of so many hours.
+      - Keep the newest snapshot of each hour, for this number of hours.
     type: int
   keep_daily:
     description:
-      - Keep the newest snapshot of each of so many days.
+      - Keep the newest snapshot of each day, for this number of days.
     type: int
   keep_weekly:
     description:
-      - Keep the newest snapshot of each of so many weeks, as ISO 8601 counts them, from Monday on.
+      - Keep the newest snapshot of each week, for this number of weeks. Weeks begin on Monday (ISO 8601).
     type: int
   keep_monthly:
     description:
-      - Keep the newest snapshot of each of so many months.
+      - Keep the newest snapshot of each month, for this number of months.
     type: int
   keep_quarterly:
     description:
-      - Keep the newest snapshot of each of so many quarters of a year.
+      - Keep the newest snapshot of each quarter of a year, for this number of quarters.
     type: int
   keep_yearly:
     description:
-      - Keep the newest snapshot of each of so many years.
+      - Keep the newest snapshot of each year, for this number of years.
     type: int
   keep_within:
     description:
-      - Keep all snapshots that are not older than the newest one by more than this duration, for example V(7d). The unit is required.
-      - It is not counted from now, so that a VM which gets no new snapshots keeps its last ones.
+      - Keep all snapshots that were taken within this duration before the newest one, for example V(7d). The unit is required.
+      - The duration is counted back from the newest snapshot and not from now. So a VM without new snapshots keeps its last ones.
     type: str
   keep_labels:
     description:
-      - Keep all snapshots whose label has all of these fields, keys to texts. A key with an empty value is one that the label must not have.
-      - When this is the only keep_* option and there is a VM of whose snapshots it keeps none, that VM is an error and nothing of it is removed.
+      - Keep all snapshots whose label has all of these fields, given as a mapping of keys to strings. A key with an empty value must not be in the label.
+      - If this is the only keep_* option and it keeps no snapshot of a VM, that VM fails and none of its snapshots are removed.
     type: dict
   max_age:
     description:
-      - Remove snapshots that are older than this duration, for example V(30d), also the last one of a VM unless O(min_keep) keeps it.
-      - The unit is required. V(3) is refused, since it would mean seconds.
+      - Remove snapshots that are older than this duration, for example V(30d). This includes the last snapshot of a VM, unless O(min_keep) keeps it.
+      - The unit is required. V(3) is refused because it would mean seconds.
     type: str
   max_count:
     description:
-      - Of what the other rules leave, let no more than so many stay.
+      - The maximum number of snapshots that are left after all other rules.
     type: int
   min_keep:
     description:
-      - Keep so many of the newest snapshots, even when they are expired or too old.
+      - Keep this number of newest snapshots, even if they have expired or are too old.
     type: int
   min_age:
     description:
-      - Remove nothing that is younger than this duration, for example V(12h). The unit is required.
+      - Keep all snapshots that are younger than this duration, for example V(12h). The unit is required.
     type: str
   expired:
     description:
-      - Remove snapshots whose own expiry, O(safepoint.vm.snapshot#module:expires), has passed. That may be the last one of a VM.
+      - Remove snapshots whose expiry time, O(safepoint.vm.snapshot#module:expires), has passed. This can be the last snapshot of a VM.
     type: bool
     default: false
   max_delete_per_run:
     description:
-      - Remove no more than so many snapshots in one run, over all VMs, the oldest first.
+      - The maximum number of snapshots to remove in one run, over all VMs. The oldest are removed first.
     type: int
   timezone:
     description:
-      - The time zone in which hours, days and so on begin, by its IANA name such as V(Europe/Vienna).
-      - Any but V(UTC) needs data about time zones on the machine that runs the module, the package tzdata of the system or of Python.
+      - The time zone of the periods (hours, days and so on), by its IANA name such as V(Europe/Vienna).
+      - Every zone but V(UTC) needs the time zone database on the machine that runs the module, which is in the package tzdata of the system or of Python.
     type: str
     default: UTC
   all:
     description:
-      - Remove all snapshots of the O(owner) that are not protected. No other rule goes with it.
+      - Remove all snapshots of the O(owner) that are not protected. It cannot be combined with other rules.
     type: bool
     default: false
   confirm:
     description:
-      - With O(all=true), how many VMs this is about. Any other number is an error that tells the right one, and nothing is removed.
+      - With O(all=true), the number of VMs in this call. With a wrong number the module fails and removes nothing. The message contains the right number.
     type: int
   on_error:
     description:
-      - What to do with the other VMs when one fails. What was removed is gone in either case.
-      - With V(stop), nothing is removed from any VM when one of them is refused beforehand.
+      - The action to take on the other VMs when one fails. A removed snapshot cannot be restored.
+      - With V(stop), nothing is removed from any VM if the check before the first write refuses one of them.
     type: str
     choices:
-      stop: Begin no further ones, and leave the others as they are.
-      continue: Go on with the others.
+      stop: Start no further VMs, and leave the others as they are.
+      continue: Continue with the other VMs.
     default: continue
 seealso:
   - module: safepoint.vm.snapshot
@@ -161,7 +162,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Remove what has expired, on the whole host
+- name: Remove all expired snapshots on the host
   safepoint.vm.snapshot_prune:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -169,7 +170,7 @@ EXAMPLES = r"""
     expired: true
   delegate_to: localhost
 
-- name: Keep a week of nightly snapshots and a month of weekly ones
+- name: Keep one snapshot for each of 7 days and 4 weeks
   safepoint.vm.snapshot_prune:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -181,7 +182,7 @@ EXAMPLES = r"""
     max_delete_per_run: 50
   delegate_to: localhost
 
-- name: Show what a new policy would remove, and why
+- name: Show the snapshots that a new policy would remove, with the reasons
   safepoint.vm.snapshot_prune:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -192,7 +193,7 @@ EXAMPLES = r"""
   diff: true
   delegate_to: localhost
 
-- name: Remove all snapshots of ours from two VMs
+- name: Remove all snapshots of the owner from two VMs
   safepoint.vm.snapshot_prune:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -204,58 +205,58 @@ EXAMPLES = r"""
 
 RETURN = r"""
 vms:
-  description: What happened to each VM, in the order they were named. Also returned when some of them failed.
+  description: The result for each VM, in the order in which the VMs were given. Also returned when some of them failed.
   returned: when the endpoint was reached
   type: list
   elements: dict
   contains:
     ref:
-      description: The VM as it was named.
+      description: The VM as given in the task.
       type: str
       returned: always
       sample: web01
     vm:
-      description: The VM as it was found, or null.
+      description: The VM that was found, or null.
       type: dict
       returned: always
       sample: {name: web01, id: 6695eb01-f6a4-8304-79aa-97f2502e193f, uuid: 6695eb01-f6a4-8304-79aa-97f2502e193f}
     changed:
-      description: Whether snapshots of it were removed, or in check mode would be. When something failed, whether any were.
+      description: V(true) if at least one snapshot of the VM was removed, or in check mode would be. This is also the case after a failure.
       type: bool
       returned: always
     action:
       description:
         - One of V(pruned), V(kept) (there is nothing to remove), V(lost_race), V(failed), V(unverified) and V(none).
-        - V(lost_race) means that another run has removed at the same time all that this one was about to.
+        - V(lost_race) means that another run has removed the same snapshots at the same time.
       type: str
       returned: always
       sample: pruned
     snapshots:
-      description: All its snapshots and what was decided about each, parents before their children. Empty where nothing was decided.
+      description: All snapshots of the VM with the decision on each, parents before their children. Empty if no decision was made.
       type: list
       elements: dict
       returned: always
       contains:
         id:
-          description: What tells the snapshot from all others of the VM.
+          description: The ID of the snapshot, unique within the VM.
           type: str
           returned: always
         name:
-          description: Its name.
+          description: The name of the snapshot.
           type: str
           returned: always
           sample: nightly-20261101
         created:
-          description: When the hypervisor took it, ISO 8601 in UTC, or null.
+          description: The creation time by the hypervisor, ISO 8601 in UTC, or null.
           type: str
           returned: always
           sample: "2026-11-01T02:00:00Z"
         age_seconds:
-          description: How old it is by the hypervisor's clock, or null.
+          description: The age in seconds by the hypervisor's clock, or null.
           type: int
           returned: always
         label:
-          description: The label, keys to texts. Null where there is none, or none that is valid.
+          description: The label, as a mapping of keys to strings. Null if there is no valid label.
           type: dict
           returned: always
         decision:
@@ -265,37 +266,37 @@ vms:
           sample: remove
         rules:
           description:
-            - What decided. The name of an option, or V(foreign), V(out_of_scope), V(held), V(in_flight), V(no_time), V(future), V(blocked) (the backend cannot
-              remove it), V(group), V(not_kept) (by none of the keep_* options), V(no_rule) (it is hit by none) or V(refused).
-            - Several where several keep_* options keep it.
+            - The rules that decided. Each is the name of an option, or V(foreign), V(out_of_scope), V(held), V(in_flight), V(no_time), V(future), V(blocked)
+              (the backend cannot remove it), V(group), V(not_kept) (no keep_* option keeps it), V(no_rule) (no rule matches it) or V(refused).
+            - There are several if several keep_* options keep the snapshot.
           type: list
           elements: str
           returned: always
           sample: [not_kept]
         reason:
-          description: The same as a sentence.
+          description: The reason for the decision, as a sentence.
           type: str
           returned: always
           sample: nightly-20261101 is kept by no rule
         removed:
-          description: Whether this call removed it, or in check mode would. It is V(false) for one that another run removed at the same time.
+          description: V(true) if this call removed the snapshot, or in check mode would. V(false) if another run removed it at the same time.
           type: bool
           returned: always
     warnings:
-      description: What did not go as one might think.
+      description: Warnings.
       type: list
       elements: str
       returned: always
     error:
-      description: A code word for what failed on this VM, for example V(locked) or V(backend_failed).
+      description: The error code of the failure on this VM, for example V(locked) or V(backend_failed).
       type: str
       returned: when the VM failed
     msg:
-      description: What failed, and what to do about it.
+      description: The error message. It says what failed and what to do.
       type: str
       returned: when the VM failed
 error:
-  description: The code word of the first failure.
+  description: The error code of the first failure.
   returned: failure
   type: str
   sample: invalid_option

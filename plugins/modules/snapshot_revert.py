@@ -7,20 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: snapshot_revert
-short_description: Return virtual machines to a snapshot
+short_description: Revert virtual machines to a snapshot
 version_added: 0.1.0
 author:
   - The safepoint.vm maintainers (@safepoint-vm)
 description:
-  - Returns one or many virtual machines to a snapshot. Everything that happened in them since is lost.
-  - A snapshot that is not there is a failure, never an ok.
-  - A revert always discards what happened since, and so always reports a change.
-  - On libvirt a revert restarts the QEMU process, so that all connections into the guest break, and brings back the whole
-    configuration of the VM as it was. The guest's clock is set to the present through its agent where it has one.
-  - Memory that libvirt saved to disk later than the snapshot (managed save) is dropped with a warning, since it does not fit the disks of then.
-  - A snapshot stays when a VM was returned to it, and can be used again.
-  - While it works on the controller for more than two seconds, the terminal shows how far it is, at most every two seconds.
-    Nothing is shown with C(no_log), C(async), or a stdout callback whose output is not meant for people.
+  - Reverts one or many virtual machines to a snapshot. All changes in them since the snapshot are lost.
+  - The module fails if the snapshot does not exist.
+  - A revert always discards the changes since the snapshot. So the module always reports a change.
+  - On libvirt a revert restarts the QEMU process, which breaks all connections into the guest, and restores the complete configuration of the VM.
+    If the guest has an agent, the agent sets its clock to the current time.
+  - Memory that libvirt saved to disk after the snapshot (managed save) is dropped with a warning because it does not fit the disks of the snapshot.
+  - The snapshot is kept and can be used again.
+  - When the module runs on the controller for more than two seconds, the terminal shows its progress, at most every two seconds.
+    No progress is shown with C(no_log), C(async), or a stdout callback whose output is read by programs.
 extends_documentation_fragment:
   - safepoint.vm._connection
   - safepoint.vm._vms
@@ -34,55 +34,55 @@ attributes:
   diff_mode:
     support: full
     details:
-      - The diff shows the snapshots, those that would be lost among them, and what the revert does to the configuration of the VM (CPUs, memory,
-        disks, networks). The configuration is read only when a diff is asked for.
-      - What changed inside the guests is not known.
+      - The diff shows the snapshots, including those that would be lost, and the changes of the VM's configuration (CPUs, memory, disks, networks).
+        The configuration is read only in diff mode.
+      - The diff does not show changes inside the guest.
   idempotent:
     support: none
-    details: A revert discards what happened since the last one.
+    details: A second revert discards the changes since the first one.
 options:
   select:
     description:
-      - Take the newest snapshot that fits, instead of one with a O(name) or O(id).
-      - Only snapshots of the O(owner) fit, unless O(foreign=allow).
+      - Use the newest matching snapshot, instead of the snapshot in O(name) or O(id).
+      - Only snapshots of the O(owner) match, unless O(foreign=allow).
     type: str
     choices:
-      newest: The newest one.
-      before: The newest one that was taken before the O(time).
+      newest: The newest snapshot.
+      before: The newest snapshot that was taken before O(time).
   labels:
     description:
-      - With O(select), fields that the label must have, keys to texts. A key with an empty value is one that it must not have.
+      - With O(select), fields that the label must have, as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict
   time:
     description:
-      - With O(select=before), an ISO 8601 time, or how long ago as a duration with its unit, such as V(24h).
+      - With O(select=before), an ISO 8601 time, or a duration before now such as V(24h). A duration requires a unit.
     type: str
   power:
     description:
-      - The power state to end in.
+      - The power state of the VM after the revert.
     type: str
     choices:
-      as_snapshot: As it was when the snapshot was taken. Without its memory in the snapshot a VM comes back switched off.
-      "on": Running. A snapshot of a VM that was off is started.
-      "off": Off. The memory in the snapshot is not used. Refused for a transient libvirt VM, which would cease to exist.
+      as_snapshot: The power state of the snapshot. After a revert to a snapshot without memory the VM is off.
+      "on": Running. The VM is started if it is off after the revert.
+      "off": Off. The memory in the snapshot is not used. Refused for a transient libvirt VM because the VM would no longer exist.
     default: as_snapshot
   discard_newer:
     description:
-      - Also remove the snapshots that were taken on top of this one, newest first, after the revert has worked.
-      - On storage that can only go back to its newest snapshot (ZFS and volume chains on Proxmox VE) they are removed first. Should the revert fail then,
-        they are gone.
-      - They must be ours. Foreign ones among them need O(foreign=allow) as well, and one on hold is an error.
-      - If V(false) they stay. Where the backend could not go back without their removal, that is an error that names them.
+      - Also remove the snapshots that were taken on top of this one, newest first, after a successful revert.
+      - On storage that can only revert to its newest snapshot (ZFS and volume chains on Proxmox VE), they are removed before the revert. If the revert
+        then fails, they are lost.
+      - They must belong to the O(owner), unless O(foreign=allow). The module fails if one of them is on hold.
+      - If V(false), they are kept. If the backend cannot revert without their removal, the module fails, and the message names them.
     type: bool
     default: false
   on_error:
     description:
-      - What to do with the other VMs when one fails. A revert is never undone.
-      - With V(stop), nothing is written to any VM when one of them is refused beforehand.
+      - The action to take on the other VMs when one fails. A revert is never undone.
+      - With V(stop), nothing is written to any VM if the check before the first write refuses one of them.
     type: str
     choices:
-      stop: Begin no further ones, and leave the others as they are.
-      continue: Go on with the others.
+      stop: Start no further VMs, and leave the others as they are.
+      continue: Continue with the other VMs.
     default: stop
 seealso:
   - module: safepoint.vm.snapshot
@@ -90,7 +90,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Return to the state before the upgrade
+- name: Revert to the state before the upgrade
   safepoint.vm.snapshot_revert:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -98,7 +98,7 @@ EXAMPLES = r"""
     name: before-upgrade
   delegate_to: localhost
 
-- name: Return to the last known good state of before the incident
+- name: Revert to the last known good snapshot before the incident
   safepoint.vm.snapshot_revert:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -109,7 +109,7 @@ EXAMPLES = r"""
       quality: known-good
   delegate_to: localhost
 
-- name: Reset the test machines, and be sure that they run
+- name: Reset the test machines and start them
   safepoint.vm.snapshot_revert:
     backend: libvirt
     uri: qemu+ssh://root@kvm01/system
@@ -124,8 +124,8 @@ EXAMPLES = r"""
 RETURN = r"""
 vms:
   description:
-    - What happened to each VM, in the order they were named. Also returned when some of them failed.
-    - The rows are those of M(safepoint.vm.snapshot). RV(vms[].action) is V(reverted), V(failed), V(unverified) or V(none).
+    - The result for each VM, in the order in which the VMs were given. Also returned when some of them failed.
+    - The keys are those of M(safepoint.vm.snapshot). RV(vms[].action) is V(reverted), V(failed), V(unverified) or V(none).
   returned: when the endpoint was reached
   type: list
   elements: dict
@@ -138,17 +138,17 @@ vms:
       warnings: []
   contains:
     action:
-      description: What was done.
+      description: The action that was taken.
       type: str
       returned: always
       sample: reverted
     also_removed:
-      description: The ids of the newer snapshots that were removed because of O(discard_newer).
+      description: The IDs of the newer snapshots that were removed because of O(discard_newer).
       type: list
       elements: str
       returned: always
 error:
-  description: The code word of the first failure.
+  description: The error code of the first failure.
   returned: failure
   type: str
   sample: snapshot_not_found

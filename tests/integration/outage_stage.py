@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Operations on five VMs of a simulator that goes away, loses answers, or stands behind a proxy that fails, at one request after the other."""
+"""Operations on five VMs of a simulator with a fault (outage, lost answer, failing proxy) at one request after the other."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class OutageStage(Stage):
 
     @abc.abstractmethod
     def strike(self, fault: str, k: int) -> None:
-        """Have the fault at the k-th request from now on."""
+        """Set the fault for the k-th request from now."""
 
     @abc.abstractmethod
     def calm(self) -> int:
-        """No more faults, and wait until the server is back; how many requests were counted since."""
+        """Clear the fault, wait until the server is back, and return the number of requests since the fault was set."""
 
 
 def wait_for(hostname: str, port: int) -> None:
-    """Wait until a server listens again: a call may have had what it needed before the outage was over."""
+    """Wait until a server listens again: the call may have ended before the outage."""
 
     def listens() -> bool | None:
         try:
@@ -140,13 +140,13 @@ FAULTS = ("gone", "lost", "lost_before", "502", "502_before")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is done to five running VMs, and how each of them is afterwards."""
+    """An operation on five running VMs, and their expected state afterwards."""
 
     name: str
     plan: Callable[[], Plan]
     word: str
     before: tuple[str, ...]
-    """Snapshots that are there already."""
+    """Existing snapshots."""
     after: list[str]
     data: str = "new"
     on_error: str = "continue"
@@ -162,7 +162,7 @@ OPERATIONS = (
 
 @dataclasses.dataclass
 class Row:
-    """The line of the table about one operation and one fault."""
+    """A row of the table: one operation and one fault."""
 
     operation: str
     fault: str
@@ -208,7 +208,7 @@ def strike(stage: OutageStage, operation: Operation, fault: str, k: int) -> tupl
     for vm, row in zip(vms, rows):
         told = (row.word, row.changed, row.error.code if row.error else None)
         if told != (operation.word, True, None):
-            wrong.append(f"{fault} at {k}: {vm} is told as {told}: {row.error}")
+            wrong.append(f"{fault} at {k}: {vm} is reported as {told}: {row.error}")
         state = stage.state(vm)
         if state != ("running", operation.after, operation.data):
             wrong.append(f"{fault} at {k}: {vm} is {state}")
@@ -256,6 +256,9 @@ def sweep_all(make: Callable[[], OutageStage], fault: str, *, first: int = 1, st
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    head = ["| operation | fault | requests tried | ended as without the fault | told as unverified |", "|---|---|---|---|---|"]
+    """Return the rows as a Markdown table."""
+    head = [
+        "| operation | fault | requests tried | ended as without the fault | reported as unverified |",
+        "|---|---|---|---|---|",
+    ]
     return "\n".join([*head, *map(str, rows)])

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.qemu
 def before_the_next(
     monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Callable[[], object], *, of: type = libvirt.virDomain
 ) -> None:
-    """Let something happen between our last look and this call, by default of libvirt's library, once."""
+    """Run an action once between our last read and the next call of this function, by default in the libvirt library."""
     real = getattr(of, method)
     left = [happens]
 
@@ -42,16 +42,14 @@ def before_the_next(
     monkeypatch.setattr(of, method, call)
 
 
-def test_a_snapshot_that_is_removed_while_it_is_labelled_stays_removed(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_removed_during_labelling_stays_removed(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("relabelled", paused=True)
     take(lab.uri, vm, "x")
     person = domain(lab, vm)
     taken = person.snapshotLookupByName("x").getXMLDesc()
     before_the_next(monkeypatch, "snapshotCreateXML", lambda: person.snapshotLookupByName("x").delete())
     done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
-    # It is to be present: there is none any more, so that one is taken, with its data.
+    # state=present: there is no snapshot any more, so a new one is taken, with its data.
     assert (done.word, done.error) == ("created", None)
     assert person.snapshotLookupByName("x").getXMLDesc() != taken
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
@@ -79,22 +77,22 @@ def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
             delete = pool.submit(apply, lab.uri, Absent(Request(name="x")), vm)
             labelled, deleted = label.result(), delete.result()
             assert (deleted.word, deleted.error) == ("removed", None)
-            # Of a label that was first the last look does not see the snapshot any more.
+            # If the label was first, the last read does not show the snapshot any more.
             assert labelled.error is None or labelled.error.code in ("snapshot_not_found", "unverified"), labelled.error
             assert person.snapshotListNames() == []
 
 
-def test_a_label_that_meets_a_removal_leaves_no_record_without_data(lab: t.Any, tiny: Make) -> None:
+def test_label_during_a_removal_leaves_no_record_without_data(lab: t.Any, tiny: Make) -> None:
     check_label_against_delete(lab, tiny("labels", paused=True), 15)
 
 
 @pytest.mark.slow
-def test_a_label_that_meets_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
+def test_label_during_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_label_against_delete(new_lab, newer("labels", paused=True), 60)
 
 
 @pytest.mark.parametrize("what", ["absent", "prune", "revert", "describe"])
-def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(
+def test_new_snapshot_with_the_same_name_is_not_changed(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     vm = tiny("replaced", paused=True)
@@ -120,11 +118,11 @@ def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(
     assert "by another user" in person.snapshotLookupByName("x").getXMLDesc() and power(lab, vm) == "paused"
 
 
-# a managed save of somebody else
+# a managed save by another client
 
 
 def while_it_is_saved(lab: t.Any, vm: str, plan: t.Any, monkeypatch: pytest.MonkeyPatch) -> t.Any:
-    """One call that finds the VM held by a managed save, which ends only when the call has looked at it twice."""
+    """Run a call that finds the VM locked by a managed save, which ends only after the call has read it twice."""
     real = libvirt.virDomain.controlInfo
     looks: list[None] = []
 
@@ -144,9 +142,7 @@ def while_it_is_saved(lab: t.Any, vm: str, plan: t.Any, monkeypatch: pytest.Monk
         return call.result()
 
 
-def test_a_managed_save_that_was_waited_for_keeps_a_snapshot_from_being_taken(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_is_refused_after_waiting_for_a_managed_save(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     done = while_it_is_saved(lab, vm, Present(Request(name="x")), monkeypatch)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.word
@@ -155,9 +151,7 @@ def test_a_managed_save_that_was_waited_for_keeps_a_snapshot_from_being_taken(
     assert domain(lab, vm).hasManagedSaveImage()
 
 
-def test_a_managed_save_that_was_waited_for_is_dropped_by_a_revert(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revert_drops_a_managed_save_that_it_waited_for(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     take(lab.uri, vm, "x")
     done = while_it_is_saved(lab, vm, Reverted(Request(name="x", power="off")), monkeypatch)
@@ -166,9 +160,7 @@ def test_a_managed_save_that_was_waited_for_is_dropped_by_a_revert(
     assert any("managed save" in warning for warning in done.warnings)
 
 
-def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_taken_during_a_managed_save_is_removed(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     person = domain(lab, vm)
     before_the_next(monkeypatch, "snapshotCreateXML", person.managedSave)
@@ -182,9 +174,7 @@ def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment
 # other jobs
 
 
-def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_wanted(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revert_succeeds_if_another_run_has_powered_off_the_vm(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("twice", running=True)
     take(lab.uri, vm, "x")
     person = domain(lab, vm)
@@ -193,13 +183,13 @@ def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_want
     assert (done.word, done.error, power(lab, vm)) == ("reverted", None, "off")
 
 
-def test_a_revert_whose_last_step_fails_does_not_pass_for_one_that_was_never_begun(
+def test_failed_last_step_of_a_revert_is_not_reported_as_not_started(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = tiny("stuck", running=True)
     take(lab.uri, vm, "x")
     real = libvirt.virDomain.destroy
-    # An error of libvirt with a code that elsewhere means that nothing was done (no such domain).
+    # A libvirt error whose code elsewhere means that nothing was done (no such domain).
     monkeypatch.setattr(libvirt.virDomain, "destroy", lambda domain: real(domain.connect().lookupByName("nobody")))
     done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
     assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
@@ -222,20 +212,20 @@ def check_backup(lab: t.Any, vm: str) -> None:
         began = time.monotonic()
         done = apply(lab.uri, plan, vm, lock_timeout=2)
         assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
-        assert time.monotonic() - began < 28  # libvirt itself waits for 30
-    assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # what needs no write waits for nobody
+        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds
+    assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # a call without a write does not wait
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
         person.abortJob()
         assert call.result().word == "created"
 
 
-def test_a_backup_that_holds_a_vm_is_waited_for_no_longer_than_lock_timeout(lab: t.Any, tiny: Make) -> None:
+def test_backup_is_waited_for_up_to_lock_timeout(lab: t.Any, tiny: Make) -> None:
     check_backup(lab, tiny("backup", running=True))
 
 
 @pytest.mark.slow
-def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_lab: t.Any, newer: Make) -> None:
+def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_backup(new_lab, newer("backup", running=True))
 
 
@@ -268,9 +258,7 @@ def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny
     assert (view.state.power, view.state.busy) == ("running", None)
 
 
-def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
     with contextlib.ExitStack() as stack:
@@ -323,9 +311,9 @@ def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_
 
 
 @pytest.mark.slow
-def test_an_external_snapshot_is_taken_again_within_the_second(new_lab: t.Any, newer: Make) -> None:
+def test_external_snapshot_can_be_taken_twice_in_one_second(new_lab: t.Any, newer: Make) -> None:
     vm = newer("again", paused=True)
     for _time in range(3):
         snapshot = take(new_lab.uri, vm, "x", kind="external")
-        # As after a daemon that died: the record is gone, the file is not.
+        # As after a daemon crash: the record is gone, but the file exists.
         domain(new_lab, vm).snapshotLookupByName(snapshot.id).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Each pair of what runs do, by 2 and by 5 of them at once on one VM: no lie, no VM that is off, no error where waiting would have done."""
+"""Each pair of operations, with 2 and 5 parallel runs on one VM: no false result, no VM that is off, no avoidable error."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_each_endpoint_is_asked_once_and_what_was_seen_is_written_down(stage: St
     assert run.rc == 0 and run.recap("localhost")["failed"] == 0
     assert SECRET not in run.output
     assert len(re.findall(r"TASK \[.*Ask \| List the snapshots", run.output)) == 2
-    assert run.said("Endpoints seen: 1 of 2. Snapshots: 3. To act on now: 2, to look at: 0. NOT SEEN: lost: ")
+    assert run.said("Endpoints reached: 1 of 2. Snapshots: 3. To act on now: 2, to look at: 0. Not reached: lost: ")
     for path in files.values():
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert SECRET not in path.read_text()
@@ -88,11 +88,11 @@ def test_what_cannot_be_a_report_fails_and_says_why(stage: Stage, hypervisor: Hy
     kvm01 = {"name": "kvm01", **hypervisor.connection}
     path = stage.folder / "out.json"
     cases: list[tuple[dict[str, t.Any], str]] = [
-        ({"endpoints": [LOST], "json": str(path)}, "Endpoints seen: 0 of 1."),
-        ({"endpoints": [kvm01, LOST], "require_all": True}, "NOT SEEN: lost"),
-        ({"endpoints": [kvm01, kvm01]}, "a name that no other has"),
+        ({"endpoints": [LOST], "json": str(path)}, "Endpoints reached: 0 of 1."),
+        ({"endpoints": [kvm01, LOST], "require_all": True}, "Not reached: lost"),
+        ({"endpoints": [kvm01, kvm01]}, "each with a unique name"),
         ({"endpoints": [kvm01], "htlm": "x"}, "unknown variable snapshot_report_htlm; did you mean snapshot_report_html?"),
-        ({"endpoints": [kvm01], "metrics": "/x/metrics.txt"}, "does not end in .prom"),
+        ({"endpoints": [kvm01], "metrics": "/x/metrics.txt"}, "ends with .prom; add this suffix"),
         ({"endpoints": [kvm01], "max_age": "yesterday"}, "max_age='yesterday' is not a duration"),
         (
             {"endpoints": [kvm01], "backup_patterns": [{"product": "ours", "name": "["}]},
@@ -143,7 +143,7 @@ def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, endpoint: End
     run = stage.play(
         json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"snapshot_report_connection={text}", env=env
     )
-    assert run.rc == 0 and run.said("Endpoints seen: 1 of 1. Snapshots: 1. To act on now: 0, to look at: 0.")
+    assert run.rc == 0 and run.said("Endpoints reached: 1 of 1. Snapshots: 1. To act on now: 0, to look at: 0.")
     page = (stage.folder / "snapshots.html").read_text()
     assert "<bdi>before</bdi>" in page and "without a snapshot" in page and "Nothing." in page
     # vCenter tells the sizes of files.
