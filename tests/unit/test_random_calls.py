@@ -228,6 +228,7 @@ def test_no_call_is_a_traceback_and_nothing_is_written_without_a_row(call: tuple
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # 1632 calls took 900 seconds at a load of 40 on two cores
 @given(calls())
 @settings(max_examples=10_000, **LIMITS)
 def test_ten_thousand_calls(call: tuple[str, dict[str, t.Any], bool, bool]) -> None:
