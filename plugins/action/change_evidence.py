@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Keep on the controller what is known of a change that failed. Documented in plugins/modules/change_evidence.py."""
+"""Save the evidence of a failed change on the controller. Documented in plugins/modules/change_evidence.py."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LONGEST = 120
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller only: the rollback waits for it, and the modules for files took seconds (2 on ansible-core 2.16, 4 on 2.21)."""
+    """Runs on the controller only. The rollback waits for it, and the file modules took seconds (2 on ansible-core 2.16, 4 on 2.21)."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Write the files, and return their paths."""
+        """Write the files and return their paths."""
         super().run(tmp, task_vars)
         _dummy, options = self.validate_argument_spec(
             argument_spec={
@@ -39,7 +39,7 @@ class ActionModule(ActionBase):
         record = {**options["record"], "files": [source for source, _text in options["texts"]]}
         contents = {".json": json.dumps(record, indent=4, sort_keys=True, default=str)}
         for source, text in options["texts"]:
-            # File systems take no more than 255 bytes; the end of a path says more than its beginning.
+            # File systems limit names to 255 bytes. The end of a path is more specific than its beginning.
             contents["-" + re.sub(r"[^A-Za-z0-9._-]+", "_", source)[-_LONGEST:]] = text.replace("\r\n", "\n")
         paths = [os.path.join(folder, options["name"] + suffix) for suffix in contents]
         if not self._task.check_mode:
@@ -47,9 +47,9 @@ class ActionModule(ActionBase):
         return {"changed": True, "paths": paths}
 
     def _write(self, folder: str, files: dict[str, str]) -> None:
-        """Write all that can be written.
+        """Write as many of the files as possible.
 
-        :raises AnsibleActionFail: some could not.
+        :raises AnsibleActionFail: a file could not be written.
         """
         problems = []
         try:
@@ -64,10 +64,12 @@ class ActionModule(ActionBase):
             except OSError as exc:
                 problems.append(f"{path} cannot be written: {exc.strerror}")
         if problems:
-            raise AnsibleActionFail(f"{'; '.join(problems)}. Let this user write in folder={folder!r}, or name another one")
+            raise AnsibleActionFail(
+                f"{'; '.join(problems)}. Allow this user to write to folder={folder!r}, or set another folder"
+            )
 
     def _write_one(self, path: str, text: str) -> None:
-        """For nobody else to read, and whole or not at all."""
+        """Write a file atomically, readable only by its owner."""
         with tempfile.NamedTemporaryFile(
             "w", dir=os.path.dirname(path), delete=False, encoding="utf-8", errors="backslashreplace", newline=""
         ) as file:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look at the play and the files of a change, before anything is written. Documented in plugins/modules/change_info.py."""
+"""Check the play and the files of a change before anything is written. Documented in plugins/modules/change_info.py."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ENDS = {"end_host", "end_play", "end_batch"}
 
 
 class ActionModule(ActionBase):
-    """Runs on the controller only; nothing goes over the connection, which is just looked at."""
+    """Runs on the controller only. It reads the properties of the connection, but does not use it."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
     _supports_check_mode = True
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
-        """Return what the play and the files say, or fail with the first thing that is wrong with them."""
+        """Return facts on the play and the files, or fail with the first problem."""
         super().run(tmp, task_vars)
         task_vars = task_vars or {}
         _dummy, options = self.validate_argument_spec(
@@ -42,8 +42,8 @@ class ActionModule(ActionBase):
         play = self._task.play
         if play.strategy not in _LINEAR:
             raise AnsibleActionFail(
-                f"The strategy of this play is {play.strategy!r}. A guarded change needs 'linear', since one host's call takes the "
-                "snapshots of all, and must have ended before the others look for theirs. Set strategy: linear on the play"
+                f"The strategy of this play is {play.strategy!r}. A guarded change needs 'linear', because the call of one host takes the "
+                "snapshots of all hosts, and must end before the other hosts continue. Set strategy: linear on the play"
             )
         self._refuse_around()
         batch = task_vars.get("ansible_play_batch") or []
@@ -69,8 +69,8 @@ class ActionModule(ActionBase):
         return result
 
     def _refuse_around(self) -> None:
-        """Refuse what the role would inherit from the play or the block around it, and could not work under."""
-        # Not of this very task, on which the role sets it: the refusal would be ignored.
+        """Refuse keywords of the play or of a block around the role that would break the role."""
+        # Not the keywords of this task itself, on which the role sets ignore_errors.
         above = [self._task.play]
         parent = self._task._parent
         while parent is not None:
@@ -78,21 +78,21 @@ class ActionModule(ActionBase):
             parent = parent._parent
         if any(one.ignore_errors for one in above):
             raise AnsibleActionFail(
-                "ignore_errors is on, on this play or on a block around the role. A change that fails would pass for one that went well. "
-                "Set it on the tasks of the change whose errors do not matter"
+                "ignore_errors is set on this play or on a block around the role, so a failed change would count as a success. "
+                "Set it only on the tasks of the change whose errors do not matter"
             )
 
     def _connection_facts(self, task_vars: dict[str, t.Any]) -> dict[str, t.Any]:
-        """Say which connection plugin this task got, and whether variables chose it, since those beat the keyword."""
+        """Return the connection plugin of this task, and if variables have set it: variables override the keyword."""
         manager = self._task.get_variable_manager()
         name = getattr(self._connection, "ansible_name", None) or self._connection._load_name
-        # task_vars would not do: ansible-core 2.16 puts the connection that it chose by itself among them.
+        # Not task_vars: ansible-core 2.16 adds the connection that it has chosen itself.
         host = manager._inventory.get_host(task_vars["inventory_hostname"])
         variables = manager.get_vars(play=self._task.play, host=host, task=self._task)
         extra = "ansible_connection" in manager.extra_vars
         return {
-            "connection": name.removeprefix("ansible.builtin."),  # with or without it, depending on ansible-core
-            # Nothing that a play can set beats an extra variable.
+            "connection": name.removeprefix("ansible.builtin."),  # the prefix depends on the version of ansible-core
+            # Nothing in a play overrides an extra variable.
             "guardable": name == _GUARD or (name in _SSH and not extra),
             "connection_variable": "ansible_connection" in variables,
             "connection_extra_variable": extra,
@@ -101,27 +101,27 @@ class ActionModule(ActionBase):
     def _find(self, option: str, name: str, task_vars: dict[str, t.Any]) -> str:
         """Return the absolute path of a file of the user.
 
-        A role that includes ours expects its own files to be found, as for any include in a role; all others are beside the playbook.
-        Never those of our role: ansible-core would look there first for a relative name.
+        The file is searched in the tasks folders of the roles that include ours, as for any include in a role, then next to the playbook,
+        but never in our own role, where ansible-core would look first for a relative name.
         """
         folders = [os.path.join(path, "tasks") for path in task_vars.get("ansible_parent_role_paths") or []]
         folders.append(task_vars["playbook_dir"])
         if f"{os.sep}ansible_collections{os.sep}" in task_vars["playbook_dir"]:
-            # A playbook of a collection, run by its full name: nobody keeps files beside that.
+            # A playbook of a collection, run by its full name: users do not keep files next to it.
             folders.append(os.getcwd())
         candidates = list(dict.fromkeys(os.path.abspath(os.path.join(folder, os.path.expanduser(name))) for folder in folders))
         for path in candidates:
             if os.path.isfile(path):
                 return path
         raise AnsibleActionFail(
-            f"The option {option!r} names the file {name!r}, which was not found. Looked for {' and '.join(candidates)}"
+            f"The option {option!r} names the file {name!r}, which was not found. Searched {' and '.join(candidates)}"
         )
 
 
 class _Reader:
-    """Loads task files and roles as the play would, so that what would end the run in the middle of a change is found before it.
+    """Loads task files and roles like the play, to find errors before the change that would end the run in the middle of it.
 
-    ansible-core ends the whole run, without rescue, at an included file with a YAML error or an unknown module (2.16 to 2.21).
+    At an included file with a YAML error or an unknown module, ansible-core ends the whole run without rescue (2.16 to 2.21).
     """
 
     def __init__(self, task: Task, loader: t.Any, *, alone: bool) -> None:
@@ -136,35 +136,35 @@ class _Reader:
         self._seen: set[str] = set()
 
     def file(self, option: str, path: str) -> None:
-        """Check the file ``path`` as include_tasks would load it from the task that we are."""
+        """Check the file ``path`` as if this task included it with include_tasks."""
         self._option = option
         self._try(
             path, lambda: self._include(self._new_include(TaskInclude, {"ansible.builtin.include_tasks": {"file": path}}), path)
         )
 
     def role(self, name: str) -> None:
-        """Check the role ``name`` as include_role would load it from the task that we are."""
+        """Check the role ``name`` as if this task included it with include_role."""
         self._option = "role"
         include = self._new_include(IncludeRole, {"ansible.builtin.include_role": {"name": name}})
         self._try(name, lambda: self._include_role(include))
         if "." not in name and self._is_ours(include._role_path):
             raise AnsibleActionFail(
-                f"The option 'role' names {name!r}, which is a role of safepoint.vm when it is included from there. "
-                "Write the path of your role, or its full name with the collection"
+                f"The option 'role' is {name!r}, which Ansible resolves to a role of safepoint.vm here. "
+                "Set the path of your role, or its full name with the collection"
             )
 
     def _new_include(self, kind: t.Any, source: dict[str, t.Any]) -> t.Any:
         return kind.load(source, block=self._parent, role=self._role, task_include=None, **self._context)
 
     def _try(self, subject: str, load: t.Callable[[], None]) -> None:
-        """Run ``load``; its errors say which option they belong to."""
+        """Run ``load`` and add the name of the option to its errors."""
         try:
             load()
         except AnsibleActionFail:
             raise
         except AnsibleError as exc:
             where = _position(exc) or subject
-            # From None: on ansible-core 2.19 and later the message of the cause would be appended a second time.
+            # From None: ansible-core 2.19 and later would append the message of the cause again.
             raise AnsibleActionFail(
                 f"The option {self._option!r} cannot be used. {where}: {_message(exc)}", obj=exc.obj
             ) from None
@@ -176,7 +176,7 @@ class _Reader:
             ) from None
 
     def _include(self, include: TaskInclude, path: str) -> None:
-        """Load a task file and what it includes."""
+        """Load a task file and its includes."""
         if path in self._seen:
             return
         self._seen.add(path)
@@ -189,14 +189,14 @@ class _Reader:
         self._walk(load_list_of_blocks(data, play=self._play, parent_block=parent, role=include._role, **self._context))
 
     def _include_role(self, include: IncludeRole) -> None:
-        """Load a role with its dependencies and handlers, and what its tasks include."""
+        """Load a role with its dependencies, handlers and the includes of its tasks."""
         blocks, _dummy = include.get_block_list(play=self._play, **self._context)
         if include._role_path not in self._seen:
             self._seen.add(include._role_path)
             self._walk(blocks)
 
     def _walk(self, tasks: t.Iterable[t.Any]) -> None:
-        """Follow the includes in ``tasks`` that are sure to be reached, and whose names are known."""
+        """Follow the includes in ``tasks`` that have no condition and no variable in their names."""
         for task in tasks:
             if isinstance(task, Block):
                 self._walk([*task.block, *task.rescue, *task.always])
@@ -205,7 +205,7 @@ class _Reader:
             if task._role is self._role and self._is_ours(path):
                 self._refuse_ours(os.path.basename(path))
             self._refuse_ends(task)
-            # One with a condition may be for another platform, whose collection need not be there.
+            # An include with a condition may be for another platform, whose collection may not be installed.
             if isinstance(task, TaskInclude) and not task.statically_loaded and not self._is_conditional(task):
                 self._follow(task)
 
@@ -217,14 +217,14 @@ class _Reader:
             self._include_role(task)
             return
         path = self._resolve(task, name)
-        if path is None:  # is rescued when it is reached
+        if path is None:  # at runtime, rescue handles a missing file
             return
         if task._role is self._role and self._is_ours(path):
             self._refuse_ours(name)
         self._include(task, path)
 
     def _resolve(self, task: TaskInclude, name: str) -> str | None:
-        """Find the file of an include as ansible-core does (IncludedFile.process_include_results): the role's own comes first."""
+        """Find the file of an include like ansible-core (IncludedFile.process_include_results): the files of the role come first."""
         base = os.path.join(task._role._role_path, "tasks") if task._role else self._loader.get_basedir()
         folders = [base] if task._role else []
         folder = ""
@@ -234,49 +234,49 @@ class _Reader:
                 above = (
                     parent._role_path if isinstance(parent, IncludeRole) else os.path.dirname(str(parent.args.get("_raw_params")))
                 )
-                folder = os.path.join(above or "", folder)  # an absolute one stays what it is
+                folder = os.path.join(above or "", folder)  # an absolute path stays unchanged
                 folders.append(os.path.join(base, folder))
             parent = parent._parent
         candidates = [self._loader.path_dwim_relative(folder, "tasks", name, is_role=True) for folder in folders]
         return next((path for path in candidates if os.path.isfile(path)), None)
 
     def _refuse_ends(self, task: Task) -> None:
-        """Refuse, or warn of, what ends the change of a host, or of the other hosts, past rescue and commit: their checkpoints would stay behind."""
+        """Refuse tasks, or warn of them, that end the change of a host without rescue and commit: its checkpoint would be left behind."""
         meta = str(task.args.get("_raw_params")) if task.action in C._ACTION_META else ""
-        # A task file of the change is part of our role, which is what end_role (from ansible-core 2.18 on) would end.
+        # A task file of the change runs inside our role, so end_role (ansible-core 2.18 and later) would end our role.
         if meta in _ENDS or (meta == "end_role" and self._role is not None and task._role is self._role):
             self._refuse(
                 task,
-                f"meta: {meta} would end the change without commit and without rollback, with its checkpoint left behind",
-                "Write `when` on a block around the tasks that come after it, or put it after the role",
+                f"meta: {meta} would end the change without commit and rollback, and leave its checkpoint behind",
+                "Use `when` on a block around the tasks that come after it, or move it after the role",
             )
         if meta == "flush_handlers" and not task.implicit:
-            # Handlers do not inherit the keyword, and around the whole change the fact would send `connection: local` tasks to the guest.
+            # Handlers do not inherit the connection keyword, and a fact for the whole change would send `connection: local` tasks to the guest.
             self.warnings.append(
-                f"{task.get_path() or 'A task of the change'}: meta: flush_handlers runs handlers outside of the guard. A host that is lost in one "
-                "of them is not rolled back, and its checkpoint stays behind. Without it the role runs them under guard, before the checks"
+                f"{task.get_path() or 'A task of the change'}: meta: flush_handlers runs handlers outside of the guard. A host that becomes unreachable "
+                "in one of them is not rolled back, and its checkpoint is left behind. Remove the task: the role runs the handlers guarded, before the checks"
             )
         if meta == "clear_host_errors":
             self._refuse(
-                task, "meta: clear_host_errors would make the run pass although hosts have failed", "Put it after the role"
+                task, "meta: clear_host_errors would make the run succeed although hosts have failed", "Move it after the role"
             )
-        # Read where it is written: what the play says about any_errors_fatal does not reach the change.
+        # Read from the source of the tasks: any_errors_fatal of the play does not apply to the change.
         written = [node.get_ds() for node in self._ancestry(task)]
         if not self._alone and any(isinstance(one, dict) and one.get("any_errors_fatal") is True for one in written):
             self._refuse(
                 task,
                 "any_errors_fatal would end the change of the other hosts in the middle",
-                "Set it on the play: it then ends the play when all hosts have ended their change",
+                "Set it on the play: the play then ends after all hosts have ended their change",
             )
         if not self._alone and task.run_once is True and task.ignore_errors is not True:
             self._refuse(
                 task,
                 "run_once: when it fails, ansible-core drops the other hosts in the middle of their change",
-                "Write `when: inventory_hostname == ansible_play_batch[0]` instead, or run it outside of the role",
+                "Use `when: inventory_hostname == ansible_play_batch[0]` instead, or run the task outside of the role",
             )
 
     def _ancestry(self, task: t.Any) -> t.Iterator[t.Any]:
-        """The task and what is around it in the files of the change."""
+        """Yield the task and the blocks and includes around it in the files of the change."""
         while task is not None and task is not self._parent:
             yield task
             task = task._parent
@@ -286,7 +286,7 @@ class _Reader:
         raise AnsibleActionFail(f"The option {self._option!r} cannot be used. {where}: {why}. {remedy}")
 
     def _is_conditional(self, task: t.Any) -> bool:
-        """Whether the task or a block around it has a condition; those around this very action were met."""
+        """Return True if the task or a block around it in the change has a condition."""
         return any(one.when for one in self._ancestry(task))
 
     def _is_ours(self, path: str | None) -> bool:
@@ -299,19 +299,19 @@ class _Reader:
 
     def _refuse_ours(self, name: str) -> t.NoReturn:
         raise AnsibleActionFail(
-            f"The option {self._option!r} leads to an include of {name!r}, for which ansible-core would take the file of that name "
-            f"of the role {self._role.get_name()}. Write it with its folder, as '{{{{ playbook_dir }}}}/{name}'"
+            f"The option {self._option!r} leads to an include of {name!r}, for which ansible-core would use the file with this name "
+            f"in the role {self._role.get_name()}. Add the folder, as in '{{{{ playbook_dir }}}}/{name}'"
         )
 
 
 def _message(exc: AnsibleError) -> str:
-    """The message on one line, without the picture of the source that ansible-core 2.16 appends."""
+    """Return the message on one line, without the source excerpt that ansible-core 2.16 appends."""
     text = str(exc).split("The error appears to be in", 1)[0].split("The error appears to have been in", 1)[0]
     return " ".join(text.split())
 
 
 def _position(exc: BaseException | None) -> str | None:
-    """File and line of what was wrong, where ansible-core tells."""
+    """Return file and line of the error if ansible-core reports them."""
     while exc is not None:
         source = getattr(exc, "obj", None)
         position = getattr(source, "ansible_pos", None)  # until 2.18
@@ -325,7 +325,7 @@ def _position(exc: BaseException | None) -> str | None:
 
 
 def _origin(source: t.Any) -> t.Any:
-    """The origin with which 2.19 and later tag what they read; there is no public way to ask for it."""
+    """Return the origin tag of ansible-core 2.19 and later; there is no public API for it."""
     try:
         from ansible._internal._datatag._tags import Origin
     except ImportError:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Take, label and remove snapshots, and show how far that is. Documented in plugins/modules/snapshot.py."""
+"""Take, label and remove snapshots, and show the progress. Documented in plugins/modules/snapshot.py."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from ansible_collections.safepoint.vm.plugins.plugin_utils._progress import Prog
 
 
 class ActionModule(ProgressAction):
-    """The module with its progress on the terminal."""
+    """Runs the module and shows its progress on the terminal."""

@@ -9,4 +9,4 @@ from ansible_collections.safepoint.vm.plugins.plugin_utils._local import LocalAc
 
 
 class ActionModule(LocalAction):
-    """The module, run where the collection is when that is on the controller."""
+    """Runs the module directly from the installed collection if its task runs on the controller."""

@@ -144,8 +144,8 @@ from ansible.errors import AnsibleFilterError
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age, parse_time
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import Limits
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_model import build
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.build import build
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Limits
 
 
 def snapshot_report(
@@ -164,7 +164,7 @@ def snapshot_report(
     try:
         limits = Limits(parse_age(str(max_age), option="max_age").total_seconds(), int(max_chain))
         moment = parse_time(str(now), option="now")
-        return build(answers, now=moment, limits=limits, backup_patterns=backup_patterns, audit=audit)
+        return build(answers, now=moment, limits=limits, backup_patterns=backup_patterns, audit=audit).as_data()
     except (InvalidOption, ValueError) as exc:
         raise AnsibleFilterError(f"snapshot_report: {exc}") from exc
 

@@ -40,12 +40,24 @@ _value:
 """
 
 import typing as t
+from collections.abc import Mapping
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_html import page
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.page import page
+
+
+def snapshot_report_html(report: Mapping[str, t.Any]) -> str:
+    """The report as a page."""
+    try:
+        return page(Report.from_data(report))
+    except ValueError as exc:
+        raise AnsibleFilterError(f"snapshot_report_html: {exc}") from exc
 
 
 class FilterModule:
     """The snapshot_report_html filter."""
 
     def filters(self) -> dict[str, t.Any]:
-        return {"snapshot_report_html": page}
+        return {"snapshot_report_html": snapshot_report_html}

@@ -40,12 +40,24 @@ _value:
 """
 
 import typing as t
+from collections.abc import Mapping
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_metrics import metrics
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.metrics import metrics
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
+
+
+def snapshot_report_metrics(report: Mapping[str, t.Any]) -> str:
+    """The report as metrics."""
+    try:
+        return metrics(Report.from_data(report))
+    except ValueError as exc:
+        raise AnsibleFilterError(f"snapshot_report_metrics: {exc}") from exc
 
 
 class FilterModule:
     """The snapshot_report_metrics filter."""
 
     def filters(self) -> dict[str, t.Any]:
-        return {"snapshot_report_metrics": metrics}
+        return {"snapshot_report_metrics": snapshot_report_metrics}

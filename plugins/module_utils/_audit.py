@@ -1,12 +1,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The audit file: by whom, why and when VMs were changed. Lines of JSON, at the end of a file that is opened before the first write.
+"""The audit file: who changed VMs, when and why, as lines of JSON. The file is opened before the first write and only appended to.
 
-Each write has two lines with the same id: the intent, written before the hypervisor is asked, and the outcome. A call that is killed between them leaves an
-intent without an outcome. At the end of a call each VM has a line with its result.
+Each write has two lines with the same id: the intent, written before the request to the hypervisor, and the outcome. A call that is killed in between leaves an
+intent without an outcome. At the end of a call, each VM gets a line with its result.
 
-The lines are handed to the kernel at once, and a killed process loses none. They are not synced to disk: a machine that loses its power loses the last ones.
+The lines are not buffered, so a killed process loses none. They are not synced to disk: a power failure may lose the last ones.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -28,9 +28,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import form
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 
-# The fields of the line have their documentation in plugins/doc_fragments/_audit.py.
+# The fields of a line are documented in plugins/doc_fragments/_audit.py.
 _VERSION = 1
-# A reason for people; the whole of a long description is on the snapshot.
+# Maximum length of a text. The snapshot itself has the full description.
 _LONGEST = 500
 
 Options = Mapping[str, t.Any]
@@ -38,12 +38,12 @@ Row = Mapping[str, t.Any]
 
 
 def who(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """On which machine and as whom this process runs; through sudo also who called it, and in AWX the number of the job."""
+    """Return the host and the user of this process, the user that called sudo, and the id of the AWX job."""
     uid = os.getuid()
     try:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
-        user = str(uid)  # in an execution environment the user need not have a name
+        user = str(uid)  # in an execution environment, the user may have no name
     return {
         "host": socket.gethostname(),
         "user": user,
@@ -53,12 +53,12 @@ def who(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 
 class AuditFile:
-    """The audit file, open for one call. It observes the writes of the call, see Observer in _jobs.py."""
+    """The open audit file of one call. Implements Observer of _jobs.py."""
 
     def __init__(
         self, path: str, *, module: str, options: Options, by: Mapping[str, str | None], seconds: float, secrets: Collection[str]
     ) -> None:
-        """``by`` says who called and where, ``seconds`` after how long the call ends at the latest; ``secrets`` are taken out of every line.
+        """``by``: fields for the caller and the endpoint. ``seconds``: maximum duration of the call. ``secrets`` are masked in every line.
 
         :raises InvalidOption: the file cannot be opened for writing.
         """
@@ -70,15 +70,15 @@ class AuditFile:
         self._common = {**by, "module": module, "backend": options["backend"], "call": self._call}
         self._began = time.monotonic()
         self._writes = 0
-        # By the id of the VM, which has one job at a time: the fields of its intent, and when it was written.
+        # VM id -> the fields of its intent and the time of writing. A VM has one job at a time.
         self._intents: dict[str, tuple[dict[str, t.Any], float]] = {}
         self._torn = False
         self._descriptor = _open(path, os.O_CREAT)
 
     def before(self, action: Action) -> None:
-        """Record that ``action`` is about to begin.
+        """Record the intent of ``action``.
 
-        :raises InvalidOption: the line could not be written; the action must not begin.
+        :raises InvalidOption: the line could not be written; the action must not be started.
         """
         self._writes += 1
         fields = {"id": f"{self._call}-{self._writes}", **_intent(action, self._options)}
@@ -86,15 +86,15 @@ class AuditFile:
             self._write("intent", {**fields, "ends_by": self._ends_by})
         except OSError as exc:
             raise InvalidOption(
-                f"This call has not begun to {action}, because audit_file={self._path!r} cannot be written: {_why(exc)}"
+                f"This call did not {action}, because audit_file={self._path!r} cannot be written: {_why(exc)}"
             ) from exc
         self._intents[action.vm.id] = fields, time.monotonic()
 
     def after(self, end: Finished) -> None:
-        """Record how an action ended. What it did is done: that this cannot be written is a warning."""
+        """Record the outcome of an action. The action has ended, so a failed write is only a warning."""
         action = end.job.action
-        if action.vm.id not in self._intents:  # only an undo goes on without
-            self.warnings.append(f"audit_file={self._path!r} cannot be written; this write is not recorded in it: {action}")
+        if action.vm.id not in self._intents:  # only an undo continues without an intent
+            self.warnings.append(f"audit_file={self._path!r} cannot be written; it has no record of this action: {action}")
             return
         fields, began = self._intents.pop(action.vm.id)
         error = end.error
@@ -104,12 +104,12 @@ class AuditFile:
         try:
             self._write("outcome", {**fields, **more, "snapshot_id": snapshot_id, "seconds": seconds})
         except OSError as exc:
-            self.warnings.append(f"The outcome of this write is not in audit_file={self._path!r}: {action} ({_why(exc)})")
+            self.warnings.append(f"audit_file={self._path!r} has no record of the outcome of this action: {action} ({_why(exc)})")
 
     def finish(self, rows: Sequence[Row], failure: Options | None) -> None:
-        """Record the result of each VM that was acted on or that failed, or one for all of them when the endpoint was never reached; close the file.
+        """Record the results and close the file. Each VM that was changed or that failed has one line; all share one if the endpoint was not reached.
 
-        Of a prune each snapshot that was removed has a line, with the reason that the policy gives. ``rows`` are the results of the VMs.
+        A prune has one line for each removed snapshot, with the reason from the policy. ``rows`` are the results of the VMs.
         """
         options = self._options
         asked = [*(options.get("vms") or []), *(one["vm"] for one in options.get("targets") or [])]
@@ -123,20 +123,20 @@ class AuditFile:
             for row in told:
                 self._write("result", {"id": None, **_entry(row, options), "seconds": seconds})
         except OSError as exc:
-            self.warnings.append(f"The results of the VMs are not in audit_file={self._path!r}: {_why(exc)}")
+            self.warnings.append(f"The results of the VMs could not be written to audit_file={self._path!r}: {_why(exc)}")
         try:
             os.close(self._descriptor)
-        except OSError as exc:  # NFS tells here that there was no space, or that the quota was used up
-            self.warnings.append(f"audit_file={self._path!r} could not be closed; its last lines may not be in it: {_why(exc)}")
+        except OSError as exc:  # NFS reports a full file system or an exceeded quota here
+            self.warnings.append(f"audit_file={self._path!r} could not be closed; its last lines may be missing: {_why(exc)}")
 
     def _write(self, event: str, fields: Mapping[str, t.Any]) -> None:
-        """Add a line in one write to a file that is open for appending, so that lines of several runs never mix.
+        """Append a line with a single write() in append mode, so that the lines of parallel runs never mix.
 
-        :raises OSError: it is not there, or only a part of it is.
+        :raises OSError: the line was not written, or only a part of it.
         """
         head = {"version": _VERSION, "event": event, "time": format_time(datetime.now(timezone.utc))}
         text = _line({**head, **self._common, **fields}, self._secrets) + "\n"
-        # Half a line that a full file system took ends here.
+        # End a partial line that was written to a full file system.
         data = ("\n" + text if self._torn else text).encode()
         written = os.write(self._descriptor, data)
         self._torn = written != len(data)
@@ -145,7 +145,7 @@ class AuditFile:
 
 
 def check(path: str) -> None:
-    """What opening the file does to it, without making it: for check mode.
+    """Check that the file can be opened for writing, without creating it. For check mode.
 
     :raises InvalidOption: the file cannot be opened for writing.
     """
@@ -153,7 +153,7 @@ def check(path: str) -> None:
         os.stat(path)
     except FileNotFoundError:
         if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
-            raise _unusable(path, FileNotFoundError("its folder is not there, or this user may not write to it")) from None
+            raise _unusable(path, FileNotFoundError("its folder does not exist, or this user may not write to it")) from None
     except (OSError, ValueError) as exc:
         raise _unusable(path, exc) from exc
     else:
@@ -161,11 +161,11 @@ def check(path: str) -> None:
 
 
 def _open(path: str, flags: int) -> int:
-    # Without O_NONBLOCK a pipe that nobody reads would hold the module for ever.
+    # Without O_NONBLOCK, opening a pipe that has no reader would block for ever.
     flags |= os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
         return os.open(path, flags, 0o600)
-    except (OSError, ValueError) as exc:  # ValueError: a NUL, or half a character
+    except (OSError, ValueError) as exc:  # ValueError: a NUL, or an unpaired surrogate
         raise _unusable(path, exc) from exc
 
 
@@ -173,10 +173,10 @@ def _unusable(path: str, error: OSError | ValueError) -> InvalidOption:
     folder = os.path.dirname(path) or "."
     if isinstance(error, FileNotFoundError) and not os.path.isdir(folder):
         return InvalidOption(
-            f"audit_file={path!r} cannot be written: the folder {folder} does not exist; nothing was done, create the folder"
+            f"audit_file={path!r} cannot be written: the folder {folder} does not exist. Nothing was done; create the folder"
         )
     return InvalidOption(
-        f"audit_file={path!r} cannot be written: {_why(error)}; nothing was done. Name a file in a folder that this user may write to"
+        f"audit_file={path!r} cannot be written: {_why(error)}. Nothing was done; set a file in a folder that this user may write to"
     )
 
 
@@ -185,7 +185,7 @@ def _why(error: OSError | ValueError) -> str:
 
 
 def _intent(action: Action, options: Options) -> dict[str, t.Any]:
-    """The fields of a write."""
+    """Return the fields that the intent and the outcome of a write share."""
     if isinstance(action, Create):
         name, snapshot_id, described = action.name, None, action.description
     else:
@@ -208,12 +208,12 @@ def _intent(action: Action, options: Options) -> dict[str, t.Any]:
 
 
 def _shown(label: Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """A label without what only a program reads."""
+    """Return the label without its signature fields."""
     return {key: value for key, value in label.items() if key not in ("sig", "at")}
 
 
 def _acts(row: Row) -> list[Row]:
-    """What was done to one VM, as rows of one snapshot each."""
+    """Split the result of one VM into rows of one snapshot each; no row if nothing was done."""
     if "snapshots" not in row:
         return [row] if row["changed"] or "error" in row or row.get("action") == "lost_race" else []
     bare = {key: value for key, value in row.items() if key not in ("error", "msg")}
@@ -226,7 +226,7 @@ def _acts(row: Row) -> list[Row]:
 
 
 def _entry(row: Row, options: Options) -> dict[str, t.Any]:
-    """What was done to one VM. What its result does not tell, because it failed, is taken from the options."""
+    """Return the fields of a result line. Values that the result of a failed VM lacks are taken from the options."""
     snapshot: Row = row.get("snapshot") or {}
     vm: Row = row["vm"] or {}
     label = _shown(snapshot.get("label") or options.get("labels") or {})
@@ -250,5 +250,5 @@ def _entry(row: Row, options: Options) -> dict[str, t.Any]:
 def _line(entry: Mapping[str, t.Any], secrets: Collection[str]) -> str:
     from ansible.module_utils.common.parameters import remove_values
 
-    # ASCII: a name with half a character or a line separator in it must not break the line.
+    # ASCII: an unpaired surrogate or a line separator in a name must not break the line.
     return json.dumps(remove_values(entry, secrets), ensure_ascii=True, default=str)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Connection options -> driver.
+"""Create a driver from the connection options.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -27,7 +27,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Connec
 from ansible_collections.safepoint.vm.plugins.module_utils._server import read_server
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
-# A backend's library is imported only where the backend is used: pyVmomi alone takes a third of a second.
+# The library of a backend is imported only if the backend is used: importing pyVmomi takes a third of a second.
 if t.TYPE_CHECKING:
     from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
 
@@ -38,17 +38,17 @@ Opener = Callable[[float], "SnapshotDriver"]
 def open_driver(options: Options, *, environ: Mapping[str, str], seconds: float) -> SnapshotDriver:
     """Connect to the endpoint that ``options`` name, within ``seconds``.
 
-    :raises InvalidOption: as read_connection().
-    :raises LibraryMissing: the backend's Python library is not there.
-    :raises ConnectionFailed: no connection in time, or none at all.
+    :raises InvalidOption: see read_connection().
+    :raises LibraryMissing: the Python library of the backend is not installed.
+    :raises ConnectionFailed: the connection failed or timed out.
     """
     return read_connection(options, environ)(seconds)
 
 
 def read_connection(options: Options, environ: Mapping[str, str]) -> Opener:
-    """Check the connection options, without a connection; return the function that connects within a number of seconds.
+    """Check the connection options without connecting. Return the function that connects within a number of seconds.
 
-    :raises InvalidOption: an option that the backend needs is given nowhere, belongs to another backend, or cannot be used.
+    :raises InvalidOption: an option that the backend requires is missing, belongs to another backend, or has an invalid value.
     """
     backend = options["backend"]
     if backend not in VARIABLES:
@@ -56,7 +56,7 @@ def read_connection(options: Options, environ: Mapping[str, str]) -> Opener:
     for other in {name for names in VARIABLES.values() for name in names} - set(VARIABLES[backend]):
         if options.get(other) is not None:
             owners = " or ".join(one for one, names in VARIABLES.items() if other in names)
-            raise InvalidOption(f"{other} goes with backend={owners}, and backend={backend} is set; leave it out")
+            raise InvalidOption(f"{other} can only be used with backend={owners}, but backend={backend} is set; remove {other}")
     reader = {"libvirt": _read_libvirt, "proxmox": _read_proxmox, "vsphere": _read_vsphere}[backend]
     return reader(resolved_options(options, environ))
 
@@ -65,7 +65,7 @@ def _need(options: Options, backend: str, *names: str, example: str) -> None:
     for name in names:
         if not options[name]:
             variable = VARIABLES[backend][name]
-            raise InvalidOption(f"{name} is not set; write for example {example}, or set {variable}")
+            raise InvalidOption(f"{name} is not set; set it, for example {example}, or set the environment variable {variable}")
 
 
 def _read_libvirt(options: Options) -> Opener:
@@ -73,7 +73,7 @@ def _read_libvirt(options: Options) -> Opener:
     uri = options["uri"]
     if uri_password(uri):
         raise InvalidOption(
-            "uri has a password in it, which libvirt does not use; remove it and let ssh keys or auth.conf answer"
+            "uri contains a password, which libvirt does not use; remove it and use ssh keys or an auth.conf file"
         )
     return lambda seconds: _open_libvirt(uri, seconds)
 
@@ -143,15 +143,15 @@ def _read_proxmox(options: Options) -> Opener:
 
 
 def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
-    """The user with its realm, and the token's name and secret where there is one.
+    """Return the user with its realm, and the name and secret of the API token if one is set.
 
-    :raises InvalidOption: something of that is missing, or says two things.
+    :raises InvalidOption: an option is missing, or two options contradict each other.
     """
     token_id, user = options["token_id"], options["username"]
     if not token_id:
         if options["token_secret"]:
             raise InvalidOption(
-                "token_secret is given, and token_id is not; write for example token_id: automation@pve!safepoint"
+                "token_secret is set, but token_id is not; set it, for example token_id: automation@pve!safepoint"
             )
         _need(options, "proxmox", "username", example="username: automation@pve, or token_id: automation@pve!safepoint")
         _need(options, "proxmox", "password", example="password from a vault, or token_id and token_secret")
@@ -160,13 +160,13 @@ def _proxmox_login(options: Options) -> tuple[str, tuple[str, str] | None]:
         owner, mark, name = token_id.rpartition("!")
         if mark and user and user != owner:
             raise InvalidOption(
-                f"token_id={token_id!r} is one of {owner!r}, and username={user!r} is another user; leave username out"
+                f"token_id={token_id!r} belongs to the user {owner!r}, but username={user!r} is another user; remove username"
             )
         token_id, user = name, owner or user
     if "@" not in (user or ""):
         given = f"username={user!r}" if user else f"token_id={token_id!r}"
         raise InvalidOption(
-            f"{given} does not say which user of which realm is meant; write for example username: root@pam, or token_id: automation@pve!safepoint"
+            f"{given} has no realm; write the user with its realm, for example username: root@pam, or token_id: automation@pve!safepoint"
         )
     return user, (token_id, options["token_secret"]) if token_id else None
 
@@ -176,12 +176,12 @@ def _log_in(log_in: Callable[[], SnapshotDriver], where: str, seconds: float) ->
         return in_time("the login", log_in, Deadline(seconds))
     except TimedOut:
         raise ConnectionFailed(
-            f"{where} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that it is up"
+            f"{where} did not answer within connect_timeout={seconds:g} seconds; check hostname and port, and that the server is running"
         ) from None
 
 
 def _end_ssh() -> None:
-    """End the ssh that libvirt started for a connection that never came about: it outlives this process (libvirt 9.0)."""
+    """End the ssh process of a connection that was never established: libvirt does not end it, and it outlives this process (libvirt 9.0)."""
     for path in glob.glob("/proc/[0-9]*/stat"):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
@@ -189,4 +189,4 @@ def _end_ssh() -> None:
             if process and int(process.group(2)) == os.getpid():
                 os.kill(int(process.group(1)), signal.SIGTERM)
         except OSError:
-            continue  # it ended meanwhile, or is none of ours
+            continue  # the process has ended, or belongs to another user

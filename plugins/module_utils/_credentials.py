@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where the endpoint is and who logs in, from the options and from the environment names that the ecosystem already uses.
+"""Address and credentials of the endpoint, from the options or from the environment variables that other tools for the vendor use.
 
-They are resolved here, per backend, and not by the argument spec, which cannot see ``backend`` and would send one vendor's credentials to
-the other.
+They are resolved here, per backend, and not by the argument spec: it cannot see ``backend`` and would send the credentials of one vendor to
+another.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 Options = Mapping[str, t.Any]
 
-# By the backend: its own options, each with the environment variable that stands in for it. AWX's built-in credentials set these.
+# Backend -> its own options, each with the environment variable that is the fallback. The built-in credential types of AWX set these variables.
 VARIABLES: Mapping[str, Mapping[str, str | None]] = {
     "libvirt": {"uri": "LIBVIRT_DEFAULT_URI"},
     "vsphere": {
@@ -42,41 +42,41 @@ VARIABLES: Mapping[str, Mapping[str, str | None]] = {
 
 
 def secrets(options: Options, environ: Mapping[str, str]) -> set[str]:
-    """Values among the options and their fallbacks that must never be shown."""
+    """Return the values of the options and their fallbacks that must never be shown."""
     resolved = resolved_options(options, environ)
     found = {
         resolved.get("password"),
         resolved.get("token_secret"),
         uri_password(options.get("uri") or resolved.get("uri") or ""),
-        # A URL is refused as a hostname. Its password is not shown for that.
+        # A URL is not a valid hostname, but the error message must not show its password.
         uri_password(options.get("hostname") or resolved.get("hostname") or ""),
     }
     return {one for one in found if one}
 
 
 def address(options: Options, environ: Mapping[str, str]) -> str | None:
-    """Where the endpoint is, for people: a host or a URI. May hold what ``secrets()`` returns."""
+    """Return the host or URI of the endpoint, for display. It may contain values of ``secrets()``."""
     resolved = resolved_options(options, environ)
     return resolved.get("hostname") or resolved.get("uri")
 
 
 def resolved_options(options: Options, environ: Mapping[str, str]) -> Options:
-    """The backend's own options, those that are not set from the environment."""
+    """Return the options of the backend; those that are not set are read from the environment."""
     found = {}
     overruled = _overruled(options)
     for name, variable in VARIABLES.get(options["backend"], {}).items():
         value = options.get(name)
         if value is None and variable and name not in overruled:
-            # In AWX a field that was left empty is an empty variable.
+            # AWX sets an empty variable for a credential field that was left empty.
             value = environ.get(variable) or None
         found[name] = value
     return found
 
 
 def _overruled(options: Options) -> set[str]:
-    """What belongs to another way to log in than the one that the options have chosen; no variable may choose that after all."""
+    """Return the options of the login method that was not chosen. Environment variables must not select that method."""
     if options.get("token_id") or options.get("token_secret"):
-        # The short name of a token needs its user.
+        # A token name without a user needs username.
         return {"password", "username"} if "!" in (options.get("token_id") or "") else {"password"}
     return {"token_id", "token_secret"} if options.get("password") else set()
 
@@ -85,11 +85,11 @@ _USERINFO = re.compile(r"\A([^:/?#]+://[^@?#]*?):([^@?#]*)@")
 
 
 def public_uri(uri: str) -> str:
-    """``uri`` as it may be shown: without a password in it."""
+    """Return ``uri`` with its password masked."""
     return _USERINFO.sub(r"\1:***@", uri)
 
 
 def uri_password(uri: str) -> str | None:
-    """The password in ``uri``, which libvirt does not use there."""
+    """Return the password in ``uri``, which libvirt ignores."""
     found = _USERINFO.match(uri)
     return found.group(2) if found else None

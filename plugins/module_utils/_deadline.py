@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""One budget of time, and the durations and moments that people write.
+"""Deadlines, and the durations and times that users write in options.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -25,7 +25,7 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)")
 
 
 class Deadline:
-    """A budget of seconds that starts now, shared by everything that waits under it."""
+    """A time limit in seconds that starts when it is created. All waits of an operation share it."""
 
     def __init__(
         self,
@@ -40,27 +40,27 @@ class Deadline:
         self._end = clock() + seconds
 
     def left(self) -> float:
-        """Seconds that remain, never below zero."""
+        """Return the remaining seconds, never below zero."""
         return max(0.0, self._end - self._clock())
 
     def within(self, seconds: float) -> Deadline:
-        """A shorter budget inside this one."""
+        """Return a shorter deadline that ends no later than this one."""
         return Deadline(min(seconds, self.left()), clock=self._clock, sleep=self._sleep)
 
     def extended(self, seconds: float) -> Deadline:
-        """A longer budget: what is left of this one, and so many seconds after its end. It ends at the same moment whenever it is asked for."""
+        """Return a deadline that ends ``seconds`` after the end of this one, no matter when this method is called."""
         longer = Deadline(self.seconds + seconds, clock=self._clock, sleep=self._sleep)
         longer._end = self._end + seconds
         return longer
 
     def sleep(self) -> None:
-        """Let the rest of the time pass."""
+        """Sleep until the deadline."""
         self._sleep(self.left())
 
     def poll(self, what: str, probe: Callable[[], _T | None], *, first: float = 0.1, longest: float = 2.0) -> _T:
-        """Call ``probe`` until it returns something, with growing pauses of ``first`` to ``longest`` seconds.
+        """Call ``probe`` until it returns a value that is not None, with growing pauses of ``first`` to ``longest`` seconds.
 
-        :raises TimedOut: the budget is used up; names ``what`` was waited for.
+        :raises TimedOut: the time is up; the message names ``what``.
         """
         pause = first
         while True:
@@ -75,9 +75,9 @@ class Deadline:
 
 
 def parse_duration(text: str, *, option: str) -> float:
-    """Seconds of ``90s``, ``15m``, ``72h``, ``7d``, ``2w`` or a bare number of seconds.
+    """Return the seconds of ``90s``, ``15m``, ``72h``, ``7d``, ``2w`` or of a number without a unit, which is in seconds.
 
-    :raises InvalidOption: names ``option`` and what is understood.
+    :raises InvalidOption: names ``option`` and the accepted formats.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
@@ -89,14 +89,14 @@ def parse_duration(text: str, *, option: str) -> float:
 
 
 def parse_age(text: str, *, option: str) -> timedelta:
-    """A duration that decides which snapshots are kept. It needs a unit: a bare 3 that is meant as days would remove what is older than three seconds.
+    """Parse a duration that decides which snapshots are kept. It needs a unit: a 3 that means days would remove everything older than three seconds.
 
-    :raises InvalidOption: names ``option``, the value and what to write.
+    :raises InvalidOption: names ``option``, the value and the fix.
     """
     seconds = parse_duration(text, option=option)
     if seconds and _NUMBER.fullmatch(text.strip()):
         number = text.strip()
-        # Only what would be accepted is proposed, and no single unit, which would be copied without a thought.
+        # Propose only values that are accepted, and two units, so that the user has to choose one.
         units = {"h": "hours", "d": "days"} if seconds * _UNITS["d"] <= _LONGEST else {"s": "seconds", "m": "minutes"}
         fixes = " or ".join(f"{number}{unit} for {word}" for unit, word in units.items())
         raise InvalidOption(f"{option}={number} has no unit; write {fixes}")
@@ -104,9 +104,9 @@ def parse_age(text: str, *, option: str) -> timedelta:
 
 
 def parse_time(text: str, *, option: str) -> datetime:
-    """An aware UTC moment of an ISO 8601 text such as ``2026-11-26T08:00:00Z``; without a zone it is UTC.
+    """Parse an ISO 8601 time such as ``2026-11-26T08:00:00Z`` into an aware UTC datetime. A time without a zone is UTC.
 
-    :raises InvalidOption: names ``option`` and what is understood.
+    :raises InvalidOption: names ``option`` and the accepted format.
     """
     try:
         # fromisoformat() understands a trailing Z from Python 3.11 on only.
@@ -119,14 +119,14 @@ def parse_time(text: str, *, option: str) -> datetime:
 
 
 def format_time(moment: datetime) -> str:
-    """ISO 8601 in UTC to the second, with a trailing Z."""
+    """Format as ISO 8601 in UTC with seconds and a trailing Z."""
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def parse_expiry(text: str, *, option: str = "expires") -> timedelta | datetime:
-    """When a snapshot expires: a duration counts from its creation, a time stands for itself.
+    """Parse the expiry of a snapshot: a duration, counted from its creation, or a time.
 
-    :raises InvalidOption: neither of the two, or a duration of nothing.
+    :raises InvalidOption: the text is neither, or a duration of zero.
     """
     expiry = parse_moment(text, option=option)
     if not expiry:
@@ -135,9 +135,9 @@ def parse_expiry(text: str, *, option: str = "expires") -> timedelta | datetime:
 
 
 def parse_moment(text: str, *, option: str) -> timedelta | datetime:
-    """A duration with a unit, which is counted from some moment, or a time that stands for itself.
+    """Parse a duration with a unit, which the caller counts from some time, or a time.
 
-    :raises InvalidOption: neither of the two.
+    :raises InvalidOption: the text is neither.
     """
     if re.match(r"\d{4}-\d", text.strip()):
         return parse_time(text, option=option)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend promises. ``tests/conformance`` is the definition of this interface.
+"""The interface of every backend. It is defined by ``tests/conformance``.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -24,18 +24,18 @@ if t.TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Create:
-    """Take a snapshot of ``vm`` in the state it is in."""
+    """Take a snapshot of the present state of ``vm``."""
 
     vm: Vm
     name: str
     description: str
     memory: bool
     kind: str | None = None
-    """The kind of the Way that was chosen."""
+    """The kind of the chosen Way."""
     quiesce: str = "never"
     """``never``, ``prefer`` or ``require``."""
     unquiesced_description: str | None = None
-    """Unless ``never``: the description of a snapshot that is not quiesced after all, or not yet known to be."""
+    """Set unless quiesce is ``never``: the description of a snapshot that is not quiesced, or not yet known to be."""
 
     def __str__(self) -> str:
         return f"take snapshot {self.name} of {self.vm}"
@@ -43,7 +43,7 @@ class Create:
 
 @dataclasses.dataclass(frozen=True)
 class Revert:
-    """Return ``vm`` to ``snapshot``. What happened since is lost; ``power`` is as_snapshot, on or off."""
+    """Revert ``vm`` to ``snapshot``. All later changes are lost. ``power`` is as_snapshot, on or off."""
 
     vm: Vm
     snapshot: Snapshot
@@ -66,7 +66,7 @@ class Delete:
 
 @dataclasses.dataclass(frozen=True)
 class Describe:
-    """Give ``snapshot`` the whole of ``description``."""
+    """Replace the description of ``snapshot``."""
 
     vm: Vm
     snapshot: Snapshot
@@ -81,117 +81,118 @@ Action = t.Union[Create, Revert, Delete, Describe]
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """An action that is under way. Only the driver that started it looks inside ``handle``."""
+    """A running action. Only the driver that started it uses ``handle``."""
 
     action: Action
     handle: t.Any = None
-    """As text it names the work to people who look for it at the hypervisor; None where it has no name there."""
+    """As text: the name of the task at the hypervisor, for messages; None if it has none."""
     percent: int | None = None
-    """How far the vendor says it is. Set by the driver, in whatever thread, while the job runs."""
+    """Progress as the vendor reports it. The driver sets it from any thread while the job runs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """How a job ended.
+    """The result of a job.
 
-    A Revert that the hypervisor had accepted before something else failed (its snapshot is gone now, or the VM does not start) is either a success or an
-    error that says so, never SnapshotNotFound or Locked: with these the engine decides again, as if nothing had been done.
+    If a Revert was accepted by the hypervisor and something failed later (its snapshot is gone now, or the VM does not start), the result is a success or an
+    error that says so. It is never SnapshotNotFound or Locked: on these, the engine decides again, as if nothing had been done.
     """
 
     job: Job
     error: SafepointError | None = None
     snapshot_id: str | None = None
-    """The id of the snapshot that a Create made."""
+    """The id of the snapshot that a Create took."""
     warnings: tuple[str, ...] = ()
 
 
 class SnapshotDriver(abc.ABC):
-    """One vendor's API. Raises SafepointError only; never sees Ansible.
+    """The API of one vendor. Raises only SafepointError; does not import Ansible.
 
-    All methods but ``start`` block; the caller runs them in daemon threads under a deadline of its own.
+    All methods except ``start`` block; the caller runs them in daemon threads with a deadline.
     """
 
     name: t.ClassVar[str]
     name_rule: t.ClassVar[NameRule]
     revert_needs_newest: t.ClassVar[bool] = False
-    """Whether a revert is possible only to the newest snapshot, so that later ones have to go first."""
+    """True if a VM can be reverted to its newest snapshot only, so that newer snapshots must be removed first."""
     most_parallel: t.ClassVar[int | None] = None
-    """The number of jobs that the endpoint can take at the same time, whatever max_parallel allows; None where it limits them itself."""
+    """Maximum number of parallel jobs at the endpoint, regardless of max_parallel; None if the endpoint itself limits them."""
     lock_timeout: float = 60.0
-    """Seconds for which a job that has changed its VM already waits for another operation on it; set by the engine."""
+    """Seconds that a job which has already changed its VM waits for another operation on the VM; set by the engine."""
     stop: Stop | None = None
-    """Told by signals, set by the engine. A job that sent nothing until then sends nothing any more, and ends with NotStarted."""
+    """Set by the engine; records SIGINT and SIGTERM. After a signal, a job that has not sent a request sends none, and ends with NotStarted."""
 
     def set_deadline(self, deadline: Deadline) -> None:
-        """Until when a read that gets no answer is repeated, and a write whose answer was lost is looked up.
+        """Set the time until which the driver repeats reads that get no answer and looks up writes whose answer was lost.
 
         The engine sets it for each phase of a call (the work, the undo, the last look). A driver whose connection ends with its endpoint ignores it.
         """
 
     def now(self) -> datetime:
-        """What time it is for the snapshots: by the endpoint's clock where that is known, and else by ours. Aware and UTC."""
+        """Return the time of the endpoint's clock if it is known, otherwise of the local clock. Aware and UTC."""
         return datetime.now(timezone.utc)
 
     def imagine(self, vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
-        """The snapshots with what could not be done with each if these were all that ``vm`` has. Asks nobody."""
+        """Return ``snapshots`` with the obstacles that they would have if they were all snapshots of ``vm``. Sends no request."""
         return snapshots
 
     @abc.abstractmethod
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
-        """Resolve names, UUIDs and ids in one look-up for all.
+        """Resolve names, UUIDs and ids, all in one request.
 
-        A prefix ``name:``, ``uuid:`` or ``id:`` decides what a ref is. What matches no VM is VmNotFound, several is VmAmbiguous.
+        A prefix ``name:``, ``uuid:`` or ``id:`` sets the type of a ref. A ref without a match gives VmNotFound, one with several gives VmAmbiguous.
         """
 
     @abc.abstractmethod
     def vms(self) -> Sequence[Vm]:
-        """All VMs of the endpoint, in the order of their names."""
+        """Return all VMs of the endpoint, sorted by name."""
 
     @abc.abstractmethod
     def inspect(
         self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
     ) -> Mapping[str, VmState | SafepointError]:
-        """What preflight needs to know, by the id of the VM, and with ``ways`` how snapshots can be taken. Writes nothing.
+        """Return the state of each VM by its id, with ``ways`` also the ways to take a snapshot. Writes nothing.
 
-        With ``memory`` and ``quiesce`` also whether with memory and quiesced; without them a backend need not know, where asking costs something.
+        With ``memory`` and ``quiesce``, the ways also tell if a snapshot with memory or a quiesced one is possible. Without them, a backend may skip these
+        checks if they cost a request.
         """
 
     @abc.abstractmethod
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
-        """All snapshots by the id of the VM, parents before their children. Unfinished ones may be among them.
+        """Return all snapshots by the id of the VM, parents before their children. Unfinished snapshots may be included.
 
-        With ``sizes`` also how large they are, where the backend tells it at some cost.
+        With ``sizes``, also their sizes if these cost the backend extra requests.
         """
 
     @abc.abstractmethod
     def configurations(
         self, wanted: Sequence[tuple[Vm, Snapshot | None]]
     ) -> Mapping[tuple[str, str | None], Configuration | SafepointError]:
-        """What VMs were made of when a snapshot was taken, or with None are made of today; by the ids of the VM and the snapshot."""
+        """Return the configuration of each VM in a snapshot, or its present one for None; by the ids of the VM and the snapshot."""
 
     def look_into_images(self, vms: Sequence[Vm]) -> Mapping[str, tuple[Finding, ...] | SafepointError]:
-        """What is wrong inside the VMs' disk images, by the id of the VM, where the backend lets one look. May be slow."""
+        """Return the problems in the VMs' disk images by the id of the VM, if the backend can read the images. May be slow."""
         return {vm.id: () for vm in vms}
 
     def foresee(self, actions: Sequence[Action]) -> Mapping[str, SafepointError]:
-        """By the id of the VM, which of the actions would be refused, where the backend has to be asked for each of them.
+        """Return by the id of the VM the actions that the backend would refuse, if it needs a request for each of them.
 
-        Asked in a dry run only. A real one is refused by the backend itself, before anything is written, and is spared these requests.
+        Called in a dry run only. In a real run, the backend itself refuses the action before it writes anything, so these requests are not needed.
         """
         return {}
 
     @abc.abstractmethod
     def start(self, action: Action) -> Job:
-        """Begin an action and return at once. One VM has at most one job of ours at a time.
+        """Start an action and return immediately. The caller runs at most one job per VM at a time.
 
-        A write whose answer was lost is looked up until it is known; a job whose write cannot be known by the deadline ends with Unverified,
-        which says what was sent. NotReached means that nothing was sent.
+        If the answer to a write was lost, the driver looks up its result. If the result is not known by the deadline, the job ends with Unverified,
+        which names the request that was sent. NotReached means that nothing was sent.
         """
 
     @abc.abstractmethod
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
-        """Block until at least one of ``jobs`` has ended; return all that have, or none when the time is up."""
+        """Wait until at least one of ``jobs`` has ended; return all that have ended, or an empty list when the time is up."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Log out. Jobs that are under way go on at the hypervisor."""
+        """Log out. Running jobs continue at the hypervisor."""

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The failures that users meet: one class, one code word and one sentence each.
+"""The errors that users see: one class and one code word for each.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -37,24 +37,24 @@ __all__ = [
 
 
 class SafepointError(Exception):
-    """What failed, on what, and what to do about it, in one sentence. ``code`` is for programs."""
+    """The message says what failed, on which object, and what to do about it. ``code`` is for programs."""
 
     code = "failed"
 
 
 class InvalidOption(SafepointError):
-    """An option's value cannot be used; names the option, the value and the fix."""
+    """The value of an option is invalid; the message names the option, the value and the fix."""
 
     code = "invalid_option"
 
 
 class LibraryMissing(SafepointError):
-    """A Python library that the backend needs is not there."""
+    """A Python library that the backend needs is not installed."""
 
     code = "library_missing"
 
     def __init__(self, library: str, details: str) -> None:
-        """``details`` is the traceback of the import, for the debug output only."""
+        """``details`` is the traceback of the import, for debug output only."""
         super().__init__(f"The Python library {library} is missing")
         self.library = library
         self.details = details
@@ -67,53 +67,53 @@ class ConnectionFailed(SafepointError):
 
 
 class NotReached(ConnectionFailed):
-    """There was no connection over which anything could have been asked, so that nothing was done."""
+    """There was no connection, so no request was sent and nothing was done."""
 
 
 class PermissionDenied(SafepointError):
-    """The endpoint answered, and refused."""
+    """The endpoint refused the request or the login."""
 
     code = "permission_denied"
 
 
 class VmNotFound(SafepointError):
-    """No VM has that name, UUID or id; lists near misses."""
+    """No VM has this name, UUID or id; the message lists similar names."""
 
     code = "vm_not_found"
 
 
 class VmAmbiguous(SafepointError):
-    """Several VMs match; lists them all."""
+    """Several VMs match; the message lists them all."""
 
     code = "vm_ambiguous"
 
 
 class SnapshotNotFound(SafepointError):
-    """The VM has no such snapshot; lists those it has."""
+    """The VM has no such snapshot; the message lists its snapshots."""
 
     code = "snapshot_not_found"
 
 
 class SnapshotAmbiguous(SafepointError):
-    """Several snapshots have that name; lists their ids."""
+    """Several snapshots have this name; the message lists their ids."""
 
     code = "snapshot_ambiguous"
 
 
 class SnapshotExists(SafepointError):
-    """A snapshot of that name is there already."""
+    """A snapshot with this name already exists."""
 
     code = "snapshot_exists"
 
 
 class ExistsDiffers(SafepointError):
-    """A snapshot of that name is there, and is not what was asked for."""
+    """A snapshot with this name exists, but does not have the requested properties."""
 
     code = "exists_differs"
 
 
 class Foreign(SafepointError):
-    """The snapshot was not made by this owner."""
+    """The snapshot belongs to another owner, or to none."""
 
     code = "foreign"
 
@@ -125,66 +125,66 @@ class Held(SafepointError):
 
 
 class NewerSnapshots(SafepointError):
-    """The revert would have to destroy snapshots taken later."""
+    """The revert would destroy newer snapshots."""
 
     code = "newer_snapshots"
 
 
 class Unsupported(SafepointError):
-    """The backend or this VM cannot do what was asked; nothing was written."""
+    """The backend or this VM does not support the request; nothing was written."""
 
     code = "unsupported"
 
 
 class Locked(SafepointError):
-    """Somebody else's operation holds the VM."""
+    """Another operation has locked the VM."""
 
     code = "locked"
 
 
 class LostRace(SafepointError):
-    """Another run did the same at the same time, and was first; what this one did has to be taken back."""
+    """Another run took the same snapshot first; the one that this run took must be removed."""
 
     code = "lost_race"
 
 
 class LabelDiffers(SafepointError):
-    """The label does not say what it has to say for anything to be done."""
+    """The label of the snapshot does not have the required values; nothing was done."""
 
     code = "label_differs"
 
 
 class TimedOut(SafepointError):
-    """The time is up; the operation may still be going on at the hypervisor."""
+    """The time is up; the operation may still be running at the hypervisor."""
 
     code = "timed_out"
 
 
 class Interrupted(TimedOut):
-    """The module was told to stop by a signal; the operation may still be going on at the hypervisor."""
+    """A signal stopped the module; the operation may still be running at the hypervisor."""
 
     code = "interrupted"
 
 
 class NotStarted(SafepointError):
-    """Nothing was done on this VM because another one failed first, or the module was told to stop."""
+    """Nothing was done on this VM, because another VM failed first or a signal stopped the module."""
 
     code = "not_started"
 
 
 class Undone(SafepointError):
-    """What was done on this VM was taken back because another one failed."""
+    """The new snapshot of this VM was removed again, because another VM failed."""
 
     code = "undone"
 
 
 class BackendFailed(SafepointError):
-    """The hypervisor tried and failed; carries its own text."""
+    """The hypervisor reported a failure; the message has its text."""
 
     code = "backend_failed"
 
 
 class Unverified(SafepointError):
-    """A write was sent, and the state that it should have led to was not seen: the hypervisor shows another one, or could not be read any more."""
+    """A write was sent, but its result was not confirmed: the hypervisor shows another state, or could not be read afterwards."""
 
     code = "unverified"

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The message of a call of which some VMs failed. Pure.
+"""The error message of a call in which VMs failed. Pure: no I/O.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -15,16 +15,16 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotSta
 
 Row = Mapping[str, t.Any]
 
-# More are counted: the messages of 300 VMs are 27 kB, and each VM has its own in the result.
+# Further messages are only counted: those of 300 VMs are 27 kB, and the result has the message of each VM.
 _MOST = 10
 
 
 def failure(rows: Sequence[Row]) -> dict[str, str] | None:
-    """The error and the message of the call whose results these are, or None when no VM failed."""
+    """Return ``error`` and ``msg`` of the call with these results, or None if no VM failed."""
     failed = [row for row in rows if "error" in row]
     if not failed:
         return None
-    # What was not started or undone because of others is told by its own row.
+    # VMs that were not started or undone because of other VMs are not a cause; their own rows say so.
     causes = [row for row in failed if row["error"] not in (NotStarted.code, Undone.code)] or failed
     msg = causes[0]["msg"]
     if len(rows) > 1:
@@ -33,7 +33,7 @@ def failure(rows: Sequence[Row]) -> dict[str, str] | None:
 
 
 def _grouped(causes: Sequence[Row]) -> str:
-    """The first ten, those with the same error together, and how many more there are; of each error at least one where there are no more than ten errors."""
+    """Join the first ten messages, grouped by error, and count the others. With up to ten different errors, each has at least one message."""
     groups: dict[str, list[Row]] = {}
     for row in causes:
         groups.setdefault(row["error"], []).append(row)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which snapshots are meant, where they are not named one by one. Pure: no I/O, no clock.
+"""Select snapshots by name pattern, labels and age. Pure: no I/O, no clock.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -19,18 +19,18 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapsho
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
-    """What a snapshot must be like. Whatever is None or empty lets all through."""
+    """Conditions that a snapshot must all meet. None or an empty value is no condition."""
 
     name: str | None = None
-    """A pattern as the shell knows it: ``*``, ``?`` and ``[...]``; upper and lower case differ."""
+    """A shell pattern with ``*``, ``?`` and ``[...]``; case-sensitive."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Fields that the label must have; an empty value is one that it must not have."""
+    """Fields that the label must have with these values; a field with an empty value must be missing."""
     older_than: timedelta | datetime | None = None
-    """Taken before that moment, or longer ago than that."""
+    """Taken before this time, or longer ago than this duration."""
     newer_than: timedelta | datetime | None = None
 
     def lets_through(self, snapshot: Snapshot, now: datetime) -> bool:
-        """Whether the snapshot is one of those that are meant. One of unknown age is neither older nor newer than anything."""
+        """Return True if the snapshot meets all conditions. A snapshot of unknown age meets no condition on age."""
         if self.name is not None and not fnmatch.fnmatchcase(snapshot.name, self.name):
             return False
         fields = snapshot.label.as_dict() if snapshot.label else {}
@@ -41,7 +41,7 @@ class Filter:
         return self.newer_than is None or (snapshot.created is not None and snapshot.created > _moment(self.newer_than, now))
 
     def words(self) -> str:
-        """The filter as the end of a sentence that begins with 'snapshot'."""
+        """Return the filter as the end of a sentence that begins with 'snapshot'."""
         said = []
         if self.name is not None:
             said.append(f"named like {self.name!r}")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look at many VMs, decide for each, act within bounds, look again, and say what was seen.
+"""The engine: read many VMs, decide for each, run the actions in parallel, read the VMs again, and report the result.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -40,19 +40,19 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_ti
 from ansible_collections.safepoint.vm.plugins.module_utils._undo import Undo
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds, Work
 
-# How long a run that lost a race may take to remove what it made, and how often one that found both looks again.
+# How long a run that lost a race may take to remove its snapshot, and the pause between two reads of a run that sees both snapshots.
 _RACE_SECONDS = 5.0
 _RACE_PAUSE_SECONDS = 0.25
-# How often a description is written at most that other runs keep changing.
+# Maximum number of writes of a description that other runs keep changing.
 _MOST_WRITES = 8
-# A snapshot that is as young as this may be one that another run is about to take back.
+# Another run may be about to remove a snapshot that is younger than this, because it lost a race.
 _YOUNG = timedelta(seconds=60)
-# For how long a revert that is not seen as it should be is looked at again, where no operation is seen to work on the VM.
+# How long the state after a revert is read again if it is not as expected and no operation is seen on the VM.
 _PASSING_SECONDS = 3.0
 
 
 class Fleet:
-    """One call: a driver, the VMs it is about, and the time it has."""
+    """The engine of one call: a driver, limits and a deadline."""
 
     def __init__(
         self,
@@ -65,10 +65,10 @@ class Fleet:
         observer: Observer | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """``deadline`` is the one of ``bounds`` where that has begun already, as before the login. ``now`` stands for the driver's own clock.
-        ``progress`` is told how far the work is, ``observer`` of each write.
+        """``deadline``: set if the timeout of ``bounds`` has started earlier, before the login. ``now`` replaces the driver's clock.
+        ``progress`` is called with the progress of the work, ``observer`` before and after each write.
 
-        ``stop`` is told by signals. What only looks is left with Stopped then; after the first write each VM still gets its result.
+        ``stop`` records signals. Before the first write, a signal raises Stopped; after it, each VM still gets its result.
         """
         self._stop = stop or Stop()
         self._driver = driver
@@ -83,9 +83,9 @@ class Fleet:
         self._work = Work(self._jobs, bounds, self._deadline)
 
     def look(self, targets: Sequence[Target] | None, *, drift: bool = False, images: bool = False) -> list[Outcome]:
-        """See the VMs, or with None all of the endpoint, in one go; what could not be seen has an error.
+        """Read the given VMs, or for None all VMs of the endpoint. A VM that could not be read has an error.
 
-        With ``drift`` also what they are and were made of, with ``images`` also what is wrong inside their disk images.
+        With ``drift`` also read the configurations, present and of each snapshot; with ``images`` also check the disk images.
 
         :raises SafepointError: the endpoint itself failed.
         """
@@ -102,11 +102,11 @@ class Fleet:
         return outcomes
 
     def apply(self, targets: Sequence[Target] | None, plan: Plan, *, dry_run: bool, drift: bool = False) -> list[Outcome]:
-        """Make every VM, or with None all of the endpoint, be as ``plan`` wants it, or say why not. A dry run goes the same way up to the first write.
+        """Run ``plan`` on the given VMs, or for None on all VMs of the endpoint. A dry run does the same up to the first write.
 
-        With ``drift`` a revert also tells what it does to the configuration of the VM.
+        With ``drift``, a revert also reports its changes to the configuration of the VM.
 
-        :raises SafepointError: nothing was written, and the reason is none of a single VM.
+        :raises SafepointError: nothing was written, and the reason is not a single VM.
         """
         plan.check(self._driver)
         outcomes = self._find(targets)
@@ -139,7 +139,7 @@ class Fleet:
         return self._look.all(self._deadline) if targets is None else self._look.find(targets, self._deadline)
 
     def _settle(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Decide for all. Where two snapshots have the name, another run may be about to take its own back: look again for a moment."""
+        """Decide for all VMs. If two snapshots have the name, another run may be about to remove its own: read these VMs again for some seconds."""
         seen = [one.after for one in outcomes if one.error is None and one.after is not None]
         plan.survey(seen, vms=len(outcomes), now=self._now(), driver=self._driver)
         for outcome in outcomes:
@@ -157,12 +157,12 @@ class Fleet:
                 self._decide(one, plan)
 
     def _is_in_passing(self, outcome: Outcome, plan: Plan) -> bool:
-        """Whether one of the snapshots that share a name is young, so that a run that lost a race may be about to remove it."""
+        """Return True if one of the snapshots with the same name is so new that a run that lost a race may be about to remove it."""
         alike = outcome.after.named(plan.request.name or "") if outcome.after else []
         return any(one.created is None or self._now() - one.created < _YOUNG for one in alike)
 
     def _wait_for_busy(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Where a plan has something to do on VMs that another operation holds: wait for those, and decide again about all from what is there then."""
+        """Wait for VMs that have actions and are locked by another operation; then decide again for all VMs."""
         busy = [one for one in outcomes if one.todo and one.after and one.after.state.busy]
         if not busy:
             return
@@ -189,7 +189,7 @@ class Fleet:
         outcome.todo.extend(decision.actions)
 
     def _foresee(self, outcomes: Sequence[Outcome]) -> None:
-        """Refuse what a real run would be refused by the backend."""
+        """In a dry run: refuse the actions that the backend would refuse in a real run."""
         acting = {one.vm.id: one for one in outcomes if one.vm and one.todo}
         actions = [action for one in acting.values() for action in one.todo]
         if not actions:
@@ -197,7 +197,7 @@ class Fleet:
         try:
             foreseen = in_time("the check", lambda: self._driver.foresee(actions), self._deadline)
         except TimedOut as exc:
-            # As after a wait for a VM that is held: that one has its reason, and the others would not have been begun either.
+            # As after waiting for a locked VM: that VM has its own error, and the others would not have been started.
             held = next((one for one in outcomes if one.error), None)
             if held is not None and self._bounds.on_error != "continue":
                 hold_back(outcomes, because=held)
@@ -209,9 +209,9 @@ class Fleet:
     # act
 
     def _act(self, outcomes: Sequence[Outcome], plan: Plan, drifting: Sequence[Outcome]) -> None:
-        """Do what was decided, and see what the VMs of ``drifting`` are made of then; after a signal say what is known.
+        """Run the actions, then read the configurations of the VMs in ``drifting``. After a signal, report what is known.
 
-        From the first write on no signal gets out of here, and none is raised after it: each VM has its result.
+        From the first write on, a signal raises nothing out of this method or after it, so that each VM gets its result.
         """
         confirmed = False
         try:
@@ -229,7 +229,7 @@ class Fleet:
                 )
 
     def _end_early(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Look once, for a moment, at what was written, and write nothing more."""
+        """After a signal: read the changed VMs once, with a short time limit, and write nothing more."""
         stopped = f"The module was stopped by {self._stop.by}"
         began = [one for one in outcomes if one.started]
         for one in outcomes:
@@ -239,8 +239,8 @@ class Fleet:
             self._look.see(began, Deadline(LOOK_SECONDS), wait=False)
         except SafepointError as exc:
             for one in began:
-                one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
-                one.refuse(Interrupted(f"{stopped} before what it did on {one.vm} could be looked at"))
+                one.warnings.append(f"The state of {one.vm} after the failure could not be read: {exc}")
+                one.refuse(Interrupted(f"{stopped} before the result on {one.vm} could be checked"))
         for one in began:
             if one.error is None:
                 _confirm_or_refuse(one, plan)
@@ -248,7 +248,7 @@ class Fleet:
                 one.refuse(Interrupted(f"{stopped} before it could {one.todo[0]}"))
 
     def _carry_out(self, outcomes: Sequence[Outcome], plan: Plan) -> None:
-        """Do what was decided, settle races, confirm by a second look, undo where that is wanted."""
+        """Run the actions, resolve races with other runs, confirm the results by reading the VMs again, and undo after a failure."""
         self._work.perform(outcomes)
         raced = [one for one in outcomes if one.again]
         failed = next((one for one in outcomes if one.error), None)
@@ -270,12 +270,12 @@ class Fleet:
         except SafepointError as exc:
             for one in outcomes:
                 if one.started:
-                    one.warnings.append(f"What is left on {one.vm} could not be read: {exc}")
+                    one.warnings.append(f"The state of {one.vm} after the failure could not be read: {exc}")
 
     def _find_made(self, outcomes: Sequence[Outcome], deadline: Deadline) -> None:
-        """What was created although the hypervisor, or the way to it, said otherwise.
+        """Find snapshots that this call created although the hypervisor or the connection reported an error.
 
-        Only where that is possible: after a refusal, what is there now is another run's.
+        Only after errors with which that is possible: after a refusal, a new snapshot belongs to another run.
         """
         maybe = [
             one
@@ -289,7 +289,7 @@ class Fleet:
         try:
             self._look.see(maybe, deadline, wait=False)
         except SafepointError:
-            return  # the last look of all says so
+            return  # the last look reports it
         for one in maybe:
             if one.before and one.after and one.vm and isinstance(one.started, Create):
                 new = [
@@ -301,7 +301,7 @@ class Fleet:
                 one.made = new[0].id if len(new) == 1 else None
 
     def _again(self, raced: Sequence[Outcome], plan: Plan) -> None:
-        """Look, decide and act again where another run was faster."""
+        """Read, decide and act again for VMs on which another run was first."""
         while raced:
             for one in raced:
                 one.again = False
@@ -314,7 +314,7 @@ class Fleet:
             raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
-        """Take back what was created although another run was first, and go by what that run has made."""
+        """Remove the snapshots of this call on VMs where another run was first, then decide again, with the snapshot of that run."""
         for one in losers:
             if one.vm and one.decision and one.decision.snapshot:
                 one.todo.append(Delete(one.vm, one.decision.snapshot))
@@ -326,10 +326,10 @@ class Fleet:
         self._confirm([one for one in lost if one.error is None], plan)
 
     def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
-        """Read again what was written, and write once more where it differs from what was wanted.
+        """Read the changed VMs again, and write once more if the state differs from the decision.
 
-        More often only where each look shows something else: other runs write to the same snapshots.
-        Returns those that another run was faster on.
+        Further writes follow only if each read shows another state, since other runs write to the same snapshots.
+        Returns the VMs on which another run was first.
         """
         losers: list[Outcome] = []
         written = [one for one in outcomes if one.done]
@@ -348,43 +348,46 @@ class Fleet:
                 _confirm_or_refuse(one, plan)
             written = [one for one in written if one.todo]
             stuck = [one for one in written if shown.get(id(one)) == tuple(one.todo) or tries == _MOST_WRITES - 1]
-            refuse_all(stuck, Unverified("The hypervisor accepted the description twice, and does not show it"))
+            refuse_all(stuck, Unverified("The hypervisor accepted the description twice, but does not show it"))
             written = [one for one in written if one.todo]
             if not written:
                 break
             shown = {id(one): tuple(one.todo) for one in written}
             if tries:
-                # Runs that write at the same moment would do so again.
+                # Without a random pause, runs that write at the same moment would collide again.
                 deadline.within(random.uniform(0, _RACE_PAUSE_SECONDS)).sleep()
             self._work.perform(written)
         return losers
 
     def _confirm_later(self, unsure: Sequence[Outcome], plan: Plan, deadline: Deadline) -> list[Outcome]:
-        """Look again for a while: an operation of another run may be passing, which stops, pauses or starts the VM in its course.
+        """Read the VMs again for some seconds: an operation of another run may stop, pause or start the VM for a moment.
 
-        Returns those that are still not as they should be.
+        The time begins again if one is seen, since another may follow, and libvirt does not report who holds a VM that is off.
+        Returns the VMs whose state is still not as expected.
         """
         calm, held = deadline.within(_PASSING_SECONDS), deadline.within(self._bounds.lock_timeout)
         left = list(unsure)
-        while left and (calm.left() > 0 or (held.left() > 0 and any(one.after and one.after.state.busy for one in left))):
+        while left and calm.left() > 0:
             deadline.within(_RACE_PAUSE_SECONDS).sleep()
             try:
                 self._look.see(left, deadline, wait=False)
             except SafepointError:
-                break  # they are judged by what was seen
+                break  # the last state that was read counts
             left = [one for one in left if not _is_confirmed(one, plan, [])]
+            if held.left() > 0 and any(one.after and one.after.state.busy for one in left):
+                calm = deadline.within(_PASSING_SECONDS)
         return left
 
 
 def _not_confirmed(outcomes: Sequence[Outcome], error: SafepointError) -> None:
-    """What was done cannot be read again."""
+    """Set the error of VMs that could not be read after the write."""
     for one in outcomes:
         word = one.decision.word if one.decision else "done"
-        one.refuse(Unverified(f"The hypervisor reported {word}, and {one.vm} could not be read afterwards: {error}"))
+        one.refuse(Unverified(f"The hypervisor reported {word}, but {one.vm} could not be read afterwards: {error}"))
 
 
 def _is_confirmed(outcome: Outcome, plan: Plan, losers: list[Outcome]) -> bool:
-    """Whether what was done is seen; what still has to be written is noted, and who lost a race."""
+    """Return True if the result is confirmed. Adds actions that are still needed, and appends a VM that lost a race to ``losers``."""
     if outcome.error is not None or outcome.after is None or outcome.decision is None:
         return True
     try:
@@ -412,4 +415,4 @@ def _expect_label(view: View, target: Target) -> None:
     differing = [key for key, value in target.labels.items() if fields.get(key, "") != value]
     if differing:
         says = ", ".join(f"{key}={fields[key]}" if fields.get(key) else f"no {key}" for key in differing)
-        raise LabelDiffers(f"The label of the snapshot {snapshot} of {view.vm} is not as it was expected to be; it has {says}")
+        raise LabelDiffers(f"The label of the snapshot {snapshot} of {view.vm} is not as expected; it has {says}")

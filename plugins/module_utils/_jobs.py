@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The jobs of one call: begun, waited for, and told to an observer before and after.
+"""Start the jobs of one call, wait for them, and report each to an observer before and after.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -17,25 +17,25 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Safepo
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
-# How long the drivers' wait may keep us from telling how far the work is, and from seeing a signal. They wait on a queue: it costs no request.
+# Maximum length of one wait, so that progress is reported and signals are noticed. Drivers wait on a queue, so a short wait costs no request.
 _WAIT_SECONDS = 0.5
 
 
 class Observer(t.Protocol):
-    """Is told of each write before it begins and after it has ended."""
+    """Called before each write starts and after it has ended."""
 
     def before(self, action: Action) -> None:
-        """An action is about to begin.
+        """Called before an action starts.
 
-        :raises SafepointError: it must not.
+        :raises SafepointError: the action must not start.
         """
 
     def after(self, end: Finished) -> None:
-        """An action has ended."""
+        """Called after an action has ended."""
 
 
 class Jobs:
-    """Every write of a call goes through here, those of the undo included."""
+    """Runs all writes of a call, including those of the undo."""
 
     def __init__(
         self,
@@ -46,20 +46,20 @@ class Jobs:
         observer: Observer | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """``at_once`` is the number of jobs that may run at the same time. ``progress`` is called twice a second while there is work.
+        """``at_once``: maximum number of parallel jobs. ``progress`` is called twice a second while jobs run.
 
-        ``stop`` is told by signals; who starts jobs has to look at it.
+        ``stop`` records signals; callers must check it before they start a job.
         """
         self.stop = stop or Stop()
         self.at_once = min(at_once, driver.most_parallel or at_once)
         self.progress = progress
         self._driver = driver
         self._observer = observer
-        # Jobs that were never begun, since the observer objected.
+        # Jobs that were not started because the observer raised an error.
         self._refused: list[Finished] = []
 
     def start(self, action: Action, *, anyway: bool = False) -> Job:
-        """Begin an action, after the observer was told. One that it objects to is begun only where it must be done ``anyway``."""
+        """Start an action after calling the observer. If the observer raises an error, the action is started only with ``anyway``."""
         if self._observer is not None:
             try:
                 self._observer.before(action)
@@ -71,7 +71,7 @@ class Jobs:
         return self._driver.start(action)
 
     def wait(self, jobs: Iterable[Job], deadline: Deadline) -> list[Finished]:
-        """The same as the driver's own, for a moment at most: progress has to be told, and a signal to be seen."""
+        """Like SnapshotDriver.wait(), but for half a second at most, so that progress is reported and signals are noticed."""
         if self._refused:
             refused, self._refused = self._refused, []
             return refused

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look: read many VMs in bulk, and wait for those that another operation holds.
+"""Read many VMs in bulk, and wait for VMs that another operation has locked.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -35,7 +35,7 @@ class Look:
         self._lock_timeout = lock_timeout
 
     def find(self, targets: Sequence[Target], deadline: Deadline) -> list[Outcome]:
-        """The VMs that ``targets`` name, in their order; one that was not found has an error."""
+        """Return the VMs of ``targets`` in the same order; a VM that was not found has an error."""
         outcomes = [Outcome(target) for target in targets]
         refs = [target.ref for target in targets]
         found = in_time("the list of VMs", lambda: self._driver.find(refs), deadline)
@@ -47,14 +47,12 @@ class Look:
                 continue
             outcome.vm = vm
             if vm.id in first:
-                outcome.refuse(
-                    InvalidOption(f"{outcome.target.ref!r} and {first[vm.id]!r} are one and the same VM; name it once")
-                )
+                outcome.refuse(InvalidOption(f"{outcome.target.ref!r} and {first[vm.id]!r} are the same VM; remove one of them"))
             first.setdefault(vm.id, outcome.target.ref)
         return outcomes
 
     def all(self, deadline: Deadline) -> list[Outcome]:
-        """All VMs of the endpoint."""
+        """Return all VMs of the endpoint."""
         vms = in_time("the list of VMs", self._driver.vms, deadline)
         named = collections.Counter(vm.name for vm in vms)
         return [Outcome(Target(vm.name if named[vm.name] == 1 else vm.id), vm) for vm in vms]
@@ -69,11 +67,11 @@ class Look:
         plan: Plan | None = None,
         sizes: bool = False,
     ) -> None:
-        """Read state and snapshots of the VMs in bulk, and ``wait`` for those that another operation holds.
+        """Read the state and the snapshots of the VMs in bulk, and with ``wait`` wait for VMs that another operation has locked.
 
-        One that leaves the snapshots alone, such as a backup, is waited for only ``again``, when it is known that something is to be written.
+        An operation that does not touch snapshots, such as a backup, is waited for only with ``again``: when the call is known to write to the VM.
 
-        The ways to take a snapshot are read where ``plan`` may have to take one, and the ``sizes`` of those there are when asked for.
+        The ways to take a snapshot are read for VMs on which ``plan`` may take one, the sizes of the snapshots only with ``sizes``.
 
         :raises SafepointError: nothing could be read.
         """
@@ -86,11 +84,11 @@ class Look:
             lock.poll("a lock", waiting.look)
         except TimedOut:
             if not waiting.waited or any(outcome.after is None for outcome in waiting.left):
-                raise  # nothing answered, and no lock was seen
+                raise  # there was no answer, so no lock was seen
             waiting.end(lock, option="lock_timeout" if deadline.left() > 0 else "timeout")
 
     def _read(self, vms: Sequence[Vm], deadline: Deadline, *, plan: Plan | None, sizes: bool) -> dict[str, View | SafepointError]:
-        # In this order: a snapshot of another run that is listed while it is still being made has its VM busy when that is looked at.
+        # Snapshots first, then states: if another run is still taking a listed snapshot, the state shows its VM as busy.
         snapshots = in_time("the list of snapshots", lambda: self._driver.snapshots(vms, sizes=sizes), deadline)
         states: dict[str, VmState | SafepointError] = {}
         wanted = {"memory": plan.request.memory, "quiesce": plan.request.quiesce != "never"} if plan else {}
@@ -111,9 +109,9 @@ class Look:
         return views
 
     def look_into_images(self, outcomes: Sequence[Outcome], deadline: Deadline) -> None:
-        """Have the backend look for what is wrong inside the VMs' disk images."""
+        """Check the disk images of the VMs for problems."""
         vms = [one.vm for one in outcomes if one.vm]
-        found = in_time("a look into the disk images", lambda: self._driver.look_into_images(vms), deadline)
+        found = in_time("the check of the disk images", lambda: self._driver.look_into_images(vms), deadline)
         for one in outcomes:
             seen = found[one.vm.id] if one.vm else ()
             if isinstance(seen, SafepointError):
@@ -129,7 +127,10 @@ class Look:
         *,
         again: bool = False,
     ) -> None:
-        """Read what VMs are made of now and were ``then``, in bulk, or ``again`` after the work. A failure is a warning: everything else goes on."""
+        """Read the configurations in bulk: the present ones, those of the snapshots in ``then``, or with ``again`` those after the work.
+
+        A failure is only a warning.
+        """
         wanted: list[tuple[Vm, Snapshot | None]] = [(one.vm, None) for one in outcomes if one.vm]
         wanted += [(one.vm, snapshot) for one, snapshot in then if one.vm]
         if not wanted:
@@ -152,7 +153,7 @@ class Look:
 
 
 class _Waiting:
-    """VMs that are looked at until no other operation holds them."""
+    """VMs that are read until no other operation has locked them."""
 
     def __init__(
         self,
@@ -165,12 +166,12 @@ class _Waiting:
         """``wait`` and ``again`` are those of Look.see()."""
         self.left = list(outcomes)
         self.waited = False
-        """Whether one of them was held."""
+        """True if one of them was locked."""
         self._read, self._wait, self._again = read, wait, again
         self._held: set[str] = set()
 
     def look(self) -> bool | None:
-        """Look at those that are left; None while some are to be looked at again."""
+        """Read the VMs that are left. Return None while some must be read again, otherwise True."""
         views = self._read([outcome.vm for outcome in self.left if outcome.vm is not None])
         busy = []
         for outcome in self.left:
@@ -179,7 +180,7 @@ class _Waiting:
                 outcome.refuse(view)
                 continue
             outcome.note_view(view)
-            # One that was busy is looked at once more when it is not: what was listed before may have been taken back.
+            # A VM that was busy is read once more when it is free: a snapshot that was listed may have been removed since.
             if self._wait and view.state.busy and (self._again or not view.state.settled):
                 self._held.add(view.vm.id)
                 busy.append(outcome)
@@ -190,7 +191,7 @@ class _Waiting:
         return None if busy else True
 
     def end(self, lock: Deadline, *, option: str) -> None:
-        """Refuse those that are held. One that was let go just now is looked at once more, and no longer waited for."""
+        """Refuse the VMs that are locked. A VM that became free just now is read once more, without waiting."""
         _refuse_held([one for one in self.left if one.vm and one.vm.id in self._held], lock, option=option)
         self.left = [one for one in self.left if one.error is None]
         if not self.left:
@@ -204,18 +205,18 @@ class _Waiting:
 
 
 def _refuse_held(outcomes: Sequence[Outcome], lock: Deadline, *, option: str) -> None:
-    """Say of VMs that they are still held; a longer ``option`` would have waited longer."""
+    """Set the error of VMs that are still locked. ``option`` is the option that limited the wait."""
     for one in outcomes:
         holder = (one.after.state.busy if one.after else None) or "another operation"
         one.refuse(
             Locked(
-                f"{one.vm} is still held by {holder} after {lock.seconds:.3g} seconds; try again later, or set a longer {option}"
+                f"{one.vm} is still locked by {holder} after {lock.seconds:.3g} seconds; try again later, or set a longer {option}"
             )
         )
 
 
 def without_gone(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """One that went away since it was listed is not one of the endpoint's VMs any more."""
+    """Leave out VMs that were deleted after they were listed."""
     return [one for one in outcomes if not isinstance(one.error, VmNotFound)]
 
 

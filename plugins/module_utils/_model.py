@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The values that go up and down between the layers.
+"""Data classes shared by all layers.
 
 Times are aware and UTC, sizes are bytes. Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,6 +9,7 @@ Times are aware and UTC, sizes are bytes. Note that this module util is **PRIVAT
 from __future__ import annotations
 
 import dataclasses
+import typing as t
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 
@@ -17,7 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils import _label
 
 @dataclasses.dataclass(frozen=True)
 class Vm:
-    """A VM as the backend knows it. ``id`` is what the backend itself tells VMs apart by."""
+    """A VM. ``id`` is the id that the backend itself uses."""
 
     name: str
     id: str
@@ -35,30 +36,30 @@ class Snapshot:
     name: str
     created: datetime | None
     parent: str | None
-    """The id of the snapshot it was taken on, or None for a root."""
+    """The id of the parent snapshot, or None for a root."""
     description: str
-    """As stored, the label line included."""
+    """As stored, including the label line."""
     memory: bool
     consistency: str
     """``memory``, ``filesystem``, ``crash`` or ``offline``."""
     current: bool
-    """Whether the VM's present state descends from this snapshot directly."""
+    """True if this snapshot is the parent of the VM's present state."""
     kind: str | None = None
-    """How the backend keeps it, where that makes a difference (libvirt: ``internal`` or ``external``); kinds are never mixed in one VM."""
+    """How the backend stores it, if it has several kinds (libvirt: ``internal`` or ``external``). A VM never has snapshots of both kinds."""
     size_bytes: int | None = None
     size_unknown: str | None = None
-    """Why the backend does not tell the size, where it does not."""
+    """The reason if the backend does not report the size."""
     obstacles: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What cannot be done with it, each with the reason and the remedy, as the end of a sentence that begins with its name:
-    ``revert``, ``remove``, ``remove_alone`` (while its children, or others on the same parent, stay)."""
+    """Operations that are not possible, with reason and remedy as the end of a sentence that begins with the snapshot's name:
+    ``revert``, ``remove``, ``remove_alone`` (without its children and the others with the same parent)."""
     not_included: tuple[str, ...] = ()
-    """Parts of the VM that are not in it, and that a revert leaves as they are."""
+    """Parts of the VM that are not in the snapshot and that a revert does not change."""
     lost: Finding | None = None
-    """Set where its data are gone although the backend lists it; nothing but its record can be removed."""
+    """Set if its data are gone although the backend lists it; only its record can be removed."""
 
     @property
     def label(self) -> _label.Label | None:
-        """The collection's own record, or None where there is no valid one."""
+        """The label of the collection, or None if there is no valid one."""
         return _label.parse(self.description).label
 
     @property
@@ -72,29 +73,29 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """One of the ways in which a snapshot of a VM can be taken."""
+    """A method to take a snapshot of a VM."""
 
     kind: str | None = None
-    """The kind of snapshot that comes of it; None where the backend has one only."""
+    """The kind of snapshot that it creates; None if the backend has only one kind."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What it cannot do now (``create``, ``memory``, ``quiesce``, ``memory_and_quiesce``), each with the reason and the remedy."""
+    """Operations that are not possible now (``create``, ``memory``, ``quiesce``, ``memory_and_quiesce``), with reason and remedy."""
     taken: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names that cannot be used although no snapshot is listed under them, each with the reason and the remedy."""
+    """Names that cannot be used although no listed snapshot has them, with reason and remedy."""
     memory_implied: bool = False
-    """A snapshot of the VM while it is up holds its memory whether asked to or not."""
+    """True if a snapshot of a running VM always includes its memory."""
     unrecorded: tuple[str, ...] = ()
-    """Which kinds of consistency the backend keeps no record of, so that the label has to (``filesystem``, ``offline``)."""
+    """The kinds of consistency (``filesystem``, ``offline``) that the label must record, because the backend does not."""
     deepest: int | None = None
-    """How many snapshots deep a chain can be, where that is limited."""
+    """Maximum length of a chain of snapshots, if it is limited."""
     warnings: tuple[str, ...] = ()
-    """What a snapshot taken in this way would miss."""
+    """Warnings about parts of the VM that are not in the snapshot."""
     warnings_without_memory: tuple[str, ...] = ()
-    """What it would miss besides if it does not hold the memory."""
+    """Further warnings if the snapshot does not include the memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something about a VM that a person should know."""
+    """A problem of a VM for an administrator to fix."""
 
     code: str
     message: str
@@ -103,20 +104,20 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """What a VM is made of, as far as a revert brings it back. Holds no secrets."""
+    """The hardware of a VM that a revert restores. Contains no secrets."""
 
     cpus: int | None
     memory_bytes: int | None
     disks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """By the name of the disk in the VM: where its data are, in the backend's words."""
+    """Name of the disk in the VM -> location of its data, as the backend names it."""
     networks: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """By the name or address of the interface: what it is connected to."""
+    """Name or address of the interface -> the network it is connected to."""
 
     next_start: Mapping[str, int | str | None] = dataclasses.field(default_factory=dict)
-    """What will be another one when the VM is started the next time: ``cpus``, ``memory_bytes``, ``disk NAME``, ``network NAME``; None is gone."""
+    """Values that change with the next start of the VM: ``cpus``, ``memory_bytes``, ``disk NAME``, ``network NAME``; None if removed."""
 
     def drift(self, now: Configuration) -> list[tuple[str, str | int | None, str | int | None]]:
-        """What a revert from ``now`` to here would change: what it is, how it was then, how it is now. None is: not there."""
+        """Return the changes of a revert from ``now`` to this configuration: name, value then, value now. None means missing."""
         rows: list[tuple[str, str | int | None, str | int | None]] = []
         for what, was, today in (("cpus", self.cpus, now.cpus), ("memory_bytes", self.memory_bytes, now.memory_bytes)):
             rows.append((what, was, today))
@@ -135,26 +136,26 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class VmState:
-    """What has to be known of a VM before anything is written to it."""
+    """The state of a VM that is checked before anything is written to it."""
 
     power: str
     """One of ``running``, ``paused``, ``off``."""
     ways: tuple[Way, ...] = ()
-    """The ways to take a snapshot, the preferred one first; read only when asked for."""
+    """The ways to take a snapshot, the preferred one first; read only on request."""
     refusals: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What else this VM cannot do now (``power_off``: a revert that ends off; ``write``: anything), each with the reason and the remedy."""
+    """Further operations that are not possible now (``power_off``: a revert that ends off; ``write``: any write), with reason and remedy."""
     busy: str | None = None
-    """What holds the VM at the moment, or None."""
+    """The operation that has locked the VM, or None."""
     settled: bool = False
-    """What holds it does nothing to its snapshots, so that it is waited for only where something is to be written."""
+    """True if that operation does not touch the snapshots, so that only writes must wait for it."""
     started_by: str | None = None
-    """Who starts the VM again by itself when it is off, or None."""
+    """The service that automatically starts the VM when it is off, or None."""
     findings: tuple[Finding, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """All that one look saw of one VM."""
+    """The state and the snapshots of one VM, read at one time."""
 
     vm: Vm
     state: VmState
@@ -162,23 +163,23 @@ class View:
     """Parents before their children."""
 
     def by_id(self, snapshot_id: str) -> Snapshot | None:
-        """The snapshot with that id, if it is there."""
+        """Return the snapshot with this id, or None."""
         return next((snapshot for snapshot in self.snapshots if snapshot.id == snapshot_id), None)
 
     def named(self, name: str) -> list[Snapshot]:
-        """All snapshots of that name."""
+        """Return all snapshots with this name."""
         return [snapshot for snapshot in self.snapshots if snapshot.name == name]
 
     def current(self) -> Snapshot | None:
-        """The snapshot that the VM's present state descends from."""
+        """Return the parent snapshot of the VM's present state, or None."""
         return next((snapshot for snapshot in self.snapshots if snapshot.current), None)
 
     def chain(self) -> set[str]:
-        """The ids of the snapshots that the VM's present state descends from."""
+        """Return the ids of all snapshots that the VM's present state descends from."""
         return chain_of(self.snapshots)
 
     def descendants(self, snapshot: Snapshot) -> list[Snapshot]:
-        """The snapshots taken on top of ``snapshot``, parents before their children."""
+        """Return all descendants of ``snapshot``, parents before their children."""
         below = {snapshot.id}
         found = []
         for candidate in self.snapshots:
@@ -190,21 +191,32 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One VM as the user named it, with the id of its snapshot where that was given."""
+    """A VM as the user named it, with the id of a snapshot if it was given."""
 
     ref: str
     snapshot_id: str | None = None
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What the snapshot's label must say for anything to be done; an empty value is a field that it must not have."""
+    """Required values of the snapshot's label; a field with an empty value must be missing. If they differ, nothing is done."""
 
 
 def _named(next_start: Mapping[str, object], word: str) -> set[str]:
-    """The names of the disks or networks that will be other ones."""
+    """Return the names of the disks or networks that change with the next start."""
     return {what[len(word) + 1 :] for what in next_start if what.startswith(f"{word} ")}
 
 
-def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:
-    """The ids of the current one of a VM's snapshots and of all above it."""
+class Linked(t.Protocol):
+    """A snapshot with its place in the tree of snapshots of its VM."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def parent(self) -> str | None: ...
+    @property
+    def current(self) -> bool: ...
+
+
+def chain_of(snapshots: Iterable[Linked]) -> set[str]:
+    """Return the ids of the current snapshot of a VM and of all its ancestors."""
     parents = {}
     above = None
     for one in snapshots:
@@ -218,11 +230,11 @@ def chain_of(snapshots: Iterable[Snapshot]) -> set[str]:
 
 
 def parents_first(snapshots: Iterable[Snapshot]) -> tuple[Snapshot, ...]:
-    """The snapshots in an order in which each stands after its parent.
+    """Sort the snapshots so that each comes after its parent.
 
-    Among equals the older and then the smaller name first, and one that is yet to be made last.
+    Siblings are sorted by creation time, then by name; a snapshot that is not taken yet is last.
 
-    A snapshot whose parent is not among them counts as a root.
+    A snapshot whose parent is not in the list counts as a root.
     """
     everything = sorted(snapshots, key=lambda one: (one.created is None, one.created or 0, one.name))
     known = {one.id for one in everything}

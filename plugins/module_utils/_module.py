@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A call of a module that Ansible runs: options in, results out. The only file that ends a module that talks to a hypervisor.
+"""The entry point of the modules that talk to a hypervisor: it runs a call and returns the result to Ansible.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -19,9 +19,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
 
 def run(name: str, module: AnsibleModule) -> t.NoReturn:
-    """Do what the options of the module, whose short name is ``name``, say, and end it.
+    """Run the module with the short name ``name`` and exit.
 
-    The only place that calls fail_json() and exit_json().
+    The only function that calls fail_json() and exit_json().
     """
     stop = Stop()
     stop.install()
@@ -32,4 +32,4 @@ def run(name: str, module: AnsibleModule) -> t.NoReturn:
     if answer.failure is not None:
         module.fail_json(**answer.failure, **answer.result)
     module.exit_json(**answer.result)
-    raise SystemExit  # exit_json() has no type that says it never returns
+    raise SystemExit  # exit_json() is not annotated as NoReturn

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Names: which ones a backend accepts for a snapshot, checked before anything is written, and which existing name was probably meant.
+"""Check the names of snapshots before anything is written, and find similar names for error messages.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -18,26 +18,26 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 
 @dataclasses.dataclass(frozen=True)
 class NameRule:
-    """What a backend takes as the name of a snapshot."""
+    """The snapshot names that a backend accepts."""
 
     max_bytes: int
     extra: str = "._-"
-    """Characters beside letters and digits that a name may contain."""
+    """Allowed characters besides letters and digits."""
     reserved: frozenset[str] = frozenset()
-    """In lower case; a backend may keep them for itself in any."""
+    """Reserved names in lower case; upper and lower case are treated alike."""
     min_bytes: int = 1
     first_letter: bool = False
-    """Whether a name begins with a letter, and not with a digit."""
+    """True if a name must begin with a letter, not with a digit."""
     numbers_from: int = 0
-    """Smaller numbers are no names, since the backend takes them for the numbers that it gives to snapshots itself."""
+    """Smaller numbers are not allowed as names: the backend would read them as its own snapshot numbers."""
 
 
 def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
-    """Refuse a name that the backend would refuse, mangle or leak.
+    """Refuse a name that the backend would refuse, change or leak.
 
-    Letters and digits are the ASCII ones: the length is counted in bytes, and every backend takes these.
+    Letters and digits are ASCII only: every backend accepts these, and the length is limited in bytes.
 
-    :raises InvalidOption: names the option, the value and what is allowed.
+    :raises InvalidOption: names the option, the value and the allowed names.
     """
     first = "a letter" if rule.first_letter else "a letter or digit"
     many = f"{rule.min_bytes} to {rule.max_bytes}" if rule.min_bytes > 1 else f"at most {rule.max_bytes}"
@@ -55,23 +55,23 @@ def check_name(name: str, rule: NameRule, *, option: str = "name") -> None:
         raise InvalidOption(f"{option}={shown!r} contains {', '.join(map(repr, wrong[:5]))}; {allowed}")
     if is_number_below(name, rule.numbers_from):
         raise InvalidOption(
-            f"{option}={shown!r} is a number, and the backend would take it for the number of another snapshot; add a letter, for example s{name}"
+            f"{option}={shown!r} is a number, which the backend would read as the number of a snapshot; add a letter, for example s{name}"
         )
     if name.lower() in rule.reserved:
-        raise InvalidOption(f"{option}={shown!r} is a word that the backend keeps for itself; choose another name")
+        raise InvalidOption(f"{option}={shown!r} is reserved by the backend; choose another name")
 
 
 def is_number_below(name: str, limit: int) -> bool:
-    """Whether the name is a decimal number below the limit. Digits of other scripts, such as \u00b2, are letters here."""
-    # Without its zeros a number that is longer is no smaller; int() refuses 4300 digits and more.
+    """Return True if the name is a decimal number below the limit. Digits of other scripts, such as \u00b2, count as letters."""
+    # A number with more digits than the limit is not smaller. It is not converted: int() refuses more than 4300 digits.
     digits = name.lstrip("0")
     return name != "" and name.isascii() and name.isdigit() and len(digits) <= len(str(limit)) and int(digits or "0") < limit
 
 
 def did_you_mean(name: str, there: Iterable[str]) -> str | None:
-    """The question that names those of the names ``there`` that look most like ``name``, or None.
+    """Return 'did you mean ...?' with the names in ``there`` that are most similar to ``name``, or None.
 
-    Names that differ only by a domain, as web01 and web01.example.com do, come first: they are nearly always one machine, and their letters differ a lot.
+    Names that differ only by a domain, such as web01 and web01.example.com, come first: they are nearly always the same machine, but few letters match.
     """
     names = sorted(set(there))
     parts = [part for part in re.split(r"[\s,]+", name) if part]

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of the modules, as Ansible checks them. What they mean together is for _request.py to say.
+"""The argument specs of the modules. Rules between options are checked in _request.py.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 Spec = dict[str, t.Any]
 
-# The options of snapshot_prune that count snapshots to keep.
+# The options of snapshot_prune that set a number of snapshots to keep.
 KEEP_COUNTS = (
     "keep_last",
     "keep_hourly",
@@ -28,7 +28,7 @@ KEEP_COUNTS = (
 
 
 def _variable(name: str) -> str:
-    """The value of an environment variable. In AWX a field that was left empty is an empty one."""
+    """Return the value of an environment variable. An empty one counts as not set: AWX sets it for a field that was left empty."""
     from ansible.module_utils.errors import AnsibleFallbackNotFound
 
     if not os.environ.get(name):
@@ -59,7 +59,7 @@ _VMS: Spec = {
     "owner": {"type": "str", "default": "safepoint", "fallback": (_variable, ["SAFEPOINT_OWNER"])},
     "label_key": {"type": "str", "no_log": True, "fallback": (_variable, ["SAFEPOINT_LABEL_KEY"])},
 }
-# Which VMs and snapshots, where all of the endpoint may be meant.
+# Select VMs and snapshots; scope=endpoint selects all VMs.
 _SCOPE: Spec = {
     **_VMS,
     "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
@@ -98,7 +98,7 @@ _CHANGE: Spec = {
     "id": {"type": "str"},
     "foreign": {"type": "str", "choices": ["refuse", "allow"], "default": "refuse"},
 }
-# One or several VMs, or all of the endpoint.
+# One or several VMs, or all VMs of the endpoint.
 _SCOPE_RULES: Spec = {"mutually_exclusive": [("vm", "vms")], "required_if": [("scope", "vms", ("vm", "vms"), True)]}
 _CHANGE_RULES: Spec = {
     "mutually_exclusive": [("vm", "vms", "targets"), ("name", "id", "targets")],
@@ -110,7 +110,7 @@ _REVERT_RULES: Spec = {
     "required_if": [("select", "before", ("time",))],
 }
 
-# By the short name of a module: what AnsibleModule and ArgumentSpecValidator take as keywords.
+# Short name of a module -> keyword arguments for AnsibleModule and ArgumentSpecValidator.
 OPTIONS: Mapping[str, Spec] = {
     "snapshot": {
         "argument_spec": {

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whose snapshots are ours, and how that is proved. Pure: no I/O, no clock.
+"""Ownership of snapshots, and the signature that proves it. Pure: no I/O, no clock.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -18,53 +18,55 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import form
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Vm
 
-# Of SHA-256, in hexadecimal digits: a description has little room, and 128 bits are beyond guessing.
+# Hexadecimal digits of the SHA-256 HMAC: a description has little space, and 128 bits cannot be guessed.
 _SIGNATURE_LENGTH = 32
-# The fields of a label that say nothing of their own: the signature, and the time for which it holds.
+# The label fields of the signature: the signature itself, and the creation time that it is valid for.
 _SIGNATURE = ("sig", "at")
-# Creation times have a resolution of a second, and the endpoint's clock is measured with a request. Where clocks differ by more, the label is signed once
-# more with the creation time itself.
+# Creation times have a resolution of one second, and a request to the endpoint measures its clock. If the clocks differ by more, the label is signed again
+# with the actual creation time.
 _SLACK = timedelta(seconds=5)
 
 
 def within(begin: datetime, length: timedelta) -> str:
-    """The time for which a signature holds that is made before the snapshot is: from ``begin`` on, for ``length``."""
+    """Return the field ``at`` for a snapshot that is not taken yet: its creation time is between ``begin`` and ``begin`` + ``length``."""
     return f"{format_time(begin - _SLACK)}/{(length + 2 * _SLACK).total_seconds():.0f}s"
 
 
 def exactly(created: datetime) -> str:
-    """The time for which a signature holds of a snapshot that is there."""
+    """Return the field ``at`` for an existing snapshot."""
     return format_time(created)
 
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """A name on the label, and with a key also its signature."""
+    """An owner name, and an optional key to sign labels."""
 
     name: str = "safepoint"
     key: str | None = dataclasses.field(default=None, repr=False)
 
     def owns(self, vm: Vm, snapshot: Snapshot) -> bool:
-        """Whether the snapshot is ours: its label is valid, names us, and is signed for this snapshot where we have a key."""
+        """Return True if the label is valid, has this owner and, if there is a key, is signed for this snapshot."""
         return self.why_not(vm, snapshot) is None
 
     def why_not(self, vm: Vm, snapshot: Snapshot) -> str | None:
-        """Why the snapshot is not ours, or None."""
+        """Return the reason why the snapshot does not belong to this owner, or None if it does."""
         parsed = _label.parse(snapshot.description)
         if parsed.label is None:
             return parsed.problem or "it has no label of this collection"
         if parsed.label.owner != self.name:
-            return f"owner {parsed.label.owner!r} made it"
+            return f"it belongs to owner {parsed.label.owner!r}"
         if self.key is None:
             return None
         if not self._has_our_signature(vm, snapshot.name, parsed.label):
-            return f"its label is {'signed otherwise' if 'sig' in parsed.label.fields else 'not signed'}, and label_key is set"
+            return (
+                f"its label {'has another signature' if 'sig' in parsed.label.fields else 'is not signed'}, but label_key is set"
+            )
         if not _fits(parsed.label, snapshot):
-            return "its label was signed for a snapshot that was taken at another time, and label_key is set"
+            return "its label was signed for a snapshot with another creation time, but label_key is set"
         return None
 
     def wrote(self, vm: Vm, snapshot: Snapshot) -> bool:
-        """The same as owns(), whenever the snapshot was taken: for those that have just been, before clocks that differ are made up for."""
+        """Like owns(), but without the check of the creation time: for new snapshots, before a difference of the clocks is corrected."""
         label = snapshot.label
         return (
             label is not None
@@ -73,9 +75,9 @@ class Owner:
         )
 
     def sign(self, vm: Vm, name: str, label: _label.Label, *, at: str) -> _label.Label:
-        """The label as it is written to the snapshot of that name: signed where we have a key, and else without a signature.
+        """Return the label for the snapshot with this name: signed if there is a key, otherwise without a signature.
 
-        ``at`` is within() or exactly(): the signature fits no snapshot that was taken at another time.
+        ``at`` is the result of within() or exactly(): the signature is not valid for a snapshot with another creation time.
         """
         fields = {key: value for key, value in label.fields.items() if key not in _SIGNATURE}
         if self.key is None:
@@ -84,7 +86,7 @@ class Owner:
         return _label.Label(label.owner, {**fields, "sig": self._signature(vm, name, label.owner, fields)})
 
     def signed(self, vm: Vm, snapshot: Snapshot) -> bool:
-        """Whether the snapshot's label has the signature that our key gives it there."""
+        """Return True if the snapshot's label has a valid signature of this key."""
         label = snapshot.label
         return label is not None and self._has_our_signature(vm, snapshot.name, label) and _fits(label, snapshot)
 
@@ -96,19 +98,19 @@ class Owner:
         return hmac.compare_digest(wanted.encode(), label.fields.get("sig", "").encode())
 
     def _signature(self, vm: Vm, name: str, owner: str, fields: dict[str, str]) -> str:
-        # A copy of the line on another VM, or on a snapshot of another name, proves nothing there; nor on one of another time, see _fits().
+        # The signature is not valid for a copy of the line on another VM, or on a snapshot with another name or creation time (see _fits()).
         text = "\n".join([vm.uuid or vm.id, name, _label.Label(owner, fields).line()])
         return hmac.new((self.key or "").encode(), text.encode(), hashlib.sha256).hexdigest()[:_SIGNATURE_LENGTH]
 
 
 def _fits(label: _label.Label, snapshot: Snapshot) -> bool:
-    """Whether the snapshot was taken at the time for which its label is signed.
+    """Return True if the creation time of the snapshot is within the time in ``at``.
 
-    The right to rename a snapshot, or to edit its description, is smaller than the right to take one at a time that has passed, which nobody has. It also tells
-    a new VM from a destroyed one whose number it has (Proxmox VE has no UUIDs).
+    A user with the right to rename a snapshot, or to edit its description, cannot set its creation time. The check also distinguishes a new VM from a deleted
+    one that had the same number (Proxmox VE has no UUIDs).
     """
     if not snapshot.id:
-        return True  # it is yet to be taken, in a prediction
+        return True  # a predicted snapshot, not taken yet
     begin, slash, length = label.fields["at"].partition("/")
     try:
         first = parse_time(begin, option="at")

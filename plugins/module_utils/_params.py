@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Texts of the options that no backend and no file system takes, and texts that could not be shown. Refused before anything else is looked at.
+"""Check the texts in the options before anything else: refuse texts that cannot be stored, and texts that Ansible could not show.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -15,7 +15,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 
 Params = Mapping[str, t.Any]
 
-# Options whose text is in results, so that Ansible would cut a secret out of it there.
+# Options whose text is in the results, where Ansible would mask a secret in it.
 _SHOWN = (
     "vm",
     "vms",
@@ -34,9 +34,9 @@ _SHOWN = (
 
 
 def check_params(params: Params, secrets: Collection[str]) -> None:
-    """Refuse options with a text that cannot be stored or passed on, or out of which Ansible would cut a secret.
+    """Refuse options with a text that cannot be stored or that contains a secret, which Ansible would mask.
 
-    :raises InvalidOption: names the option, and does not show the secret.
+    :raises InvalidOption: names the option, but does not show the secret.
     """
     for option, value in params.items():
         for text in _texts(value):
@@ -45,8 +45,8 @@ def check_params(params: Params, secrets: Collection[str]) -> None:
         for text in _texts(params.get(option)):
             if any(secret in text for secret in secrets):
                 raise InvalidOption(
-                    f"{option} contains the value of a secret option (password, token_secret or label_key). Ansible cuts it out of every result, so that "
-                    f"no id or name would be right; use another {option}, or change the secret"
+                    f"{option} contains the value of a secret option (password, token_secret or label_key). Ansible masks it in every result, so that "
+                    f"ids and names would be wrong; use another {option}, or change the secret"
                 )
 
 
@@ -65,7 +65,7 @@ def _texts(value: t.Any) -> Iterator[str]:
 
 
 def _check_text(option: str, text: str) -> None:
-    # No API and no file system takes either of the two.
+    # No API and no file system accepts these.
     if "\0" in text:
         raise InvalidOption(f"{option} contains a NUL character; remove it")
     if any("\ud800" <= char <= "\udfff" for char in text):

@@ -1,8 +1,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A call of a module from its checked options to its result. Nothing of Ansible is imported before it is used, so that a process that does this
-starts at once.
+"""Run one module call, from its checked options to its result. Ansible is imported only where it is used, so that a process that runs a call
+starts fast.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -55,10 +55,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._stop import LOGOUT_S
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
-# As open_driver(), which it is unless a test has a hypervisor of its own.
+# The signature of open_driver(). Tests pass a function that connects to their own hypervisor.
 Connect = Callable[..., SnapshotDriver]
 
-# By the short name of a module. Without a plan it only looks.
+# Short name of a module -> its plan. A module without a plan only reads.
 _PLANS: Mapping[str, Callable[[Request, Params], Plan] | None] = {
     "snapshot": lambda request, params: Present(request) if params["state"] == "present" else Absent(request),
     "snapshot_info": None,
@@ -69,19 +69,19 @@ _PLANS: Mapping[str, Callable[[Request, Params], Plan] | None] = {
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a module: its short name, and its options as they were checked by what _options.py says of them."""
+    """One module call: the short name of the module, and its options as checked by the spec in _options.py."""
 
     module: str
     params: Params
     check_mode: bool
     diff: bool
     secrets: Collection[str]
-    """What must not be shown. The answer may still hold it."""
+    """Values that must not be shown. The answer may still contain them; the caller masks them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came of a call. ``failure`` has at least ``msg``, and is None when nothing failed; the result may be there nevertheless."""
+    """The result of one module call. ``failure`` has at least ``msg``, and is None if nothing failed. A failed call may have a result too."""
 
     result: dict[str, t.Any] = dataclasses.field(default_factory=dict)
     failure: dict[str, t.Any] | None = None
@@ -89,10 +89,10 @@ class Answer:
 
 
 def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_driver) -> Answer:
-    """Do what the options say on the endpoint that ``connect`` connects to, or what is possible of it until ``stop`` is told."""
+    """Run the call on the endpoint that ``connect`` connects to. A signal recorded by ``stop`` ends it early, with a partial result."""
     stop = stop or Stop()
-    # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
-    # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
+    # The data of many VMs are many long-lived objects, and by default the garbage collector runs after every 700 new ones. This saves 5 % of the CPU time of
+    # a create on 500 vSphere VMs (CPython 3.11); the process ends before garbage matters.
     gc.set_threshold(100_000)
     params = call.params
     plan = _PLANS[call.module]
@@ -107,7 +107,7 @@ def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_dri
             params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
         )
     except Stopped:
-        failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was begun"}
+        failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was done"}
     except LibraryMissing as exc:
         failure = {"error": exc.code, "msg": _missing(exc.library)}
     except SafepointError as exc:
@@ -131,9 +131,9 @@ def _missing(library: str) -> str:
 
 
 def _open_audit(call: Call) -> AuditFile | None:
-    """Open the audit file, where there is one, before anything else is done.
+    """Open the audit file if one is set. In check mode, only check that it can be opened.
 
-    :raises InvalidOption: it cannot be written, or the call's time is none.
+    :raises InvalidOption: the file cannot be written, or the option timeout is invalid.
     """
     path = call.params.get("audit_file")
     if not path:
@@ -162,10 +162,10 @@ def _work(
     observer: Observer | None = None,
     stop: Stop,
 ) -> tuple[list[Outcome], datetime, bool]:
-    """Check all options, connect, and look or act; also what time it is by the endpoint's clock, and whether it was about whatever there is.
+    """Check all options, connect, and run the plan or only read. Return the VMs, the time of the endpoint's clock, and ``sweeps`` of the plan.
 
-    :raises SafepointError: before anything was written.
-    :raises Stopped: the same, and a signal came.
+    :raises SafepointError: nothing was written.
+    :raises Stopped: a signal arrived; nothing was written.
     """
     targets = read_targets(params)
     bounds = Bounds(
@@ -192,7 +192,7 @@ def _work(
         try:
             in_time("the log-out", driver.close, Deadline(LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
         except SafepointError:
-            pass  # a mute peer; what matters has been said or raised already
+            pass  # the endpoint does not answer; the result does not depend on the log-out
 
 
 def _results(

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Decide: what is wanted, what was seen, what is to be done about it. Pure: no I/O, no clock.
+"""Base class of the operations: decide which actions a VM needs. Pure: no I/O, no clock.
 
-A plan looks at one VM at a time. It raises the refusal, or returns the actions in their order and the snapshots as they will be.
+A plan decides for one VM at a time. It raises an error, or returns the actions in order and the predicted snapshots.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing as t
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, SnapshotDriver
@@ -25,39 +25,42 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Unsupported,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Verdict
+
+# As SnapshotDriver.imagine().
+Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """What is to be done on one VM."""
+    """The actions on one VM and their predicted result."""
 
     word: str
-    """What the result calls it: created, updated, exists, removed, absent, reverted, pruned, kept."""
+    """The value of ``action`` in the result: created, updated, exists, removed, absent, reverted, pruned, kept."""
     snapshot: Snapshot | None
-    """The snapshot as it will be; its id is empty while it is not created."""
+    """The predicted snapshot; its id is empty until it is created."""
     predicted: tuple[Snapshot, ...]
-    """All snapshots of the VM as they will be."""
+    """All predicted snapshots of the VM."""
     actions: tuple[Action, ...] = ()
     warnings: tuple[str, ...] = ()
     verdicts: tuple[Verdict, ...] = ()
-    """About each snapshot of the VM, where that was asked for."""
+    """One verdict for each snapshot of the VM; prune only."""
     gone_is_done: bool = False
-    """Whether what is to be deleted may as well have been deleted by somebody else."""
+    """True if it is a success when another run has already removed the snapshots."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What the options of one call say, for all its VMs alike."""
+    """The parsed options of one call, the same for all its VMs."""
 
     name: str | None = None
     owner: str = "safepoint"
     foreign_allowed: bool = False
     label_key: str | None = dataclasses.field(default=None, repr=False)
     longest: timedelta = timedelta(minutes=15, seconds=20)
-    """After what time the call has ended, whatever happens."""
+    """Maximum duration of the call."""
     # state=present
     kind: str | None = None
     memory: bool = False
@@ -73,62 +76,65 @@ class Request:
     children: str = "keep"
     # revert
     select: bool = False
-    """The newest that ``matching`` lets through, instead of a name."""
+    """Use the newest snapshot that matches ``matching`` instead of a name."""
     matching: Filter = dataclasses.field(default_factory=Filter)
     power: str = "as_snapshot"
     discard_newer: bool = False
 
     @property
     def ours(self) -> Owner:
-        """Whose snapshots are ours."""
+        """The owner of the snapshots that this call may change."""
         return Owner(self.owner, self.label_key)
 
 
 class Plan(abc.ABC):
-    """One of the things that can be wanted of a VM's snapshots."""
+    """An operation on the snapshots of VMs."""
 
     creates: t.ClassVar[bool] = False
-    """Whether on_error=undo has something to undo."""
+    """True if it creates snapshots, which on_error=undo can remove."""
     reverts: t.ClassVar[bool] = False
-    """Whether it changes the configuration of the VM."""
+    """True if it changes the configuration of the VM."""
     sweeps: t.ClassVar[bool] = False
-    """Whether it is about whatever there is, so that a VM with nothing to do is not waited for when somebody else holds it."""
+    """True if it selects the snapshots itself. A locked VM is then waited for only if it has something to do."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
 
     def check(self, driver: SnapshotDriver) -> None:
-        """Refuse what the backend can never do, before it is even asked.
+        """Refuse requests that the backend never supports, before the first request to it.
 
         :raises SafepointError: the reason and the remedy.
         """
 
     def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
-        """Whether a VM with these snapshots gets another one, so that the ways to take it have to be known."""
+        """Return True if a VM with these snapshots may get a new one, so that the ways to take it must be read."""
         return False
 
     def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
-        """See all VMs of the call together, before it is decided about each: of so many ``vms`` those that could be seen.
+        """Prepare the decisions with a view of all VMs together. ``views`` are those that could be read, ``vms`` is the number of all.
 
-        :raises SafepointError: the call as a whole is refused; nothing has been written.
+        :raises SafepointError: the whole call is refused; nothing was written.
         """
 
     @abc.abstractmethod
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
-        """Say what to do about one VM.
+        """Return the decision for one VM.
 
-        :raises SafepointError: it is refused; nothing has been written.
+        :raises SafepointError: the request is refused; nothing was written.
         """
 
     @abc.abstractmethod
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
-        """Compare the state read afterwards with the decision; return what still has to be written.
+        """Compare the state after the write with the decision; return the actions that are still needed.
 
-        :raises SafepointError: the state is not what the hypervisor said.
+        :raises SafepointError: the state is not the one that the hypervisor reported.
         """
 
     def find(self, view: View, snapshot_id: str | None, now: datetime) -> Snapshot | None:
-        """The snapshot by its id, or else by the name, which must be the only one."""
+        """Return the snapshot with this id, or without an id the one with the requested name, or None.
+
+        :raises SnapshotAmbiguous: several snapshots have the name.
+        """
         if snapshot_id is not None:
             return view.by_id(snapshot_id)
         named = view.named(self.request.name or "")
@@ -140,7 +146,7 @@ class Plan(abc.ABC):
         return named[0] if named else None
 
     def missing(self, view: View, snapshot_id: str | None) -> SnapshotNotFound:
-        """The error that says what was looked for and what there is."""
+        """Return the error for a snapshot that was not found; it lists the newest snapshots of the VM."""
         wanted = f"with the id {snapshot_id!r}" if snapshot_id is not None else f"named {self.request.name!r}"
         if snapshot_id is None and self.request.select:
             allowed = "" if self.request.foreign_allowed else f" of owner {self.request.owner!r}"
@@ -150,21 +156,21 @@ class Plan(abc.ABC):
         return SnapshotNotFound(f"{view.vm} has no snapshot {wanted}; it has {more}{has}")
 
     def refuse_foreign(self, view: View, snapshot: Snapshot, snapshot_id: str | None) -> None:
-        """Only by its id, or where that is allowed, is a snapshot touched that is not ours."""
+        """Refuse a snapshot of another owner, unless it is named by its id or foreign=allow is set."""
         why = self.request.ours.why_not(view.vm, snapshot)
         if snapshot_id is None and not self.request.foreign_allowed and why is not None:
             raise Foreign(
-                f"The snapshot {snapshot} of {view.vm} is not one of owner {self.request.owner!r}: {why}. "
-                "Name it by id, or set foreign=allow, if it is really meant"
+                f"The snapshot {snapshot} of {view.vm} does not belong to owner {self.request.owner!r}: {why}. "
+                "To use it anyway, name it by id or set foreign=allow"
             )
 
     def refuse_others(self, view: View, snapshots: list[Snapshot], what: str) -> None:
-        """Snapshots that would go together with another one: ours, or allowed, and none of them held or stuck."""
+        """Refuse to remove further snapshots together with another one if one of them is foreign, on hold or cannot be removed."""
         foreign = [one for one in snapshots if not self.request.ours.owns(view.vm, one)]
         if foreign and not self.request.foreign_allowed:
             raise Foreign(
-                f"{what} would remove {names(foreign)} of {view.vm}, which owner {self.request.owner!r} did not make; "
-                "set foreign=allow as well if that is really meant"
+                f"{what} would remove {names(foreign)} of {view.vm}, which owner {self.request.owner!r} does not own; "
+                "to remove them anyway, set foreign=allow as well"
             )
         for one in snapshots:
             refuse_obstacle(view, one, "remove", "It cannot be removed")
@@ -172,35 +178,42 @@ class Plan(abc.ABC):
 
 
 def refuse_obstacle(view: View, snapshot: Snapshot, verb: str, what: str) -> None:
-    """Refuse what the backend cannot do with this snapshot."""
+    """Refuse an operation that the backend cannot do with this snapshot."""
     if verb in snapshot.obstacles:
         raise Unsupported(f"{what}: the snapshot {snapshot} of {view.vm} {snapshot.obstacles[verb]}")
 
 
 def refuse_held(view: View, snapshot: Snapshot) -> None:
-    """Refuse to remove what somebody put on hold."""
+    """Refuse to remove a snapshot that is on hold."""
     if snapshot.label is not None and snapshot.label.held:
         raise Held(
             f"The snapshot {snapshot} of {view.vm} {snapshot.label.hold_words()}; release it with state=present and hold=false first"
         )
 
 
+def why_not_deleted(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
+    """Why a snapshot cannot be deleted while all of these are there."""
+    one = next(one for one in left if one.id == snapshot_id)
+    beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
+    return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)
+
+
 def names(snapshots: list[Snapshot]) -> str:
-    """The snapshots by their names, for a sentence."""
+    """Return the names of the snapshots, joined for a message."""
     return ", ".join(one.name for one in snapshots)
 
 
 def still_there(view: View, removed: Sequence[Snapshot]) -> list[Snapshot]:
-    """Which of the snapshots that were removed the VM still has.
+    """Return the removed snapshots that the VM still has.
 
-    One of the same id that was created at another time is another run's: Proxmox VE tells the snapshots of a guest apart by their names.
+    A snapshot with the same id but another creation time belongs to another run: on Proxmox VE, the name is the id.
     """
     seen = {one.id: one.created for one in view.snapshots}
     return [one for one in removed if one.id in seen and seen[one.id] == one.created]
 
 
 def without(snapshots: tuple[Snapshot, ...], gone: Snapshot) -> tuple[Snapshot, ...]:
-    """The snapshots after ``gone`` was deleted alone: its children and the current mark move up to its parent."""
+    """Return the snapshots after ``gone`` was deleted alone: its children and the mark ``current`` move to its parent."""
     return tuple(
         dataclasses.replace(
             one,

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The things that can be wanted of a VM's snapshots: that one is there, that it is not, that the VM is back at it.
+"""The operations on one snapshot of each VM: present, absent and revert.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -30,23 +30,26 @@ from ansible_collections.safepoint.vm.plugins.module_utils._naming import check_
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import exactly, within
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
     Decision,
+    Imagine,
     Plan,
+    Request,
     names,
     refuse_held,
     refuse_obstacle,
     still_there,
+    why_not_deleted,
     without,
 )
 
-# A relative expiry is written before the hypervisor says when the snapshot was made. What lies this near is the same moment.
+# A relative expiry is written before the creation time of the snapshot is known. Times that differ by less than this count as equal.
 _EXPIRY_SLACK = timedelta(seconds=60)
 _LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
-# With these the guest's file systems were at rest.
+# With these kinds of consistency, the file systems of the guest were quiesced or not in use.
 _QUIET = ("filesystem", "application", "offline")
 
 
 class Present(Plan):
-    """The snapshot is there, with the label and description asked for."""
+    """Ensure that the snapshot exists with the requested label and description."""
 
     creates = True
 
@@ -58,12 +61,12 @@ class Present(Plan):
         expires = self.request.expires
         if isinstance(expires, datetime) and expires <= now:
             raise InvalidOption(
-                f"expires={format_time(expires)} is in the past: at the endpoint it is {format_time(now)}, and the next prune would remove the snapshot; "
-                "write a later time, or a duration such as 72h"
+                f"expires={format_time(expires)} is in the past: the time of the endpoint is {format_time(now)}, and the next prune would remove the "
+                "snapshot; set a later time, or a duration such as 72h"
             )
 
     def may_create(self, snapshots: Sequence[Snapshot]) -> bool:
-        # Without a name the snapshots are named by their ids, and must be there.
+        # Without a name, the snapshots are named by their ids and must exist.
         return self.request.name is not None and all(one.name != self.request.name for one in snapshots)
 
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
@@ -75,8 +78,8 @@ class Present(Plan):
         if snapshot_id is None:
             self._may_stand_for_ours(view, found)
         if snapshot_id is None:
-            # One that was never finished is no way back.
-            refuse_obstacle(view, found, "revert", "It is there, but no VM can go back to it")
+            # A snapshot that was never finished cannot protect the VM.
+            refuse_obstacle(view, found, "revert", "A snapshot with this name exists, but the VM cannot be reverted to it")
         self._compare(view, found)
         return self._describe(view, found)
 
@@ -88,7 +91,7 @@ class Present(Plan):
             self._give_way(view, seen)
             if self.request.memory and not seen.memory:
                 raise Unverified(
-                    f"The snapshot {seen} of {view.vm} has no memory, since the VM was switched off in the moment before it was taken; remove it, and "
+                    f"The snapshot {seen} of {view.vm} has no memory, because the VM was powered off just before it was taken; remove the snapshot and "
                     "start the VM first"
                 )
         return self._describe(view, seen).actions
@@ -126,7 +129,7 @@ class Present(Plan):
         return Decision("created", made, parents_first([*others, made]), (action,), tuple(warnings))
 
     def _way(self, view: View, up: bool) -> Way:
-        """The first way that can do all that is required, and that the snapshots there are do not rule out."""
+        """Return the first way that can do all that is required and fits the existing snapshots."""
         request = self.request
         needs = ["create"]
         if request.memory:
@@ -144,16 +147,16 @@ class Present(Plan):
             refusal = next((way.refusals[need] for need in needs if need in way.refusals), None)
             refusal = refusal or way.taken.get(request.name or "")
             if refusal is None and way.deepest is not None and len(view.chain()) >= way.deepest:
-                refusal = f"{view.vm} has a chain of {len(view.chain())} snapshots, and no more than {way.deepest} can be; remove some of them first"
+                refusal = f"{view.vm} has a chain of {len(view.chain())} snapshots, and at most {way.deepest} are possible; remove some of them first"
             if refusal is None and other is not None:
                 refusal = (
-                    f"{view.vm} has the {other.kind} snapshot {other}, and beside it no {way.kind} one can be taken, since the two kinds "
-                    f"destroy each other; remove the {other.kind} ones first"
+                    f"{view.vm} has the {other.kind} snapshot {other}, so no {way.kind} snapshot can be taken, because the two kinds "
+                    f"destroy each other; remove the {other.kind} snapshots first"
                 )
             if refusal is None:
                 return way
             refusals.append(refusal)
-        raise Unsupported("; and ".join(refusals))
+        raise Unsupported("; ".join(refusals))
 
     def _new_description(self, view: View, expires: datetime | None, now: datetime, more: Mapping[str, str]) -> str:
         request = self.request
@@ -162,23 +165,23 @@ class Present(Plan):
         return _label.render(signed, text=request.description or "")
 
     def _give_way(self, view: View, made: Snapshot) -> None:
-        """Of several runs that created the same at the same time, where names may repeat, the one with the smallest id has it."""
+        """If several runs took a snapshot with the same name at the same time, the one with the smallest id stays."""
         rivals = [one for one in view.named(made.name) if self.request.ours.wrote(view.vm, one)]
-        # Backends count their ids up, so that the shorter one is the smaller.
+        # Backends number their ids upwards, so a shorter id is smaller.
         first = min(rivals, key=lambda one: (len(one.id), one.id), default=made)
         if first.id != made.id:
-            raise LostRace(f"Another run has taken the snapshot {made} of {view.vm} at the same time")
+            raise LostRace(f"Another run took the snapshot {made} of {view.vm} at the same time")
 
     def _may_stand_for_ours(self, view: View, found: Snapshot) -> None:
         request = self.request
         if request.fail_if_exists:
             raise SnapshotExists(
-                f"{view.vm} has a snapshot named {found.name!r} already; choose another name, or set if_exists=keep"
+                f"{view.vm} already has a snapshot named {found.name!r}; choose another name, or set if_exists=keep"
             )
         why = request.ours.why_not(view.vm, found)
         if why is not None:
             raise Foreign(
-                f"The snapshot {found} of {view.vm} is not one of owner {request.owner!r}: {why}; it is never taken over by its name, "
+                f"The snapshot {found} of {view.vm} does not belong to owner {request.owner!r}: {why}. A foreign snapshot is never taken over by its name; "
                 "choose another name"
             )
 
@@ -186,13 +189,13 @@ class Present(Plan):
         request = self.request
         differs = None
         if request.memory and not found.memory:
-            differs = "was taken without memory, and memory=true is asked for"
+            differs = "was taken without memory, but memory=true is set"
         if request.quiesce == "require" and found.consistency not in _QUIET:
-            differs = f"is {found.consistency}-consistent, and quiesce=require is asked for"
+            differs = f"is {found.consistency}-consistent, but quiesce=require is set"
         if request.kind is not None and found.kind is None:
             raise _no_such_kind(view, request.kind)
         if request.kind is not None and found.kind != request.kind:
-            differs = f"is {found.kind}, and kind={request.kind} is asked for"
+            differs = f"is {found.kind}, but kind={request.kind} is set"
         if differs:
             raise ExistsDiffers(f"The snapshot {found} of {view.vm} {differs}; choose another name, or remove it first")
 
@@ -213,7 +216,7 @@ class Present(Plan):
             problem = _label.parse(description).problem
             if problem:
                 raise Foreign(
-                    f"The snapshot {found} of {view.vm} cannot be labelled: {problem}. Set description to replace what it says"
+                    f"The snapshot {found} of {view.vm} cannot be labelled: {problem}. Set description to replace its whole description"
                 )
             description = _label.replace(description, label)
         if description == found.description:
@@ -223,7 +226,7 @@ class Present(Plan):
         return Decision("updated", after, predicted, (Describe(view.vm, found, description),))
 
     def _signed(self, view: View, found: Snapshot, label: _label.Label) -> _label.Label:
-        """The label as it is to be: signed with our key where it is ours, and left alone where nothing in it changes."""
+        """Return the label to write: signed if it is ours and there is a key, unchanged if no field changes."""
         before = found.label
         ours = self.request.ours
         mine = label.owner == ours.name and ours.key is not None
@@ -234,19 +237,19 @@ class Present(Plan):
                 return label
             if not ours.signed(view.vm, found):
                 raise Foreign(
-                    f"The label of the snapshot {found} of {view.vm} is signed, and a change would break that; set label_key to the key it was "
-                    "signed with"
+                    f"The label of the snapshot {found} of {view.vm} is signed, and a change would make the signature invalid; set label_key to the key "
+                    "it was signed with"
                 )
         elif before is None and not label.fields:
             return label
         if found.created is None:
             raise Unsupported(
-                f"The hypervisor does not say when the snapshot {found} of {view.vm} was taken, which a signature has to cover"
+                f"The label of the snapshot {found} of {view.vm} cannot be signed: the hypervisor does not report its creation time"
             )
         return ours.sign(view.vm, found.name, label, at=exactly(found.created))
 
     def _fields(self, before: Mapping[str, str], expires: datetime | None) -> dict[str, str]:
-        """The label's fields: those there were, with what the options say laid over them."""
+        """Return the fields of ``before``, updated with the options."""
         request = self.request
         fields = {**before, **request.labels}
         if expires is not None:
@@ -259,43 +262,48 @@ class Present(Plan):
             if value is None:
                 continue
             if not fields.get("hold"):
-                raise InvalidOption(f"{option} is set, and the snapshot is not on hold; set hold=true as well")
+                raise InvalidOption(f"{option} is set, but the snapshot is not on hold; set hold=true as well")
             fields[option] = value
         return {key: value for key, value in fields.items() if value != ""}
 
 
 def _no_such_kind(view: View, kind: str | None) -> Unsupported:
-    return Unsupported(f"{view.vm} has no snapshots of the kind {kind!r}; leave kind out")
+    return Unsupported(f"{view.vm} cannot have snapshots of kind={kind!r}; remove the option kind")
 
 
 class Absent(Plan):
-    """The snapshot is not there; its children stay, or go with it."""
+    """Ensure that the snapshot does not exist; its children stay, or are removed too."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        self._imagine: Imagine = lambda _vm, snapshots: snapshots
+
+    def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
+        self._imagine = driver.imagine
 
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
         found = self.find(view, snapshot_id, now)
         if found is None:
             return Decision("absent", None, view.snapshots)
         self.refuse_foreign(view, found, snapshot_id)
-        below = view.descendants(found)
-        beside = [one for one in view.snapshots if one.parent == found.parent and one.id != found.id]
         refuse_obstacle(view, found, "remove", "It cannot be removed")
         refuse_held(view, found)
-        if self.request.children == "remove":
-            self.refuse_others(view, below, "children=remove")
-            stay = beside
-        else:
-            stay = below + beside
-            below = []
-        if stay:
-            refuse_obstacle(view, found, "remove_alone", "It cannot be removed alone")
-        # Leaves first, and of them those last that the VM's present state is on: libvirt 11.3 loses the other branches of their parent.
+        below = view.descendants(found) if self.request.children == "remove" else []
+        self.refuse_others(view, below, "children=remove")
+        # Leaves first, and the branch of the VM's present state last: libvirt 11.3 loses the other branches of its parent.
         chain = view.chain()
         actions: list[Action] = []
+        left: Sequence[Snapshot] = view.snapshots
         predicted = view.snapshots
-        leaves_first = below[::-1]
-        for one in [*sorted(leaves_first, key=lambda one: one.id in chain), found]:
+        below.reverse()
+        for one in [*sorted(below, key=lambda one: one.id in chain), found]:
+            # As it will be when those before it are gone: by then it may be what the VM runs on.
+            why = why_not_deleted(one.id, left)
+            if why is not None:
+                raise Unsupported(f"It cannot be removed{'' if below else ' alone'}: the snapshot {one} of {view.vm} {why}")
             actions.append(Delete(view.vm, one))
             predicted = without(predicted, one)
+            left = self._imagine(view.vm, without(tuple(left), one))
         return Decision("removed", found, predicted, tuple(actions))
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
@@ -307,7 +315,7 @@ class Absent(Plan):
 
 
 class Reverted(Plan):
-    """The VM is back at the snapshot, whatever happened since."""
+    """Revert the VM to the snapshot."""
 
     reverts = True
 
@@ -320,7 +328,7 @@ class Reverted(Plan):
             for place, one in enumerate(view.snapshots)
             if request.matching.lets_through(one, now) and (request.foreign_allowed or request.ours.owns(view.vm, one))
         ]
-        # Of two that were taken in the same second the later in the list is the child, or else one as good as the other.
+        # Of two snapshots of the same second, the later one in the list is the child, or they are siblings.
         return max(meant)[2] if meant else None
 
     def decide(self, view: View, snapshot_id: str | None, *, now: datetime, newest_only: bool = False) -> Decision:
@@ -328,13 +336,13 @@ class Reverted(Plan):
         if found is None:
             raise self.missing(view, snapshot_id)
         self.refuse_foreign(view, found, snapshot_id)
-        refuse_obstacle(view, found, "revert", "The VM cannot go back to it")
+        refuse_obstacle(view, found, "revert", "The VM cannot be reverted")
         if self.request.power == "off" and "power_off" in view.state.refusals:
             raise Unsupported(view.state.refusals["power_off"])
         newer = view.descendants(found)
         if newer and newest_only and not self.request.discard_newer:
             raise NewerSnapshots(
-                f"{view.vm} can go back to its newest snapshot only, and {names(newer)} came after {found}; set discard_newer=true to lose them"
+                f"{view.vm} can be reverted to its newest snapshot only, and {names(newer)} came after {found}; set discard_newer=true to remove them"
             )
         predicted = tuple(dataclasses.replace(one, current=one.id == found.id) for one in view.snapshots)
         deletes: list[Action] = []
@@ -344,7 +352,7 @@ class Reverted(Plan):
                 deletes.append(Delete(view.vm, one))
                 predicted = without(predicted, one)
         revert = Revert(view.vm, found, self.request.power)
-        # Where it is not needed first, nothing is deleted before the revert has worked.
+        # If the backend allows it, snapshots are deleted only after the revert has succeeded.
         actions = [*deletes, revert] if newest_only else [revert, *deletes]
         warnings = [self._starts_again(view)] if self._comes_back_off(found) and view.state.started_by else []
         return Decision("reverted", dataclasses.replace(found, current=True), predicted, tuple(actions), tuple(warnings))
@@ -354,15 +362,15 @@ class Reverted(Plan):
 
     def _starts_again(self, view: View) -> str:
         return (
-            f"{view.vm} is off after the revert, and {view.state.started_by} starts it again by itself, perhaps while this call still looks; set power=on to "
-            "have it running, or power=off to have it kept off"
+            f"{view.vm} is off after the revert, but {view.state.started_by} starts it automatically, possibly before this call ends; set power=on to "
+            "have it running, or power=off to keep it off"
         )
 
     def confirm(self, view: View, done: Decision) -> tuple[Action, ...]:
         if done.snapshot is None:
             return ()
         target = view.by_id(done.snapshot.id)
-        # The snapshot may have been removed since by another run, and the VM is back at it all the same.
+        # If another run has removed the snapshot since, the VM was still reverted to it.
         if target is not None and not self._is_back_at(view, target, done):
             raise Unverified(
                 f"The hypervisor reported the revert as done, but {done.snapshot} is not the current snapshot of {view.vm}"
@@ -370,19 +378,19 @@ class Reverted(Plan):
         wanted = {
             "on": ("running",),
             "off": ("off",),
-            # A VM that was suspended (vSphere) comes back suspended, without memory in the snapshot.
+            # A suspended VM (vSphere) is suspended after the revert, also if the snapshot has no memory.
             "as_snapshot": ("running", "paused") if done.snapshot.memory else ("off", "paused"),
         }
         if self._comes_back_off(done.snapshot) and view.state.started_by:
             return ()
         if view.state.power not in wanted[self.request.power]:
             raise Unverified(
-                f"{view.vm} was reverted to {done.snapshot}, and is {view.state.power} although power={self.request.power} was asked for"
+                f"{view.vm} was reverted to {done.snapshot}, but it is {view.state.power} although power={self.request.power} is set"
             )
         return ()
 
     def _is_back_at(self, view: View, target: Snapshot, done: Decision) -> bool:
-        """Whether the VM's present state descends from ``target``, directly or by snapshots that were taken after our look."""
+        """Return True if the VM's present state descends from ``target``, directly or through snapshots that other runs took since the decision."""
         if target.current:
             return True
         known = {one.id for one in done.predicted}

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How far a call is, and the words for it.
+"""The progress of a call, and its text.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -13,20 +13,20 @@ from collections.abc import Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 
-# How many of the VMs that are worked on are named; a line of a terminal has no room for more.
+# Maximum number of VMs that are named, so that the text fits on a line of a terminal.
 _NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a call is at a moment."""
+    """The progress of a call."""
 
     done: int
     total: int
     running: tuple[tuple[str, int | None], ...]
-    """The VMs that are worked on, each with how many percent the vendor says are done."""
+    """The VMs with a running job, each with the percentage that the vendor reports."""
     undoing: bool = False
-    """Whether the new snapshots are being removed again, because something failed."""
+    """True while the new snapshots are removed again after a failure."""
 
     def __str__(self) -> str:
         parts = []
@@ -38,10 +38,10 @@ class Progress:
         if len(self.running) > _NAMED:
             text += f" and {len(self.running) - _NAMED} more"
         if self.running and all(percent is None for _name, percent in self.running[:_NAMED]):
-            text += " under way"
+            text += " in progress"
         return text
 
 
 def how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
-    """The VMs of these jobs, each with how many percent the vendor says are done."""
+    """Return the VMs of these jobs, each with the percentage that the vendor reports."""
     return tuple((str(job.action.vm), job.percent) for job in jobs)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The file through which a module tells its action plugin how far it is.
+"""The file through which a module reports its progress to its action plugin.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -15,13 +15,13 @@ from collections.abc import Callable, Collection
 
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
 
-# Work that is done sooner shows no progress, and what takes longer is written down so often.
+# A call shows progress only after the first time, and then once per the second.
 _QUICK_SECONDS = 2.0
 _WRITE_SECONDS = 1.0
 
 
 class ProgressFile:
-    """A file with a line that says how far the work is. The action plugin of the module reads it, and shows it to people."""
+    """A file with one line of progress. The action plugin of the module reads and shows it."""
 
     def __init__(self, path: str, secrets: Collection[str], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -31,13 +31,13 @@ class ProgressFile:
         self._next = clock() + _QUICK_SECONDS
 
     def note(self, progress: Progress) -> None:
-        """Write it down if it is time. That this fails is no reason to fail."""
+        """Write the progress if it is due. A write error is ignored."""
         now = self._clock()
         if now < self._next:
             return
         from ansible.module_utils.common.parameters import remove_values
 
-        # A VM may be named like a secret, and its name may hold what a terminal takes for a command.
+        # The name of a VM may contain a secret, or control characters for a terminal.
         text = "".join(one if one.isprintable() else "?" for one in str(remove_values(str(progress), self._secrets)))
         if text == self._written:
             return
@@ -47,7 +47,7 @@ class ProgressFile:
                 new = os.path.join(folder, "new")
                 with open(new, "w", encoding="utf-8") as file:
                     file.write(text)
-                # With become the reader is another user; who may look into the folder is for the folder to say.
+                # With become the reader is another user; the mode of the folder limits who can read the file.
                 os.chmod(new, 0o644)
                 os.replace(new, self._path)
         except (OSError, UnicodeError):

@@ -1,36 +1,43 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a policy lets stay is there, and the rest is gone.
+"""The prune operation: remove the snapshots that the retention policy does not keep.
 
 Note that this module util is **PRIVATE** to the collection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta, tzinfo
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, SafepointError, Unsupported, Unverified
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Decision, Plan, Request, names, still_there, without
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View
+from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
+    Decision,
+    Imagine,
+    Plan,
+    Request,
+    names,
+    still_there,
+    why_not_deleted,
+    without,
+)
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
 
-# Clocks that differ by no more are as good as one.
+# Clocks that differ by less than this count as equal.
 _SKEW = timedelta(seconds=60)
-
-Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
 
 
 class Pruned(Plan):
-    """Of the snapshots in ``scope`` that are ours those are there that the policy keeps, and no others."""
+    """Remove the own snapshots in ``scope`` that the policy does not keep."""
 
     sweeps = True
 
     def __init__(self, request: Request, policy: Policy, *, scope: Filter, tz: tzinfo, confirm: int | None = None) -> None:
-        """``confirm`` is how many VMs the user thinks that a policy is about which removes everything."""
+        """``confirm``: the number of VMs that the user expects; required for a policy that removes everything."""
         super().__init__(request)
         self._policy = policy
         self._scope = scope
@@ -45,10 +52,10 @@ class Pruned(Plan):
 
     def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
         if self._policy.everything and self._confirm != vms:
-            said = "confirm is not set" if self._confirm is None else f"confirm={self._confirm} says otherwise"
+            said = "is not set" if self._confirm is None else f"is {self._confirm}"
             raise InvalidOption(
-                f"all=true would remove every snapshot of owner {self.request.owner!r} from {vms} VMs, and {said}; "
-                f"set confirm={vms} if that is really meant"
+                f"all=true would remove every snapshot of owner {self.request.owner!r} from {vms} VMs, but confirm {said}; "
+                f"to remove them, set confirm={vms}"
             )
         self._refused = {}
         found: list[Verdict] = []
@@ -58,11 +65,13 @@ class Pruned(Plan):
                 found += judge(view.vm.id, view.snapshots, self._policy, excluded=excluded, now=now, tz=self._tz)
             except Unsupported as exc:
                 self._refused[view.vm.id] = Unsupported(f"Nothing was removed from {view.vm}: {exc}")
-                found += [Verdict(view.vm.id, one, True, (Reason("refused", f"stays, since {exc}"),)) for one in view.snapshots]
+                found += [
+                    Verdict(view.vm.id, one, True, (Reason("refused", f"is kept, because {exc}"),)) for one in view.snapshots
+                ]
         self._settle(views, found, driver.imagine)
 
     def _settle(self, views: Sequence[View], found: list[Verdict], imagine: Imagine) -> None:
-        """Spare what cannot go, and what must not go without it, until nothing is left to be spared."""
+        """Keep snapshots that cannot be removed and the rest of their groups; repeat until nothing changes."""
         while True:
             found = settle(found, self._policy)
             self._verdicts = {view.vm.id: [] for view in views}
@@ -81,10 +90,10 @@ class Pruned(Plan):
             ]
 
     def _excluded(self, view: View, one: Snapshot, now: datetime) -> Reason | None:
-        """Why a snapshot is not one that the policy is about."""
+        """Return the reason why the policy does not apply to a snapshot, or None if it does."""
         foreign = self.request.ours.why_not(view.vm, one)
         if foreign is not None:
-            return Reason("foreign", f"is not one of owner {self.request.owner!r}: {foreign}")
+            return Reason("foreign", f"does not belong to owner {self.request.owner!r}: {foreign}")
         if not self._scope.lets_through(one, now):
             return Reason("out_of_scope", f"is not {self._scope.words()}")
         if "remove" in one.obstacles:
@@ -106,7 +115,7 @@ class Pruned(Plan):
             tuple(actions),
             tuple(f"{one.message}; {one.remedy}" for one in view.state.findings if one.code == "chain_near_limit")
             + tuple(
-                f"The snapshot {one} of {view.vm} is dated {one.created - now} after now by the hypervisor's clock, and is kept; look at the clocks"
+                f"The snapshot {one} of {view.vm} is kept: its creation time is {one.created - now} in the future by the hypervisor's clock; check the clocks"
                 for one in (verdict.snapshot for verdict in self._verdicts[view.vm.id] if verdict.reasons[0].rule == "future")
                 if one.created is not None and one.created - now > _SKEW
             ),
@@ -122,10 +131,10 @@ class Pruned(Plan):
 
 
 def deletion_order(view: View, going: Collection[str], imagine: Imagine) -> tuple[list[Snapshot], dict[str, str]]:
-    """In which order snapshots are deleted, one at a time and each alone, and by their ids why some cannot be.
+    """Return the order in which snapshots are deleted one at a time, and by id the reasons of those that cannot be deleted.
 
-    Branches that the VM does not run on go first, their leaves before what these stand on. Of the chain that it runs on the oldest go first:
-    each is merged into one that is still there, and none becomes what the VM runs on just to be deleted next.
+    Branches without the VM's present state come first, leaves before their parents. In the chain of the present state, the oldest come first:
+    each is merged into a snapshot that stays, and no snapshot becomes the current one just before it is deleted.
     """
     chain = view.chain()
     waiting = [one for one in reversed(view.snapshots) if one.id in going and one.id not in chain]
@@ -133,17 +142,10 @@ def deletion_order(view: View, going: Collection[str], imagine: Imagine) -> tupl
     left: Sequence[Snapshot] = view.snapshots
     ordered: list[Snapshot] = []
     while waiting:
-        free = next((one for one in waiting if _why_not(one.id, left) is None), None)
+        free = next((one for one in waiting if why_not_deleted(one.id, left) is None), None)
         if free is None:
-            return ordered, {one.id: _why_not(one.id, left) or "" for one in waiting}
+            return ordered, {one.id: why_not_deleted(one.id, left) or "" for one in waiting}
         ordered.append(free)
         waiting.remove(free)
         left = imagine(view.vm, without(tuple(left), free))
     return ordered, {}
-
-
-def _why_not(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
-    """Why a snapshot cannot be deleted while all of these are there."""
-    one = next(one for one in left if one.id == snapshot_id)
-    beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
-    return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)

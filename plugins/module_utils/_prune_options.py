@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""From the options of snapshot_prune to the plan that they describe.
+"""Create the plan of snapshot_prune from its options.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -23,22 +23,22 @@ from ansible_collections.safepoint.vm.plugins.module_utils._retention import POL
 
 
 def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
-    """The plan that the options describe.
+    """Create the plan from the options.
 
-    :raises InvalidOption: one of them cannot be used.
+    :raises InvalidOption: an option is invalid.
     """
     counts = {option: params[option] for option in KEEP_COUNTS if params[option] is not None}
     for option, number in counts.items():
         if number < 0:
-            raise InvalidOption(f"{option}={number} must not be negative; use 1 or more, or leave it out")
+            raise InvalidOption(f"{option}={number} must not be negative; use 1 or more, or remove the option")
     for option, instead in (
-        ("max_count", "to remove all there are, set all=true"),
-        ("max_delete_per_run", "use check mode for a look"),
+        ("max_count", "set all=true to remove all snapshots"),
+        ("max_delete_per_run", "use check mode to see what would be removed"),
     ):
         if params[option] is not None and params[option] < 1:
             raise InvalidOption(f"{option}={params[option]} must be greater than zero; use 1 or more, or {instead}")
     if params["confirm"] is not None and not params["all"]:
-        raise InvalidOption("confirm goes with all=true, which removes every snapshot of ours; leave it out")
+        raise InvalidOption("confirm can only be used with all=true, which removes every own snapshot; remove confirm")
     policy = Policy(
         **counts,
         keep_within=_span(params, "keep_within"),
@@ -63,9 +63,9 @@ def _scope(params: Mapping[str, t.Any]) -> Filter:
         if value is None:
             continue
         if not value:
-            raise InvalidOption(f"{option} is empty; leave it out, or name one")
+            raise InvalidOption(f"{option} is empty; set a value, or remove the option")
         if labels.get(key, value) != value:
-            raise InvalidOption(f"{option}={value!r} and labels say different things; leave one of them out")
+            raise InvalidOption(f"{option}={value!r} contradicts labels, which sets {key}={labels[key]!r}; remove one of them")
         labels[key] = value
     return Filter(name=params["name"], labels=labels)
 
@@ -79,5 +79,7 @@ def _span(params: Mapping[str, t.Any], option: str) -> timedelta | None:
         return None
     age = parse_age(params[option], option=option)
     if not age:
-        raise InvalidOption(f"{option}={params[option]} must be greater than zero; write for example 12h or 30d, or leave it out")
+        raise InvalidOption(
+            f"{option}={params[option]} must be greater than zero; write for example 12h or 30d, or remove the option"
+        )
     return age

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Say it: the one serializer of each object, and the tree that a diff shows.
+"""Serialisation of results and diffs.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -22,7 +22,7 @@ _DEEP = 3
 
 
 def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.Any]:
-    """A snapshot as results show it. One that is only predicted has no id and no time."""
+    """Return a snapshot for results. A predicted snapshot has no id and no creation time."""
     label = snapshot.label
     return {
         "id": snapshot.id or None,
@@ -42,7 +42,7 @@ def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.A
 
 
 def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
-    """What happened to one VM."""
+    """Return the result of one VM for the modules that change snapshots."""
     vm = outcome.vm
     result: dict[str, t.Any] = {
         "ref": outcome.target.ref,
@@ -59,7 +59,7 @@ def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
 
 
 def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str, t.Any]:
-    """What was decided about each snapshot of one VM, and what came of it."""
+    """Return the result of one VM for prune, with the decision on each snapshot."""
     row = outcome_result(outcome, ours=ours)
     del row["snapshot"], row["also_removed"]
     row["snapshots"] = []
@@ -81,7 +81,7 @@ def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str,
 
 
 def outcome_table(outcome: Outcome) -> dict[str, str]:
-    """The snapshots before and after, one line each with what was decided and why."""
+    """Return the diff of prune: the snapshots before and after, one line each with decision and reasons."""
     name = str(outcome.vm or outcome.target.ref)
     verdicts = outcome.decision.verdicts if outcome.decision else ()
     cells = [
@@ -104,7 +104,7 @@ def outcome_table(outcome: Outcome) -> dict[str, str]:
 
 
 def _was_removed(outcome: Outcome, snapshot: Snapshot) -> bool:
-    """Whether this call removed a snapshot, or in a dry run would. One that another run removed is gone as well, but not by this call."""
+    """Return True if this call removed the snapshot, or in a dry run would. A snapshot that another run removed does not count."""
     tried = outcome.error is not None and isinstance(outcome.started, Delete) and outcome.started.snapshot.id == snapshot.id
     return (outcome.predicted or tried or _is_done(outcome, snapshot)) and _is_gone(outcome, snapshot)
 
@@ -114,12 +114,12 @@ def _is_done(outcome: Outcome, snapshot: Snapshot) -> bool:
 
 
 def _is_gone(outcome: Outcome, snapshot: Snapshot) -> bool:
-    """Whether a snapshot is not there any more, or in a dry run would not be."""
+    """Return True if the snapshot no longer exists, or in a dry run would not."""
     return _is_done(outcome, snapshot) or (outcome.after is not None and outcome.after.by_id(snapshot.id) is None)
 
 
 def outcome_diff(outcome: Outcome) -> dict[str, str]:
-    """The snapshot trees before and after, without what only the hypervisor can know (ids, times), and what a revert does to the VM's configuration."""
+    """Return the diff: the snapshot trees before and after, without ids and times, which a prediction lacks, and the configuration changes of a revert."""
     name = str(outcome.vm or outcome.target.ref)
     before, after = tree(outcome.before), tree(outcome.after)
     if outcome.now and outcome.later:
@@ -135,7 +135,7 @@ def outcome_diff(outcome: Outcome) -> dict[str, str]:
 
 
 def tree(view: View | None) -> str:
-    """The snapshots of a VM as an indented tree, one line each and its description under it; a star marks the current one."""
+    """Format the snapshots of a VM as an indented tree, each with its description below it. A star marks the current snapshot."""
     if view is None:
         return ""
     depth: dict[str, int] = {}
@@ -149,7 +149,7 @@ def tree(view: View | None) -> str:
 
 
 def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, now: datetime) -> dict[str, t.Any]:
-    """What was seen of one VM: what was found, and of its snapshots those that are ``wanted``; ``which`` is any, ours or foreign."""
+    """Return the result of one VM for snapshot_info, with the snapshots that match ``wanted``; ``which`` is any, ours or foreign."""
     row = outcome_result(outcome, ours=ours)
     view = outcome.after
     del row["snapshot"], row["action"], row["also_removed"]
@@ -181,19 +181,19 @@ def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, n
 
 
 def _depth(view: View) -> list[Finding]:
-    """A long chain of snapshots costs space, the speed of disks where each is a file, and the time of a removal; VMware advises 2 or 3."""
+    """Return a finding for a long chain of snapshots: it costs space, disk speed if each snapshot is a file, and time to remove; VMware advises 2 or 3."""
     depth = len(view.chain())
     if depth < _DEEP:
         return []
     return [
         Finding(
-            "deep_chain", f"{view.vm} stands on a chain of {depth} snapshots", "remove those that nobody needs, the oldest first"
+            "deep_chain", f"{view.vm} has a chain of {depth} snapshots", "remove snapshots that are not needed, the oldest first"
         )
     ]
 
 
 def configuration_result(configuration: Configuration) -> dict[str, t.Any]:
-    """What a VM is made of, as results show it."""
+    """Return the configuration of a VM for results."""
     return {
         "cpus": configuration.cpus,
         "memory_bytes": configuration.memory_bytes,

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of a call -> values of the core. Options that contradict each other or cannot be used are refused here, with a sentence.
+"""Parse the options of a call into the values of the core. Invalid or contradictory options are refused here.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -21,30 +21,30 @@ from ansible_collections.safepoint.vm.plugins.module_utils._params import Params
 from ansible_collections.safepoint.vm.plugins.module_utils._phases import GRACE_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 
-# Shorter ones can be guessed, given one signed label.
+# With one signed label, a shorter key can be guessed.
 _SHORTEST_KEY = 16
 _LIST = re.compile(r"\[\s*(?:(['\"]).*\1\s*)?\]", re.DOTALL)
 
 
 def read_targets(params: Params) -> list[Target] | None:
-    """The VMs that are meant, or None for all of the endpoint."""
+    """Return the VMs of the call, or None for all VMs of the endpoint."""
     if params.get("scope") == "endpoint":
         named = next((option for option in ("vm", "vms") if params.get(option) is not None), None)
         if named:
-            raise InvalidOption(f"scope=endpoint means all VMs, and {named} names some; leave one of them out")
+            raise InvalidOption(f"scope=endpoint selects all VMs, but {named} is set too; remove one of them")
         return None
     for option in ("vms", "targets"):
         if params.get(option) is not None and not params[option]:
-            raise InvalidOption(f"{option} is empty; name at least one VM")
+            raise InvalidOption(f"{option} is empty; set at least one VM")
     targets = _named_targets(params)
     if params.get("id") is not None and len(targets) > 1:
         raise InvalidOption(
-            f"id={params['id']!r} names the snapshot of one VM, and vms names {len(targets)}; use targets, a list of vm and id"
+            f"id={params['id']!r} is a snapshot of one VM, but vms has {len(targets)} VMs; use targets, a list of vm and id"
         )
     seen = [target.ref for target in targets]
     for ref in seen:
         if seen.count(ref) > 1:
-            raise InvalidOption(f"VM {ref!r} is named {seen.count(ref)} times; name it once")
+            raise InvalidOption(f"VM {ref!r} is listed {seen.count(ref)} times; list it once")
     return targets
 
 
@@ -53,7 +53,7 @@ def _named_targets(params: Params) -> list[Target]:
         for one in params["targets"]:
             _check_ref("targets: vm", one["vm"])
             if one["id"] is None or not one["id"].strip():
-                raise InvalidOption("targets: id is empty; name the snapshot")
+                raise InvalidOption("targets: id is empty; set it to the id of the snapshot")
         return [Target(one["vm"], one["id"], _expected(one["labels"])) for one in params["targets"]]
     if params.get("vms") is not None:
         option, refs = "vms", params["vms"]
@@ -61,43 +61,43 @@ def _named_targets(params: Params) -> list[Target]:
         option, refs = "vm", [params["vm"]]
     else:
         also = ", or targets" if "targets" in params else ", or set scope to endpoint" if "scope" in params else ""
-        raise InvalidOption(f"no VM is named; set vm or vms{also}")
+        raise InvalidOption(f"no VM is set; set vm or vms{also}")
     for ref in refs:
         _check_ref(option, ref)
     return [Target(ref, params.get("id")) for ref in refs]
 
 
 def _check_ref(option: str, ref: str | None) -> None:
-    """Refuse what cannot be the name of a VM."""
+    """Refuse a value that cannot be the name of a VM."""
     if ref is None or not ref.strip():
-        raise InvalidOption(f"{option}: the name of a VM is empty; name each VM by its name, UUID or id")
-    # Ansible turns a list into a text where an option takes one text.
+        raise InvalidOption(f"{option} has an empty entry; use the name, UUID or id of each VM")
+    # Ansible converts a list to a string if the option is a string.
     if _LIST.fullmatch(ref):
-        raise InvalidOption(f"{option}={ref} is a list, and one VM is expected; write vms: {ref}")
+        raise InvalidOption(f"{option}={ref} is a list, but must be one VM; write vms: {ref}")
     if ref != ref.strip():
         raise InvalidOption(
-            f"{option}: {ref!r} begins or ends with a blank; write {ref.strip()!r}, in vms as vms: [web01, web02]"
+            f"{option}: {ref!r} begins or ends with a space; write {ref.strip()!r}, and a list as vms: [web01, web02]"
         )
 
 
 def _check_snapshot(params: Params) -> None:
-    """Refuse options that name no snapshot, or none that can be."""
+    """Refuse options that do not name a snapshot, or that contradict each other."""
     for option in ("name", "id"):
         value = params.get(option)
         if value is not None and not value.strip():
-            raise InvalidOption(f"{option} is empty; name the snapshot")
-    # Not for prune, where a name is only a filter.
+            raise InvalidOption(f"{option} is empty; set it to the {option} of the snapshot")
+    # Not for prune, where name is only a filter.
     if "targets" in params and all(params.get(option) is None for option in ("name", "id", "targets", "select")):
         select = ", or select" if "select" in params else ""
-        raise InvalidOption(f"no snapshot is named; set name or id, or targets with an id for each VM{select}")
+        raise InvalidOption(f"no snapshot is set; set name or id, or targets with an id for each VM{select}")
     if params.get("if_exists") == "fail" and not params.get("name"):
-        raise InvalidOption("if_exists=fail goes with name; a snapshot named by its id is there to be updated")
+        raise InvalidOption("if_exists=fail can only be used with name; with id, an existing snapshot is updated")
     if params.get("select") == "before" and params["time"] is None:
-        raise InvalidOption("select=before needs time; write for example time: 24h")
+        raise InvalidOption("select=before requires time; write for example time: 24h")
 
 
 def read_request(params: Params) -> Request:
-    """The options of the changing modules; those a module does not have keep their defaults."""
+    """Parse the options of the modules that change snapshots. Options that a module does not have keep their defaults."""
     _check_snapshot(params)
     expires = params.get("expires")
     description = params.get("description")
@@ -105,9 +105,9 @@ def read_request(params: Params) -> Request:
     select = params.get("select")
     for option in ("labels", "time"):
         if "select" in params and params[option] is not None and select is None:
-            raise InvalidOption(f"{option} goes with select; a snapshot named by name or id needs no more")
+            raise InvalidOption(f"{option} can only be used with select, not with name or id; remove {option}")
     if select == "newest" and params["time"] is not None:
-        raise InvalidOption(f"time={params['time']!r} goes with select=before; select=newest takes the newest there is")
+        raise InvalidOption(f"time={params['time']!r} can only be used with select=before, not with select=newest; remove time")
     if params.get("state") == "absent":
         meant = {
             "labels": labels,
@@ -121,12 +121,14 @@ def read_request(params: Params) -> Request:
         )
         for option, given in meant.items():
             if given:
-                raise InvalidOption(f"{option} goes with state=present, and with state=absent would choose nothing; leave it out")
+                raise InvalidOption(
+                    f"{option} can only be used with state=present, and has no effect with state=absent; remove {option}"
+                )
     if params.get("children") == "remove" and params["state"] != "absent":
-        raise InvalidOption("children=remove goes with state=absent; leave it out")
+        raise InvalidOption("children=remove can only be used with state=absent; remove children")
     for option in ("hold_by", "hold_reason"):
         if params.get(option) and params.get("hold") is False:
-            raise InvalidOption(f"{option} is given and hold=false releases the snapshot; leave one of them out")
+            raise InvalidOption(f"{option} is set, but hold=false releases the snapshot; remove one of them")
     kind = params.get("kind")
     return Request(
         name=params.get("name"),
@@ -154,17 +156,17 @@ def read_request(params: Params) -> Request:
 
 def read_owner(params: Params) -> Owner:
     if not params["owner"]:
-        raise InvalidOption("owner is empty; leave it out for the default, safepoint")
+        raise InvalidOption("owner is empty; remove the option to use the default, safepoint")
     key = params["label_key"]
     if key is not None and len(key) < _SHORTEST_KEY:
         raise InvalidOption(
-            f"label_key is shorter than {_SHORTEST_KEY} characters; make a longer one, for example with openssl rand -hex 32"
+            f"label_key is shorter than {_SHORTEST_KEY} characters; create a longer one, for example with openssl rand -hex 32"
         )
     return Owner(params["owner"], key)
 
 
 def read_filter(params: Params) -> Filter:
-    """Which snapshots the listing is to show."""
+    """Parse the filter options of snapshot_info."""
     limits = {option: parse_moment(params[option], option=option) for option in ("older_than", "newer_than") if params[option]}
     return Filter(
         name=params["name"],
@@ -174,7 +176,7 @@ def read_filter(params: Params) -> Filter:
 
 
 def _expected(labels: Params | None) -> dict[str, str]:
-    """What a label is to say, as texts; empty is a field that it must not have."""
+    """Return the required label fields as strings; a field with an empty value must be missing."""
     return {key: "" if value is None else str(value) for key, value in (labels or {}).items()}
 
 
@@ -186,7 +188,7 @@ def read_seconds(params: Params, option: str) -> float:
 
 
 def longest(params: Params) -> float:
-    """After how many seconds a call with these options has ended, whatever the other side does."""
+    """Return the maximum duration of a call with these options in seconds, even if the endpoint does not answer."""
     return read_seconds(params, "timeout") + GRACE_SECONDS
 
 

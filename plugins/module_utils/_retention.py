@@ -1,17 +1,18 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which snapshots stay and which go, and why. Pure: no I/O, no clock.
+"""The retention policy: which snapshots are kept or removed, and why. Pure: no I/O, no clock.
 
-``judge`` looks at the snapshots of one VM, ``settle`` at what spans several. The first of these that fits decides about a snapshot:
+``judge`` applies the rules to the snapshots of one VM, ``settle`` the rules across VMs. The first matching rule decides:
 
-1. it is protected: foreign, out of scope, held, in flight, of no known time, future-dated, too young. It stays, and counts for nothing;
-2. it is one of the ``min_keep`` newest: it stays;
-3. ``expired`` or ``max_age`` hits it: it goes, and counts for nothing either;
-4. there are keep_* rules: it goes unless at least one of them keeps it;
-5. ``max_count`` newer ones stay: it goes.
+1. A protected snapshot is kept and not counted: foreign, out of scope, on hold, guarding a running change, without a known creation time, created in the
+   future, or too young.
+2. The ``min_keep`` newest snapshots are kept.
+3. A snapshot that ``expired`` or ``max_age`` selects is removed and not counted.
+4. If there are keep_* rules, a snapshot that none of them keeps is removed.
+5. A snapshot is removed if ``max_count`` newer ones are kept.
 
-What belongs to a group of which a part stays, and what is more than ``max_delete``, stays after all.
+Finally, a snapshot to remove is kept if another snapshot of its group is kept, or if it exceeds ``max_delete``.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -28,13 +29,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
 
-# The label that tells snapshots apart which different policies look after, and the one that holds those of several VMs together.
+# The label field of the policy that a snapshot belongs to, and the field that groups snapshots of several VMs.
 POLICY_LABEL = "policy"
 GROUP_LABEL = "group"
 
 
 def _hour(local: datetime) -> str:
-    # With the offset: the hour that comes twice when summer ends is two hours.
+    # With the UTC offset: the hour that is repeated at the end of summer time counts as two.
     return local.strftime("%Y-%m-%d %Hh%z")
 
 
@@ -55,7 +56,7 @@ _PERIODS: Mapping[str, Callable[[datetime], str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """What is to stay and what is to go. A number of 0, and None, is a rule that is not there."""
+    """The rules of a retention policy. A rule that is 0 or None is not set."""
 
     keep_last: int = 0
     keep_hourly: int = 0
@@ -65,7 +66,7 @@ class Policy:
     keep_quarterly: int = 0
     keep_yearly: int = 0
     keep_within: timedelta | None = None
-    """Counted back from the newest snapshot, and not from now: a VM that gets no new ones any more keeps its last."""
+    """Counted back from the newest snapshot, not from now: a VM that gets no new snapshots keeps its last ones."""
     keep_labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_age: timedelta | None = None
     max_count: int = 0
@@ -74,41 +75,41 @@ class Policy:
     expired: bool = False
     max_delete: int = 0
     everything: bool = False
-    """All that is not protected goes."""
+    """Remove all snapshots that are not protected."""
 
     @property
     def keeps(self) -> bool:
-        """Whether it has keep_* rules, so that what none of them keeps goes."""
+        """True if there are keep_* rules, so that a snapshot that none of them keeps is removed."""
         return bool(self.keep_last or self.keep_within or self.keep_labels or any(getattr(self, name) for name in _PERIODS))
 
     @property
     def has_rules(self) -> bool:
-        """Whether there is a rule by which anything could go."""
+        """True if any rule can remove snapshots."""
         return bool(self.everything or self.expired or self.max_age or self.max_count or self.keeps)
 
     def check(self) -> None:
-        """Refuse what is no policy.
+        """Refuse an invalid policy.
 
-        :raises InvalidOption: it would do nothing, or contradicts itself.
+        :raises InvalidOption: the policy has no effect, or contradicts itself.
         """
         removes = self.expired or self.max_age or self.max_count
         if self.everything and (removes or self.keeps or self.min_keep):
             raise InvalidOption(
-                "all=true removes whatever is ours, and the other rules would keep some of it; leave one of them out"
+                "all=true removes every own snapshot and cannot be combined with other rules; remove all or the other rules"
             )
         if not self.has_rules:
             raise InvalidOption(
-                "there is no rule that removes anything; set for example keep_last, keep_daily, max_age, max_count or expired=true"
+                "no rule is set that removes snapshots; set for example keep_last, keep_daily, max_age, max_count or expired=true"
             )
         if self.max_count and self.min_keep > self.max_count:
             raise InvalidOption(
-                f"min_keep={self.min_keep} keeps more than max_count={self.max_count} allows; make one of them fit"
+                f"min_keep={self.min_keep} is greater than max_count={self.max_count}; use a smaller min_keep or a greater max_count"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """A rule by its name, and what it says about a snapshot, as the end of a sentence that begins with it."""
+    """The name of a rule, and its reason as the end of a sentence that begins with the snapshot's name."""
 
     rule: str
     text: str
@@ -116,7 +117,7 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One snapshot of one VM, whether it stays, and why."""
+    """The decision on one snapshot, with the reasons."""
 
     vm: str
     """The id of the VM."""
@@ -125,35 +126,35 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
     def spared(self, rule: str, text: str) -> Verdict:
-        """The same, but it stays after all."""
+        """Return a verdict that keeps the snapshot for this reason."""
         return dataclasses.replace(self, keep=True, reasons=(Reason(rule, text),))
 
 
 def time_zone(name: str) -> tzinfo:
-    """The time zone in which days, weeks and the like begin and end.
+    """Return the time zone in which the periods (days, weeks and so on) begin.
 
-    :raises InvalidOption: this machine does not know it.
+    :raises InvalidOption: the zone is not known on this machine.
     """
-    if name == "UTC":  # also where there are no data about zones at all
+    if name == "UTC":  # works without time zone data
         return timezone.utc
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as exc:
         knows_some = zoneinfo.available_timezones()
-        remedy = "" if knows_some else ": it knows none, so install tzdata there (the system's package, or with pip)"
+        remedy = "" if knows_some else ": it has no time zone data; install tzdata there (the system's package, or with pip)"
         raise InvalidOption(
-            f"timezone={name!r} is no time zone that the machine which runs the module knows{remedy}; write for example Europe/Vienna or UTC"
+            f"timezone={name!r} is not known on the machine that runs the module{remedy}; write for example Europe/Vienna or UTC"
         ) from exc
 
 
 def judge(
     vm: str, snapshots: Iterable[Snapshot], policy: Policy, *, excluded: Mapping[str, Reason], now: datetime, tz: tzinfo
 ) -> list[Verdict]:
-    """What the rules say about the snapshots of one VM, in their order. ``excluded`` says by their ids which are not to be judged at all.
+    """Apply the rules to the snapshots of one VM. Return the verdicts in the same order. ``excluded``: by id, snapshots to keep for another reason.
 
-    Snapshots of different policies (by their label) are counted apart.
+    Snapshots of different policies (by their label) are counted separately.
 
-    :raises Unsupported: the keep_* rules would keep none of those that they are about.
+    :raises Unsupported: the keep_* rules would keep none of the snapshots that they apply to.
     """
     everything = list(snapshots)
     verdicts: dict[str, Verdict] = {}
@@ -174,7 +175,7 @@ def judge(
 
 
 def settle(verdicts: Sequence[Verdict], policy: Policy) -> list[Verdict]:
-    """Spare what belongs to a group that does not go as a whole, and what is more than may go at a time; the oldest go first."""
+    """Keep snapshots whose group cannot be removed completely, and those beyond ``max_delete``; the oldest are removed first."""
     units: dict[str | int, list[int]] = {}
     for place, one in enumerate(verdicts):
         label = one.snapshot.label
@@ -190,14 +191,16 @@ def settle(verdicts: Sequence[Verdict], policy: Policy) -> list[Verdict]:
     going: list[list[int]] = []
     for group, places in units.items():
         if any(verdicts[place].keep for place in places):
-            spare(places, "group", f"belongs to the group {group}, of which a part stays")
+            spare(places, "group", f"belongs to the group {group}, of which another snapshot is kept")
         else:
             going.append(places)
     if policy.max_delete:
         left = policy.max_delete
         for places in sorted(going, key=lambda some: min(_run_key(verdicts[place]) for place in some)):
             if len(places) > left:
-                spare(places, "max_delete_per_run", f"has to wait, since one run removes {policy.max_delete} at most")
+                spare(
+                    places, "max_delete_per_run", f"is left for a later run, because one run removes at most {policy.max_delete}"
+                )
             else:
                 left -= len(places)
     return settled
@@ -216,7 +219,7 @@ def _judge_pool(
     }
     if policy.keeps and pool and not floor and not any(kept.values()):
         raise Unsupported(
-            f"the keep_* rules would keep none of {', '.join(one.name for one in pool[:10])}; change the rules, or remove them by all=true"
+            f"the keep_* rules would keep none of {', '.join(one.name for one in pool[:10])}; change the rules, or remove all snapshots with all=true"
         )
     staying = 0
     for one in newest_first:
@@ -224,41 +227,41 @@ def _judge_pool(
         if one.id in hit and not reasons:
             yield one, False, (hit[one.id],)
         elif policy.keeps and not reasons:
-            yield one, False, (Reason("not_kept", "is kept by no rule"),)
+            yield one, False, (Reason("not_kept", "is not kept by any rule"),)
         elif policy.max_count and staying >= policy.max_count and one.id not in floor:
-            yield one, False, (Reason("max_count", f"is older than the {policy.max_count} that may stay"),)
+            yield one, False, (Reason("max_count", f"is older than the {policy.max_count} that max_count keeps"),)
         else:
             staying += one in usable
-            yield one, True, reasons or (Reason("no_rule", "is hit by no rule"),)
+            yield one, True, reasons or (Reason("no_rule", "is not removed by any rule"),)
 
 
 def _ways_back(snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
-    """Those that a VM can go back to, unless that is none: a broken one must not take the place of one that is of use."""
+    """Return the snapshots that the VM can be reverted to, or all if there are none. A broken snapshot must not count instead of a usable one."""
     return [one for one in snapshots if "revert" not in one.obstacles] or snapshots
 
 
 def _protection(one: Snapshot, policy: Policy, now: datetime) -> Reason | None:
-    """Why it is no candidate, whatever the rules say. It is ours, or would have been excluded."""
+    """Return the reason why the snapshot is protected from all rules, or None. Foreign snapshots are excluded before."""
     label = one.label
     if label is not None and label.held:
         return Reason("held", label.hold_words())
     if label is not None and label.fields.get("state") == "guarding":
         return Reason("in_flight", "guards a change that has not ended")
     if one.created is None:
-        return Reason("no_time", "was made at a time that the hypervisor does not tell")
+        return Reason("no_time", "has no known creation time")
     if label is not None and "expires" in label.fields and label.expires is None:
-        return Reason("no_time", f"has a label with expires={label.fields['expires']}, which is no time")
+        return Reason("no_time", f"has the invalid time expires={label.fields['expires']} in its label")
     if one.created > now:
-        return Reason("future", f"was made at {format_time(one.created)}, which has yet to come by the hypervisor's clock")
+        return Reason("future", f"was created at {format_time(one.created)}, which is in the future by the hypervisor's clock")
     if policy.min_age is not None and now - one.created < policy.min_age:
-        return Reason("min_age", f"is {_words(now - one.created)} old, and nothing younger than {_words(policy.min_age)} goes")
+        return Reason("min_age", f"is {_words(now - one.created)} old, less than {_words(policy.min_age)}")
     return None
 
 
 def _removal(one: Snapshot, policy: Policy, now: datetime) -> Reason | None:
-    """What says that it goes, whatever would keep it."""
+    """Return the reason to remove the snapshot regardless of the keep_* rules, or None."""
     if policy.everything:
-        return Reason("all", "is ours, and all of ours are to go")
+        return Reason("all", "is one of our own, and all=true is set")
     expires = one.label.expires if one.label else None
     if policy.expired and expires is not None and expires <= now:
         return Reason("expired", f"expired at {format_time(expires)}")
@@ -268,9 +271,9 @@ def _removal(one: Snapshot, policy: Policy, now: datetime) -> Reason | None:
 
 
 def _keepers(pool: Sequence[Snapshot], policy: Policy, tz: tzinfo) -> dict[str, list[Reason]]:
-    """Which keep_* rules keep which of the snapshots, newest first. Each rule goes its own way; together they are ORed.
+    """Return by id the keep_* rules that keep each snapshot of ``pool``, which is sorted newest first. The rules are independent: one is enough to keep.
 
-    The newest of each period stands for it, a period without any costs nothing, and the oldest of all is kept while a rule has some left.
+    A rule keeps the newest snapshot of each period, skips periods without snapshots, and also keeps the oldest snapshot while its count is not reached.
     """
     kept: dict[str, list[Reason]] = {one.id: [] for one in pool}
     for one in pool[: policy.keep_last]:
@@ -283,12 +286,12 @@ def _keepers(pool: Sequence[Snapshot], policy: Policy, tz: tzinfo) -> dict[str, 
                 kept[one.id].append(Reason(rule, f"is the newest of {name}"))
                 seen.add(name)
             elif one is pool[-1]:
-                kept[one.id].append(Reason(rule, f"is the oldest, while {rule}={count} is not used up"))
+                kept[one.id].append(Reason(rule, f"is the oldest, and {rule}={count} is not reached"))
             if len(seen) == count:
                 break
     for one in pool:
         if policy.keep_within is not None and _created(pool[0]) - _created(one) <= policy.keep_within:
-            kept[one.id].append(Reason("keep_within", f"was made within {_words(policy.keep_within)} of the newest"))
+            kept[one.id].append(Reason("keep_within", f"was created within {_words(policy.keep_within)} of the newest"))
         if policy.keep_labels and Filter(labels=policy.keep_labels).lets_through(one, _created(one)):
             kept[one.id].append(Reason("keep_labels", f"is {Filter(labels=policy.keep_labels).words()}"))
     return kept
@@ -296,12 +299,12 @@ def _keepers(pool: Sequence[Snapshot], policy: Policy, tz: tzinfo) -> dict[str, 
 
 def _created(one: Snapshot) -> datetime:
     if one.created is None:
-        raise ValueError(f"{one} is of no known time, and protected")
+        raise ValueError(f"{one} has no known creation time, and should have been protected")
     return one.created
 
 
 def _depths(snapshots: Sequence[Snapshot]) -> dict[str, int]:
-    """How many stand above each. Of those made in the same second, what stands on another one is the newer."""
+    """Return the depth of each snapshot in the tree. Of two snapshots from the same second, the deeper one is newer."""
     parents = {one.id: one.parent for one in snapshots}
     depths: dict[str, int] = {}
     for one in snapshots:
@@ -314,7 +317,7 @@ def _depths(snapshots: Sequence[Snapshot]) -> dict[str, int]:
 
 
 def _number(one: Snapshot) -> tuple[int, str]:
-    # Backends count their ids up, so that the shorter one is the smaller.
+    # Backends number their ids upwards, so a shorter id is smaller.
     return len(one.id), one.id
 
 
@@ -327,7 +330,7 @@ def _is_foreign(verdict: Verdict) -> bool:
 
 
 def _words(span: timedelta) -> str:
-    """A span of time as people write it in an option, rounded."""
+    """Format a duration as it is written in an option, rounded."""
     seconds = int(span.total_seconds())
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= 2 * size or (seconds and seconds % size == 0):

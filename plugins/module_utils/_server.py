@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The server of an endpoint: its name or address, its port, and how its certificate is verified.
+"""The server of an endpoint: host name or address, port, and verification of its certificate.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -21,22 +21,22 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Invali
 
 @dataclasses.dataclass(frozen=True)
 class Server:
-    """A server as it is connected to and shown."""
+    """A server to connect to."""
 
     hostname: str
-    """An IPv6 address is in brackets, which pyVmomi 9.0 and proxmoxer 2.2 both accept."""
+    """An IPv6 address is in brackets; pyVmomi 9.0 and proxmoxer 2.2 accept them."""
     port: int
     validate_certs: bool
     ca_path: str | None
 
     @property
     def where(self) -> str:
-        """The server as messages call it."""
+        """Host and port for messages."""
         return f"{self.hostname}:{self.port}"
 
 
 def read_server(options: Options, variables: Mapping[str, str | None], *, default_port: int) -> Server:
-    """The server that the options name. ``variables`` are the environment variables that they may come from.
+    """Parse the server options. ``variables`` are their environment variables, for messages.
 
     :raises InvalidOption: names the option, the value and the fix.
     """
@@ -45,7 +45,7 @@ def read_server(options: Options, variables: Mapping[str, str | None], *, defaul
     if ca_path is not None:
         if not validate_certs:
             raise InvalidOption(
-                f"ca_path={ca_path!r} says whom to trust, and validate_certs=false trusts anybody; leave one of them out"
+                f"ca_path={ca_path!r} has no effect with validate_certs=false, which disables the verification of the certificate; remove one of them"
             )
         _check_ca_path(ca_path)
     return Server(
@@ -54,11 +54,11 @@ def read_server(options: Options, variables: Mapping[str, str | None], *, defaul
 
 
 def _read_hostname(text: str) -> str:
-    # A user and a password in it are not shown.
+    # Do not show a user and a password in the value.
     shown = text.rpartition("@")[2]
     if any(char.isspace() or not char.isprintable() for char in text):
         raise InvalidOption(
-            f"hostname={shown!r} contains a blank, a line break or a control character; write the name or address alone"
+            f"hostname={shown!r} contains a space, a line break or a control character; write only the name or address"
         )
     if any(char in text for char in "/@?#\\"):
         raise InvalidOption(
@@ -75,12 +75,12 @@ def _read_hostname(text: str) -> str:
                 f"hostname={shown!r} is not an IPv6 address; write for example 2001:db8::1 or [2001:db8::1], and use port for the port"
             ) from None
     if ":" in text:
-        raise InvalidOption(f"hostname={shown!r} must be without a port; use port for the port")
+        raise InvalidOption(f"hostname={shown!r} must not contain a port; use port for the port")
     try:
         text.encode("idna")
     except UnicodeError:
         raise InvalidOption(
-            f"hostname={shown[:80]!r} is not a host name; its parts have 1 to 63 characters, for example vcenter.example.com"
+            f"hostname={shown[:80]!r} is not a valid host name; each part must have 1 to 63 characters, for example vcenter.example.com"
         ) from None
     return text
 
@@ -93,7 +93,7 @@ def _read_port(value: t.Any, variables: Mapping[str, str | None], default: int) 
     except ValueError:
         raise InvalidOption(f"{variables['port']}={value!r} is not a number; write for example {default}") from None
     if not 0 < port < 65536:
-        raise InvalidOption(f"port={port} is not a port; use 1 to 65535, for example {default}")
+        raise InvalidOption(f"port={port} is not a valid port; use 1 to 65535, for example {default}")
     return port
 
 
@@ -113,15 +113,15 @@ def _read_validate_certs(value: t.Any, variables: Mapping[str, str | None]) -> b
 def _check_ca_path(path: str) -> None:
     if not path:
         raise InvalidOption(
-            "ca_path is empty; name a file of CA certificates in PEM format, or leave it out for those of the system"
+            "ca_path is empty; set a file of CA certificates in PEM format, or remove the option to use those of the system"
         )
     if not os.path.isfile(path):
         raise InvalidOption(
-            f"ca_path={path!r} is not a file on the machine that runs the module; name a file of CA certificates in PEM format"
+            f"ca_path={path!r} is not a file on the machine that runs the module; set a file of CA certificates in PEM format"
         )
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
     except OSError as exc:  # ssl.SSLError too, for a file without a certificate
         raise InvalidOption(
-            f"ca_path={path!r} cannot be used ({exc.strerror or exc}); name a file of CA certificates in PEM format"
+            f"ca_path={path!r} cannot be read ({exc.strerror or exc}); set a file of CA certificates in PEM format"
         ) from exc

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""SIGINT and SIGTERM: a call that is told to stop begins nothing more, and returns within 5 seconds what it knows.
+"""Handling of SIGINT and SIGTERM: after a signal, a call starts nothing more and returns its partial result within 5 seconds.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -13,32 +13,32 @@ import signal
 import typing as t
 from collections.abc import Iterator
 
-# After the signal: how long jobs that are about to end are still waited for, one look at what was written may take, and a log-out. Together with the
-# pause between two looks at the flag they stay below 5 seconds.
+# Time limits after the signal: the wait for jobs that are about to end, one read of the changed VMs, and the log-out. Together with the
+# pause between two checks of the flag, they stay below 5 seconds.
 GRACE_SECONDS = 1.0
 LOOK_SECONDS = 1.5
 LOGOUT_SECONDS = 0.5
 
 
 class Stopped(BaseException):
-    """The call was told to stop. Not an Exception, so that nothing between the signal and the engine takes it for a failure of the hypervisor."""
+    """A signal stopped the call. Not an Exception, so that no code between the signal and the engine handles it as a failure of the hypervisor."""
 
 
 class Stop:
-    """Whether the process was told to stop. Without install() it never is."""
+    """Records the first SIGINT or SIGTERM. Without install() it records none."""
 
     def __init__(self) -> None:
         self.by: str | None = None
-        """The name of the signal."""
+        """The name of the signal, or None."""
         self._breakable = False
 
     def install(self) -> None:
-        """Take SIGINT and SIGTERM for the rest of this process. For its main thread only."""
+        """Install handlers for SIGINT and SIGTERM for the rest of this process. Only in the main thread."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.tell)
 
     def tell(self, number: int, _frame: t.Any = None) -> None:
-        """The handler of the signals. A second one changes nothing: the call is about to end."""
+        """Handle a signal. A second one has no effect: the call is about to end."""
         if self.by is None:
             self.by = signal.Signals(number).name
             if self._breakable:
@@ -46,24 +46,24 @@ class Stop:
 
     @contextlib.contextmanager
     def breakable(self) -> Iterator[None]:
-        """Let a signal raise Stopped wherever the main thread is: it only looks and waits.
+        """Let a signal raise Stopped anywhere in the main thread, while it only reads and waits.
 
-        :raises Stopped: the signal has come before.
+        :raises Stopped: also if a signal arrived before.
         """
         with self._set(True):
             yield
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Let a signal set ``by`` and nothing else: the main thread begins jobs and must not lose one. It has to look at ``by`` often.
+        """Let a signal only set ``by``: the main thread starts jobs and must not lose one. It must check ``by`` often.
 
-        :raises Stopped: at the end, when the signal has come.
+        :raises Stopped: at the end, if a signal has arrived.
         """
         with self._set(False):
             yield
 
     def keep(self) -> None:
-        """From now on until the end of breakable() let no signal raise: there are results that must not be lost, and nothing is waited for any more."""
+        """Let no signal raise until the end of breakable(): the results must not be lost, and there are no more waits."""
         self._breakable = False
 
     @contextlib.contextmanager

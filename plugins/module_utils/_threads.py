@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Blocking vendor calls under a deadline.
+"""Run blocking vendor calls with a deadline.
 
-They run in daemon threads: a module whose deadline has passed must end, and an interpreter waits at exit for the threads of
+They run in daemon threads: a module must end after its deadline, and at exit Python waits for the threads of
 a ThreadPoolExecutor (CPython 3.9 to 3.13), but not for daemon threads.
 
 Note that this module util is **PRIVATE** to the collection.
@@ -21,7 +21,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Finished, Job
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 
-# A driver that gives up at the deadline says why, which tells more than that the time is up. It is waited for so much longer.
+# The error of a driver that gives up at the deadline is more precise than TimedOut, so it gets this much extra time.
 LAST_WORD_SECONDS = 0.5
 
 _T = t.TypeVar("_T")
@@ -29,12 +29,12 @@ _I = t.TypeVar("_I")
 
 
 def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | None], None]) -> None:
-    """Run ``call`` in a daemon thread of its own, and hand what it returned or raised to ``done`` there."""
+    """Run ``call`` in a new daemon thread. That thread calls ``done`` with the return value or the exception."""
 
     def work() -> None:
         try:
             value = call()
-        except BaseException as exc:  # nothing may be lost: whoever waits would wait for ever
+        except BaseException as exc:  # pass on every exception: the caller would wait for ever
             done(None, exc)
         else:
             done(value, None)
@@ -43,9 +43,9 @@ def begin(call: Callable[[], _T], done: Callable[[_T | None, BaseException | Non
 
 
 def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
-    """Return what ``call`` returns, or raise what it raises, by the deadline.
+    """Run ``call`` with a deadline. Return its value or raise its exception.
 
-    :raises TimedOut: the time is up; the call goes on in its thread until the process ends.
+    :raises TimedOut: the time is up; the call continues in its thread until the process ends.
     """
     box: queue.SimpleQueue[tuple[t.Any, BaseException | None]] = queue.SimpleQueue()
     begin(call, lambda value, error: box.put((value, error)))
@@ -59,9 +59,9 @@ def in_time(what: str, call: Callable[[], _T], deadline: Deadline) -> _T:
 
 
 def each(items: Sequence[_I], call: Callable[[_I], _T], *, at_once: int) -> list[_T]:
-    """What ``call`` returns for each of ``items``, in their order, asked for so many at a time.
+    """Return the results of ``call`` for each of ``items`` in order, with at most ``at_once`` parallel calls.
 
-    What one of them raises is raised when all have ended.
+    The first exception is raised when all calls have ended.
     """
     left = collections.deque(enumerate(items))
     results: dict[int, _T] = {}
@@ -89,16 +89,16 @@ def each(items: Sequence[_I], call: Callable[[_I], _T], *, at_once: int) -> list
 
 
 class Crew:
-    """A few daemon threads that make calls in the order in which they are given, so that a call costs no thread of its own."""
+    """A pool of daemon threads that run calls in the order of submission, so that not every call needs a new thread."""
 
     def __init__(self, size: int) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._missing = size
 
     def do(self, call: Callable[[], None]) -> None:
-        """Have ``call``, which raises nothing, made soon. Does not block; any thread may ask."""
+        """Submit ``call``, which must not raise. Does not block, and is thread-safe."""
         self._calls.put(call)
-        if self._missing > 0:  # two who ask at once may start one too many, which does no harm
+        if self._missing > 0:  # two parallel callers may start one thread too many, which is harmless
             self._missing -= 1
             threading.Thread(target=self._work, daemon=True).start()
 
@@ -108,18 +108,18 @@ class Crew:
 
 
 class Endings:
-    """How jobs ended that run in threads of their own, kept for whoever waits for them."""
+    """The results of jobs that run in threads, stored until wait() returns them."""
 
     def __init__(self) -> None:
         self._ended: queue.SimpleQueue[Finished] = queue.SimpleQueue()
         self._early: dict[Job, Finished] = {}
 
     def put(self, end: Finished) -> None:
-        """Note an ending; called in the thread of the job."""
+        """Store a result; called in the thread of the job."""
         self._ended.put(end)
 
     def wait(self, jobs: Sequence[Job], deadline: Deadline) -> list[Finished]:
-        """What SnapshotDriver.wait() promises. Endings of other jobs are kept."""
+        """Implement SnapshotDriver.wait(). Results of other jobs are kept for later."""
         wanted = set(jobs)
         while True:
             ready = [self._early.pop(job) for job in list(self._early) if job in wanted]

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Remove what a failed call created, and only that.
+"""Undo: remove the snapshots that a failed call created, and no others.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -20,13 +20,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outco
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, how_far
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
 
-# Between two tries to remove a snapshot of a VM that another operation holds, and between two looks at whether it is time for one.
+# The pause between two attempts to remove a snapshot of a locked VM, and between two checks for a due attempt.
 _LOCK_PAUSE_SECONDS = 1.0
 _WAIT_SECONDS = 0.25
 
 
 class Undo:
-    """The undoing part of one call. What is still being created is waited for, and removed when it is there."""
+    """The undo of one call. Snapshots that are still being created are removed when they are complete."""
 
     def __init__(self, jobs: Jobs, deadline: Deadline) -> None:
         self._jobs = jobs
@@ -34,14 +34,14 @@ class Undo:
         self._ready: collections.deque[Outcome] = collections.deque()
         self._late: dict[Job, Outcome] = {}
         self._running: dict[Job, Outcome] = {}
-        # Each with when it is tried again, and with the refusal.
+        # Each with the time of the next attempt and the last error.
         self._locked: list[tuple[Deadline, Outcome, Locked]] = []
         self._removed = 0
 
     def perform(self, outcomes: Sequence[Outcome], *, because: Outcome) -> None:
-        """Remove what these have ``made``, until the deadline.
+        """Remove the snapshots that these VMs have in ``made``, until the deadline.
 
-        :raises Stopped: the call was told to stop; each VM says what is left on it.
+        :raises Stopped: a signal stopped the call; each VM has an error or a warning about its remaining snapshot.
         """
         with self._jobs.stop.held():
             self._perform(outcomes, because)
@@ -92,7 +92,7 @@ class Undo:
                 one.made = end.snapshot_id
                 self._ready.append(one)
             else:
-                # It is known now, and tells more than that the time was up.
+                # The actual error is more precise than the timeout.
                 one.error = end.error
             return
         one = self._running.pop(end.job)
@@ -100,7 +100,7 @@ class Undo:
             one.mark_undone(because)
             self._removed += 1
         elif isinstance(end.error, Locked) and self._deadline.left() > 0:
-            # Another operation holds the VM for a while; nothing was removed.
+            # Another operation has locked the VM; nothing was removed.
             self._locked.append((Deadline(_LOCK_PAUSE_SECONDS), one, end.error))
         else:
             one.left_behind(str(end.error))
@@ -111,4 +111,6 @@ class Undo:
         for _again, one, error in self._locked:
             one.left_behind(f"{why}: {error}")
         for one in self._late.values():
-            one.warnings.append(f"A snapshot of {one.vm} was still being taken when {why}, and may yet appear")
+            one.warnings.append(
+                f"A snapshot of {one.vm} was still being taken when {why}, and may still appear; check with snapshot_info"
+            )

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Act: run what was decided on many VMs, within bounds of time and number.
+"""Run the actions of many VMs, limited in time and number of parallel jobs.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -29,15 +29,15 @@ from ansible_collections.safepoint.vm.plugins.module_utils._progress import Prog
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import GRACE_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import LAST_WORD_SECONDS
 
-# Between two tries to write to a VM that somebody else's operation holds.
+# The pause between two attempts to write to a VM that another operation has locked.
 _LOCK_PAUSE_SECONDS = 1.0
-# How often other runs may be faster on one VM before that is an error.
+# Maximum number of times that another run may be first on one VM before it is an error.
 _MOST_RACES = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """How far a call may go. Times are seconds."""
+    """The limits of a call. Times are in seconds."""
 
     timeout: float = 900.0
     lock_timeout: float = 60.0
@@ -53,14 +53,14 @@ class Work:
         self.jobs = jobs
         self.bounds = bounds
         self.deadline = deadline
-        # By their identities, since equal ones may be two: those that there is or was work for, and those of them that are through it.
+        # By id(), since two VMs may compare equal: all VMs with actions, and those whose actions are done.
         self._known: set[int] = set()
         self._through: set[int] = set()
 
     def perform(self, outcomes: Iterable[Outcome]) -> None:
-        """Run every VM's actions in their order, at most ``max_parallel`` VMs at a time, until all ended, one failed, or the time is up.
+        """Run the actions of each VM in order, at most ``max_parallel`` VMs at a time, until all have ended, one has failed, or the time is up.
 
-        :raises Stopped: the call was told to stop; each VM has its error.
+        :raises Stopped: a signal stopped the call; each VM has its error.
         """
         ready = [one for one in outcomes if one.todo]
         self._known.update(map(id, ready))
@@ -70,24 +70,24 @@ class Work:
         self.tell({})
 
     def through(self, outcome: Outcome) -> None:
-        """All that was to be done on this VM is done."""
+        """Note that all actions of this VM are done."""
         self._through.add(id(outcome))
 
     def tell(self, running: Mapping[Job, Outcome]) -> None:
-        """Tell how far the work is, where that is asked for."""
+        """Report the progress if there is a callback."""
         if self.jobs.progress is not None:
             self.jobs.progress(Progress(len(self._through), len(self._known), how_far(running)))
 
 
 class _Batch:
-    """VMs that are worked on together: those that are still to be begun, those under way, and those that another operation holds."""
+    """The VMs of one perform(): waiting, running, and locked by another operation."""
 
     def __init__(self, work: Work, ready: Iterable[Outcome]) -> None:
         self._work = work
         self._jobs, self._bounds, self._deadline = work.jobs, work.bounds, work.deadline
         self._ready = collections.deque(ready)
         self._running: dict[Job, Outcome] = {}
-        # Each with when it is tried again, and with the refusal.
+        # Each with the time of the next attempt and the last error.
         self._locked: list[tuple[Deadline, Outcome, Locked]] = []
         self._failed: Outcome | None = None
 
@@ -113,14 +113,14 @@ class _Batch:
                 self._end(end)
 
     def _leave_untouched(self, failed: Outcome) -> None:
-        """What was begun on a VM, in this batch or before, is carried through; what was only tried is not."""
+        """After a failure: refuse VMs on which no action has been done yet. VMs with a done action are completed."""
         hold_back([one for one in self._ready if not one.done], because=failed)
         hold_back([one for _again, one, _error in self._locked if not one.done], because=failed)
         self._ready = collections.deque(one for one in self._ready if one.todo)
         self._locked = [locked for locked in self._locked if locked[1].todo]
 
     def _begin(self) -> None:
-        """Begin as many as may be under way, those first that were held by another operation and are due again."""
+        """Start jobs up to the limit. VMs that were locked and are due again come first."""
         due = [one for one in self._locked if one[0].left() <= 0]
         while self._jobs.stop.by is None and len(self._running) < self._jobs.at_once and (due or self._ready):
             if due:
@@ -134,7 +134,7 @@ class _Batch:
         self._running[self._jobs.start(outcome.started)] = outcome
 
     def _wait(self) -> list[Finished]:
-        """Wait for an end, but for no longer than until a held VM is due again, or until it is to be told how far the work is."""
+        """Wait until a job has ended, a locked VM is due again, or the progress must be reported."""
         deadline = self._deadline.within(_LOCK_PAUSE_SECONDS) if self._locked else self._deadline
         if not self._running:
             if self._jobs.stop.by is not None:
@@ -144,7 +144,7 @@ class _Batch:
         return self._jobs.wait(self._running, deadline)
 
     def _break_off(self, stopped: str, finished: list[Finished]) -> None:
-        """Begin nothing more; wait a moment for what is about to end, and say of the rest that it still runs."""
+        """Start nothing more; wait a moment for jobs that are about to end, and set the error of the others."""
         for outcome in [*self._ready, *(one for _again, one, _error in self._locked)]:
             _leave(outcome, stopped)
         grace = self._deadline.within(GRACE_SECONDS)
@@ -152,7 +152,7 @@ class _Batch:
             for end in finished:
                 outcome = self._running.pop(end.job)
                 if isinstance(end.error, NotStarted):
-                    outcome.put_back(end.job.action)  # the driver had not begun with it
+                    outcome.put_back(end.job.action)  # the driver had not started it
                     _leave(outcome, stopped)
                     continue
                 _note(outcome, end)
@@ -163,17 +163,17 @@ class _Batch:
             finished = self._jobs.wait(self._running, grace)
         for job, outcome in self._running.items():
             outcome.in_flight = job
-            said = f"{stopped} and did not see the end of its job to {_named(job)}; it may still end at the hypervisor: look with snapshot_info"
-            outcome.refuse(Interrupted(f"{said} before the next try"))
+            said = f"{stopped} before its job ended: {_named(job)}. The job may still complete at the hypervisor; check with snapshot_info"
+            outcome.refuse(Interrupted(f"{said} before you run this again"))
 
     def _end_in_time(self) -> None:
-        """The time is up: say so of all that was not finished."""
+        """The time is up: set the error of all VMs that are not finished."""
         for job, outcome in self._running.items():
             outcome.in_flight = job
             outcome.refuse(
                 TimedOut(
-                    f"timeout={self._bounds.timeout:g} seconds was not enough to {_named(job)}; it may still end at the hypervisor: look with "
-                    "snapshot_info before the next try, and set a longer timeout"
+                    f"timeout={self._bounds.timeout:g} seconds was not enough to {_named(job)}. The job may still complete at the hypervisor; check with "
+                    "snapshot_info before you run this again, and set a longer timeout"
                 )
             )
         for _again, outcome, error in self._locked:
@@ -188,7 +188,7 @@ class _Batch:
         hold_back(self._ready, because=self._failed or late[0])
 
     def _used_up(self, outcome: Outcome) -> TimedOut:
-        """The error of a VM whose next action was not begun in time."""
+        """Return the error of a VM whose next action was not started in time."""
         before = f"this call could {outcome.todo[0]}" if outcome.done else f"anything was done on {outcome.vm}"
         return TimedOut(f"timeout={self._bounds.timeout:g} seconds was used up before {before}; set a longer timeout")
 
@@ -197,7 +197,7 @@ class _Batch:
         if isinstance(end.error, Locked):
             outcome.lock = outcome.lock or self._deadline.within(self._bounds.lock_timeout)
             if outcome.lock.left() > 0:
-                # Another operation began between our look and our write; nothing was written.
+                # Another operation started between our read and our write; nothing was written.
                 outcome.put_back(end.job.action)
                 self._locked.append((Deadline(_LOCK_PAUSE_SECONDS), outcome, end.error))
                 return
@@ -207,14 +207,14 @@ class _Batch:
         if outcome.error is not None and self._bounds.on_error != "continue":
             self._failed = self._failed or outcome
         elif outcome.todo:
-            # What was begun on a VM is carried through, also when another VM has failed since.
+            # A VM with a done action is completed, also if another VM has failed since.
             self._start(outcome)
         elif outcome.done and outcome.error is None:
             self._work.through(outcome)
 
 
 def _leave(outcome: Outcome, stopped: str) -> None:
-    """Say of a VM on which there is something to do that it is not begun any more."""
+    """Set the error of a VM with remaining actions that are not started any more."""
     if outcome.done:
         outcome.refuse(Interrupted(f"{stopped} before it could {outcome.todo[0]}"))
     else:
@@ -232,26 +232,26 @@ def _note(outcome: Outcome, end: Finished) -> None:
             made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
             outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
     elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and _may_be_gone(outcome):
-        pass  # another run was faster, and it is gone as was wanted
+        pass  # another run has removed it, which is the wanted state
     elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Describe) and outcome.done:
         outcome.todo.clear()  # another run has removed it since; the next look shows it
     elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:
-        # The backend refused before it touched anything: this VM's storage wants the newer ones, which are to go anyway, gone first.
+        # The backend refused before any change: with this VM's storage, the newer snapshots, which the plan removes anyway, must be removed first.
         outcome.todo.append(action)
     elif isinstance(end.error, (SnapshotExists, SnapshotNotFound)) and outcome.raced < _MOST_RACES and not outcome.done:
-        # Another run was faster between our look and our write: look again, decide again.
+        # Another run was first between our read and our write: read again, decide again.
         outcome.decide_again()
     else:
         outcome.refuse(end.error)
 
 
 def _named(job: Job) -> str:
-    """The action of a job, with its name at the hypervisor and how far it is, where that is known."""
+    """Return the action of a job, with its task id at the hypervisor and its progress if they are known."""
     known = [f"task {job.handle}"] if job.handle else []
     known += [f"{job.percent}% done"] if job.percent is not None else []
     return f"{job.action} ({', '.join(known)})" if known else str(job.action)
 
 
 def _may_be_gone(outcome: Outcome) -> bool:
-    """Whether a snapshot that is not there any more needs no second look: it is one of several, or was looked at a second time already."""
+    """Return True if a missing snapshot needs no second read: it is one of several, or was read twice already."""
     return bool(outcome.done) or outcome.raced > 0 or (outcome.decision is not None and outcome.decision.gone_is_done)

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The process that makes the call of a module on the controller: a call in JSON on stdin, an answer in JSON on stdout.
+"""The child process that runs a module call on the controller: it reads the call as JSON from stdin and writes the answer as JSON to stdout.
 
-It is started as a file, by _local.py, with the folder that Ansible is in, and imports nothing of that where it can do without.
+_local.py starts it as a script, with the folder of the Ansible installation as argument. Ansible is imported only if it is needed.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -20,9 +20,9 @@ import types
 
 
 def _make_importable() -> None:
-    """Let this collection be imported by its full name, from where this file is, whatever else is installed under that name."""
+    """Make this collection importable by its full name from the folder of this file, even if another copy is installed."""
     here = os.path.dirname(os.path.abspath(__file__))
-    # Python put it there, with links resolved, and nothing in it is for others to import.
+    # Python added the folder of the script, with links resolved; its files must not be importable as top-level modules.
     sys.path[:] = [path for path in sys.path if path != os.path.realpath(here)]
     folder = os.path.dirname(os.path.dirname(here))
     name = ""
@@ -34,13 +34,13 @@ def _make_importable() -> None:
 
 
 def main() -> None:
-    """Answer one call. What libraries print goes to stderr."""
-    # Nothing was begun yet. Python's own handler would show a traceback.
+    """Run one call. Output of libraries goes to stderr."""
+    # Nothing was done yet, so end at once. Python's own handler would show a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     answers = os.dup(1)
     os.dup2(2, 1)
     _make_importable()
-    # Last: for what is needed of Ansible now and then, where this Python does not find it by itself.
+    # Last in the path: only if this Python does not find Ansible itself.
     sys.path.append(sys.argv[1])
     from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
     from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
@@ -53,16 +53,16 @@ def main() -> None:
     except Exception as exc:
         answer = Answer(failure={"msg": f"{type(exc).__name__}: {exc}", "exception": traceback.format_exc()})
     said: object = {"result": answer.result, "failure": answer.failure, "warnings": answer.warnings}
-    # Not json.dump(), which does without the encoder in C.
+    # Not json.dump(), which does not use the encoder in C.
     text = json.dumps(said)
     if any(json.dumps(one)[1:-1] in text for one in call.secrets):
         from ansible.module_utils.common.parameters import remove_values
 
         text = json.dumps(remove_values(said, call.secrets))
-    # On a Ctrl-C Ansible ends the process that would read it (ansible-core 2.16 to 2.21).
+    # On a Ctrl-C, Ansible ends the process that reads the answer (ansible-core 2.16 to 2.21).
     with contextlib.suppress(BrokenPipeError), os.fdopen(answers, "w", encoding="ascii") as file:
         file.write(text)
-    # Threads may still be waiting for a peer that is mute.
+    # Threads may still wait for an endpoint that does not answer.
     os._exit(0)
 
 

@@ -1,11 +1,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How a module runs where its task runs on the controller itself.
+"""Run a module without packing it if its task runs on the controller itself.
 
-Ansible would read and pack all files that the module may need, and the module's process would compile them: 1.0 of the 1.5 seconds of CPU
-that one snapshot on vSphere takes more than a play without a task (ansible-core 2.19). They lie on this machine already. So a process of
-its own, since a library in C may crash, starts from there.
+Ansible packs all files that the module may need, and the module's process compiles them: 1.0 of the 1.5 seconds of CPU time that one
+snapshot on vSphere adds to an empty play (ansible-core 2.19). On the controller, these files are already installed, so a child process
+uses them directly. It is a separate process because a C library may crash.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -38,31 +38,31 @@ from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIO
 display = Display()
 
 _CHILD = os.path.join(os.path.dirname(__file__), "_child.py")
-# What put Ansible on this process's path need not do so for another one.
+# Passed to the child process, which may not find Ansible on its own path.
 _ANSIBLE = os.path.dirname(os.path.dirname(ansible.__file__))
-# How late a signal may be noticed.
+# Maximum delay until a signal is noticed.
 _SIGNAL_SECONDS = 0.5
 Result = dict[str, t.Any]
 
 
 class LocalAction(NormalAction):
-    """Runs the module from the installed collection where it would run on this machine, as this user and with this Python.
+    """Runs the module from the installed collection if it would run on this machine, as this user and with this Python.
 
-    Anywhere else it runs as every other module.
+    Otherwise, Ansible runs it like every other module.
     """
 
     def _execute_module(self, *args: t.Any, **kwargs: t.Any) -> Result:
         task_vars = kwargs.get("task_vars") or {}
         if not self._is_here(task_vars):
             return t.cast(Result, super()._execute_module(*args, **kwargs))
-        # Not task.action, which may be a name that another collection gives it.
+        # Not task.action, which may be a redirect from another collection.
         name = (self._task.resolved_action or self._task.action).rpartition(".")[2]
         display.vvv(f"Running {name} of the installed collection with {sys.executable}")
         given = kwargs.get("module_args") or self._task.args
         environment: dict[str, t.Any] = {}
         self._compute_environment_string(environment)
         with _environment({key: str(value) for key, value in environment.items()}):
-            # As a module would get them.
+            # The arguments as a module gets them.
             checked = ArgumentSpecValidator(**OPTIONS[name]).validate(json.loads(json.dumps(given, default=_plain)))
             params = checked.validated_parameters
             spec = OPTIONS[name]["argument_spec"]
@@ -93,15 +93,15 @@ class LocalAction(NormalAction):
             return False
         delegated = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to)
         try:
-            # Other values than a path have Ansible look for a Python, which may be another one with other libraries.
+            # For values other than a path, Ansible searches for a Python, which may be another one with other libraries.
             wanted = self._templar.template(C.config.get_config_value("INTERPRETER_PYTHON", variables=delegated or task_vars))
-            # Several names may stand for the Python of one virtual environment, and one binary for that of many.
+            # A virtual environment has several names for its Python, and several environments may link to the same binary.
             return os.path.dirname(wanted) == os.path.dirname(sys.executable) and os.path.samefile(wanted, sys.executable)
         except (AnsibleError, OSError, TypeError):
             return False
 
     def _log(self, params: Mapping[str, t.Any], task_vars: Mapping[str, t.Any]) -> None:
-        """What a module that Ansible runs writes into the syslog of its machine."""
+        """Write the same syslog entry as a module that Ansible runs."""
         if self._task.no_log or C.config.get_config_value("DEFAULT_NO_TARGET_SYSLOG", variables=task_vars):
             return
         facility = C.config.get_config_value("DEFAULT_SYSLOG_FACILITY", variables=task_vars)
@@ -111,7 +111,7 @@ class LocalAction(NormalAction):
         syslog.syslog(syslog.LOG_INFO, " ".join(words))
 
     def _call(self, call: Mapping[str, t.Any]) -> Result:
-        """Have the call made by a process of its own."""
+        """Run the call in a child process."""
         process = subprocess.Popen(
             [sys.executable, _CHILD, _ANSIBLE],
             stdin=subprocess.PIPE,
@@ -119,13 +119,13 @@ class LocalAction(NormalAction):
             stderr=subprocess.PIPE,
             cwd=self._loader.get_basedir(),
         )
-        # Where the task's `timeout` ends this wait, the process goes on, as that of any module does.
+        # If the task's `timeout` ends this wait, the child process continues, like the process of any module.
         stdout, stderr = _communicate(process, json.dumps(call).encode())
         try:
             answer = json.loads(stdout)
         except ValueError:
             said = remove_values(to_text(stderr, errors="replace").strip(), call["secrets"])
-            msg = f"{call['module']} ended with {_how(process.returncode)}, and without an answer. {said[-2000:]}".strip()
+            msg = f"The process of {call['module']} ended with {_how(process.returncode)} and without a result. {said[-2000:]}".strip()
             return {"failed": True, "msg": msg}
         result = {**(answer["failure"] or {}), **answer["result"]}
         if answer["failure"] is not None:
@@ -136,10 +136,10 @@ class LocalAction(NormalAction):
 
 
 def _communicate(process: subprocess.Popen[bytes], text: bytes) -> tuple[bytes, bytes]:
-    """Write to a process, and return what it writes when it has ended.
+    """Write ``text`` to the process, wait for its end, and return its stdout and stderr.
 
-    The wait is cut into slices. Python runs the handlers of signals in the main thread alone (3.9 to 3.14), and the kernel may give a signal to
-    another thread, such as the one that shows the progress: in one long wait a Ctrl-C was not noticed until the module ended.
+    The wait is divided into short ones. Python runs signal handlers only in the main thread (3.9 to 3.14), and the kernel may deliver a signal to
+    another thread, such as the one that shows the progress: in one long wait, a Ctrl-C was not noticed until the module ended.
     """
     given: bytes | None = text
     while True:
@@ -150,7 +150,7 @@ def _communicate(process: subprocess.Popen[bytes], text: bytes) -> tuple[bytes, 
 
 
 def _setting(name: str, task_vars: Mapping[str, t.Any], *, before: t.Any) -> t.Any:
-    """A setting of Ansible; what was ``before`` there was one."""
+    """Return a setting of Ansible, or ``before`` if this ansible-core does not have it."""
     try:
         return C.config.get_config_value(name, variables=task_vars)
     except AnsibleError:
@@ -158,7 +158,7 @@ def _setting(name: str, task_vars: Mapping[str, t.Any], *, before: t.Any) -> t.A
 
 
 def _how(code: int) -> str:
-    """How a process ended."""
+    """Return the exit code or the signal of a process as text."""
     try:
         return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
     except ValueError:
@@ -166,7 +166,7 @@ def _how(code: int) -> str:
 
 
 def _plain(value: t.Any) -> t.Any:
-    """What JSON has no word for: a date that YAML made of a text, a set, bytes, and text from a vault (ansible-core 2.16)."""
+    """Convert values that JSON cannot represent: a date that YAML parsed, a set, bytes, and text from a vault (ansible-core 2.16)."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if isinstance(value, bytes) or getattr(value, "__ENCRYPTED__", False):
@@ -175,12 +175,12 @@ def _plain(value: t.Any) -> t.Any:
         return dict(value)
     if isinstance(value, Set):
         return list(value)
-    raise TypeError(f"An option is a {type(value).__name__}, which no option can be")
+    raise TypeError(f"An option has the type {type(value).__name__}, which is not supported")
 
 
 @contextlib.contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """With the variables of the task's `environment`, for this process and those that it starts."""
+    """Set the variables of the task's `environment` for this process and its children."""
     before = dict(os.environ)
     os.environ.update(changes)
     try:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The variables of a role that it does not know. Pure."""
+"""Find unknown variables of a role. Pure: no I/O."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 
 
 def known_variables(argument_specs: Mapping[str, t.Any]) -> set[str]:
-    """The variables of all entry points, from the content of meta/argument_specs.yml."""
+    """Return the variables of all entry points. ``argument_specs``: the content of meta/argument_specs.yml."""
     return {name for spec in argument_specs["argument_specs"].values() for name in spec.get("options") or {}}
 
 
 def unknown_variables(names: Iterable[str], *, role: str, known: Iterable[str], also: Iterable[str] = ()) -> str | None:
-    """A sentence on each of the ``names`` that has the prefix of the ``role`` and is not known, or None when there is none.
+    """Return a message about the ``names`` that have the prefix of the ``role`` and are unknown, or None if there are none.
 
-    :param role: its full name; the prefix is its last part and an underscore.
-    :param also: more names that are let through. They are not proposed, since they are not for the user to set.
+    :param role: the full name of the role; the prefix is its last part and an underscore.
+    :param also: further allowed names. They are not suggested, since users do not set them.
     """
     prefix = role.rpartition(".")[2] + "_"
     options = set(known)
@@ -28,7 +28,7 @@ def unknown_variables(names: Iterable[str], *, role: str, known: Iterable[str], 
         return None
     said = []
     for name in unknown:
-        # All of them have the prefix, which would make any two look alike.
+        # Compare without the prefix, which would make all names similar.
         like = difflib.get_close_matches(name[len(prefix) :], [one[len(prefix) :] for one in options], n=1)
         said.append(
             f"unknown variable {name}; "

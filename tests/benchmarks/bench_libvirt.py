@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt: what the collection adds to the same calls made by hand in threads, on tiny paused QEMU domains."""
+"""libvirt: the collection compared with the bare API calls in threads, on tiny paused QEMU domains."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def by_hand(uri: str, names: list[str], call: Callable[[libvirt.virDomain], object]) -> float:
-    """The bare call on every domain, in 16 threads on one connection, which a module would open as well."""
+    """Run the bare call on every domain, in 16 threads on one connection, which a module would also have to open."""
 
     def work() -> None:
         connection = libvirt.open(uri)
@@ -62,7 +62,7 @@ def by_us(uri: str, names: list[str], plan: Plan) -> float:
 
 
 def requests_of_a_listing(snapshots: int) -> int:
-    """How many requests a listing of one VM costs, the connection included."""
+    """Return the number of requests for a listing of one VM, the connection included."""
     with CountingLab() as lab:
         domain = lab.define_tiny("many", paused=True)
         for number in range(snapshots):
@@ -80,12 +80,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print a table."""
+    """Run the benchmark and print a table."""
     with Lab() as lab:
         names = [f"bench{number:03d}" for number in range(options.domains)]
         for name in names:
             lab.define_tiny(name, paused=True)
-        # A new daemon looks into QEMU's binaries when it is first asked for this, which takes half a second once.
+        # On the first request of this kind, a new daemon probes the QEMU binaries, which takes half a second.
         lab.connect().getCapabilities()
         create = by_hand(lab.uri, names, lambda domain: domain.snapshotCreateXML(XML))
         revert = by_hand(lab.uri, names, lambda domain: domain.revertToSnapshot(domain.snapshotLookupByName("bench")))

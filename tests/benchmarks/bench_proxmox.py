@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Proxmox VE beside community.proxmox: requests, wall and CPU seconds of the same operations on one simulated cluster.
+"""Proxmox VE compared with community.proxmox: requests, wall and CPU seconds of the same operations on one simulated cluster.
 
-The cluster lives in a thread of this process, whose CPU is not in that of ansible-playbook; the time that it takes to answer is in
-the wall seconds of all.
+The cluster runs in a thread of this process, so its CPU time is not included in that of ansible-playbook; its response time is included in
+the wall seconds of all tools.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pve_server import PveServer
 
 GUESTS = 100
 OPERATIONS = ["create", "create again", "revert", "info", "remove"]
-# What a snapshot of a small stopped VM was seen to take on PVE 9.2. A module that first sleeps for a second pays for it, as it does there.
+# The time of a snapshot of a small stopped VM on PVE 9.2. So a module that first sleeps for a second is slower, as on real PVE.
 TASK_SECONDS = 0.4
 
 _OURS = {"backend": "proxmox", "name": "bench"}
@@ -40,7 +40,7 @@ OURS = Tool(
 
 
 def _community(state: str) -> Task:
-    # By its name instead of its vmid a guest costs this module the cluster's list a second time.
+    # With the name instead of the vmid this module reads the cluster's list twice.
     return Task("community.proxmox.proxmox_snap", {"snapname": "bench", "state": state}, each="vmid")
 
 
@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print the tables."""
+    """Run the benchmark and print the tables."""
     make_environment()
     with PveServer() as pve:
         pve.set_task_seconds(options.task_seconds)
@@ -98,7 +98,7 @@ def _measure_all(pve: PveServer, vmids: Sequence[int], options: argparse.Namespa
         return counters
 
     def look(operation: str, used: Sequence[str]) -> None:
-        # An answer of "ok" from a module that did nothing would be a good figure.
+        # Check the effects: a module that does nothing but returns "ok" would be fast.
         wanted = [] if operation == "remove" else ["bench"]
         for vmid in map(int, used):
             guest = pve.guest(vmid)

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""vSphere beside community.vmware and vmware.vmware: SOAP requests, wall and CPU seconds of the same operations on one simulator.
+"""vSphere compared with community.vmware and vmware.vmware: SOAP requests, wall and CPU seconds of the same operations on one simulator.
 
-The peers take most of a second for each VM, so they are measured with a few of them, and ours with as many, 100 and 500.
+The peers take almost a second for each VM, so they are measured with a few VMs, and ours with the same number, 100 and 500.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print two tables."""
+    """Run the benchmark and print two tables."""
     if options.peer_vms > INVENTORY:
         raise SystemExit(f"--peer-vms: the simulated vCenter has {INVENTORY} VMs")
     make_environment()
@@ -104,7 +104,7 @@ def _measure_all(vcenter: VCenter, peers: Sequence[Tool], options: argparse.Name
         return {method: count for method, count in methods.items() if not method.startswith("GET ")}
 
     def look(operation: str, used: Sequence[str]) -> None:
-        # An answer of "ok" from a module that did nothing would be a good figure.
+        # Check the effects: a module that does nothing but returns "ok" would be fast.
         wanted = 0 if operation == "remove" else 1
         for vm in (used[0], used[-1]):
             if len(vcenter.vm(vm)["snapshots"]) != wanted:

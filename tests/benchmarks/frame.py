@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the benchmarks share: a play of one task, run and measured, and the tables. Nothing here knows a hypervisor."""
+"""Shared by all benchmarks, independent of the backend: run and measure a play with one task, and print tables."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """A collection, and how each operation is written with it. What it does not say, it cannot do."""
+    """A collection with its call for each operation; operations without a call are not supported."""
 
     name: str
     tasks: Mapping[str, Task]
 
     def can(self, operation: str) -> bool:
-        """Whether the collection, in the release that is installed, has a module for it."""
+        """Return True if the installed release of the collection has a module for the operation."""
         task = self.tasks.get(operation)
         return task is not None and (task.module.startswith("safepoint.vm.") or has_module(task.module))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one run of ansible-playbook took. CPU is that of all its processes; the server's is not in it."""
+    """The cost of one run of ansible-playbook. CPU is the sum of all its processes, without the server."""
 
     requests: Requests
     wall: float
@@ -57,7 +57,7 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One measured run, or with no cost an operation that the tool does not have."""
+    """One measured run; without a cost if the tool does not support the operation."""
 
     operation: str
     vms: int
@@ -66,10 +66,10 @@ class Row:
 
 
 class Plays:
-    """Runs plays on localhost in the environment of the peers, whichever tool it is, against one server.
+    """Runs plays on localhost against one server, for all tools in the environment of the peers.
 
-    `take_requests` returns the requests by their kind since it was called last. With `forks` a peer has a host for each VM, that
-    many of them at a time; without it a loop.
+    `take_requests` returns the requests by kind since its last call. With `forks` a peer runs with one host for each VM, and
+    this many forks; without it with a loop.
     """
 
     def __init__(self, environment: Mapping[str, str], take_requests: Callable[[], Requests], forks: int = 0) -> None:
@@ -84,11 +84,11 @@ class Plays:
         }
 
     def empty(self) -> Cost:
-        """What a play with no task takes: what every other one takes before its first."""
+        """Measure a play without a task: the fixed cost of every play."""
         return self._run([], ["localhost"], [])
 
     def cost(self, task: Task, vms: Sequence[str]) -> Cost:
-        """Run a task on the VMs. A play that fails ends the benchmark: its figures would say nothing."""
+        """Run a task on the VMs. A failed play ends the benchmark, since its figures would be useless."""
         hosts, options, loop = ["localhost"], dict(task.options), {}
         if task.every:
             options[task.every] = list(vms)
@@ -104,7 +104,7 @@ class Plays:
     def _run(self, tasks: list[dict[str, object]], hosts: list[str], flags: list[str]) -> Cost:
         with tempfile.TemporaryDirectory(prefix="sp-bench-") as folder:
             playbook, inventory, output = (Path(folder) / name for name in ("play.json", "inventory.json", "output"))
-            # JSON is YAML, too.
+            # JSON is valid YAML.
             playbook.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
             local = {"ansible_connection": "local"}
             inventory.write_text(json.dumps({"all": {"hosts": dict.fromkeys(hosts, local)}}))
@@ -122,7 +122,7 @@ class Plays:
 
 
 def _cpu_of_children() -> float:
-    """Seconds of those that have ended, so that a server which goes on is not in it."""
+    """Return the CPU seconds of ended child processes, so a running server is not included."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
@@ -131,7 +131,7 @@ Look = Callable[[str, Sequence[str]], None]
 
 
 def measure(plays: Plays, tool: Tool, operations: Iterable[str], vms: Sequence[str], look: Look) -> Iterator[Row]:
-    """The operations one after another, on these VMs. `look` may object to what an operation has left behind."""
+    """Run the operations in order on these VMs. `look` can raise an error if the effect of an operation is wrong."""
     for operation in operations:
         cost = None
         if tool.can(operation):
@@ -144,7 +144,7 @@ def measure(plays: Plays, tool: Tool, operations: Iterable[str], vms: Sequence[s
 def measure_beside(
     plays: Plays, ours: Tool, peers: Sequence[Tool], operations: Sequence[str], vms: Sequence[str], peer_vms: int, look: Look
 ) -> list[Row]:
-    """All operations with all tools on one VM and on `peer_vms`, and with ours alone on 100 and on all of the VMs."""
+    """Run all operations with all tools on one VM and on `peer_vms`, and with ours also on 100 and on all VMs."""
     rows: list[Row] = []
     for count in sorted({1, peer_vms, 100, len(vms)}):
         for tool in [ours, *peers] if count in (1, peer_vms) else [ours]:
@@ -156,7 +156,7 @@ def measure_beside(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown that can be read as it is; columns of numbers are aligned to the right."""
+    """Return a Markdown table that is also readable as text; columns of numbers are right-aligned."""
     columns = []
     for name, *cells in zip(head, *rows, strict=True):
         width = max(map(len, [name, *cells]))
@@ -168,13 +168,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def by_operation(rows: Sequence[Row]) -> list[Row]:
-    """The operations in the order they were run, and the tools side by side in each number of VMs."""
+    """Return a table with the operations in order of execution, and the tools side by side for each number of VMs."""
     places = {operation: place for place, operation in enumerate(dict.fromkeys(row.operation for row in rows))}
     return sorted(rows, key=lambda row: (places[row.operation], row.vms))
 
 
 def comparison(empty: Cost, rows: Sequence[Row], ours: str) -> str:
-    """All that was measured. The ratios are per VM, to ours of the same operation with as many VMs."""
+    """Return a table of all results. The ratios are per VM, relative to ours for the same operation and number of VMs."""
     base = {(row.operation, row.vms): row.cost for row in rows if row.tool == ours}
     head = ["operation", "VMs", "tool", "requests", "requests/VM", "x ours", "wall s", "CPU s", "CPU s/VM", "x ours"]
     lines = [["empty play", "", "", "0", "", "", f"{empty.wall:.1f}", f"{empty.cpu:.2f}", "", ""]]
@@ -195,7 +195,7 @@ def comparison(empty: Cost, rows: Sequence[Row], ours: str) -> str:
 
 
 def requests_by_kind(rows: Sequence[Row], tool: str) -> str:
-    """What the tool asked for, most often first."""
+    """Return the requests of the tool, the most frequent first."""
     lines = []
     for row in by_operation(rows):
         if row.tool == tool and row.cost:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The environment of the peers, in .cache/bench-venv: made when a benchmark first asks for it, and again when peers.txt changes."""
+"""The virtual environment of the peers, .cache/bench-venv: created for the first benchmark, and again when peers.txt changes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VENV = ROOT / ".cache/bench-venv"
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would change what is measured, and with a home below the checkout."""
+    """Return environment variables without those that would influence the measurement, with HOME inside the checkout."""
     bends = ("ANSIBLE_", "PYTHON", "VIRTUAL_ENV", "VMWARE_", "PROXMOX_", "SAFEPOINT_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(bends)}
     home = ROOT / ".cache/home"
@@ -29,7 +29,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def make_environment() -> None:
-    """Does nothing where the environment is there already. A second process waits for the first."""
+    """Create the environment if it does not exist. A second process waits for the first."""
     wanted = sys.version + hashlib.sha256(b"".join(path.read_bytes() for path in REQUIREMENTS)).hexdigest()
     made_from = VENV / ".made-from"
     environment = clean_environment()
@@ -42,7 +42,7 @@ def make_environment() -> None:
             file=sys.stderr,
             flush=True,
         )
-        shutil.rmtree(VENV, ignore_errors=True)  # pip takes a half-written package of an interrupted run for an installed one
+        shutil.rmtree(VENV, ignore_errors=True)  # pip treats a half-written package of an interrupted run as installed
         pip = [str(VENV / "bin/python"), "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check", "install"]
         for command in ([sys.executable, "-m", "venv", str(VENV)], [*pip, "--requirement", str(REQUIREMENTS[0])]):
             subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=1200)
@@ -55,12 +55,12 @@ def _collections() -> Path:
 
 
 def release_of(collection: str) -> str:
-    """The version of a collection of the environment, by its full name."""
+    """Return the version of an installed collection, by its full name."""
     manifest = _collections() / collection.replace(".", "/") / "MANIFEST.json"
     return str(json.loads(manifest.read_text())["collection_info"]["version"])
 
 
 def has_module(name: str) -> bool:
-    """Whether this release of the peer has the module of that full name."""
+    """Return True if this release of the peer has the module of that full name."""
     collection, _dot, module = name.rpartition(".")
     return (_collections() / collection.replace(".", "/") / "plugins/modules" / f"{module}.py").exists()

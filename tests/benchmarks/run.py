@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""`make bench`: run all benchmarks, or those that are named. They measure and assert nothing; the tables are in Markdown."""
+"""`make bench`: run all or the named benchmarks. They only measure, without assertions, and print Markdown tables."""
 
 from __future__ import annotations
 

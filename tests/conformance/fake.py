@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A hypervisor in memory that keeps every promise of SnapshotDriver, and that fails when a test tells it to.
+"""A hypervisor in memory that implements SnapshotDriver completely and fails on request of a test.
 
-It passes the same conformance suite as the real backends, which is what makes it an honest stand-in for them.
+It passes the same conformance suite as the real backends, so tests on it are valid for them.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ NEW_VM = Configuration(1, 32 * 1024**2, {"disk0": "image"}, {"net0": "lan"})
 
 @dataclasses.dataclass
 class Machine:
-    """One VM: where it is, and where it could go back to."""
+    """One VM with its present state and its snapshots."""
 
     vm: Vm
     power: str
     data: str = ""
-    """What is on its disk."""
+    """The contents of its disk."""
     memory: str = ""
-    """What is in its memory while it is up."""
+    """The contents of its memory while it is running."""
     configuration: Configuration = NEW_VM
     agent: str = "none"
-    """``none``, ``ready``, or ``broken``: it looks ready, and fails to quiesce."""
+    """``none``, ``ready``, or ``broken``: it seems ready, but fails to quiesce."""
     was: dict[str, tuple[str, str, Configuration]] = dataclasses.field(default_factory=dict)
-    """By the id of the snapshot: data, memory and configuration of then."""
+    """Id of the snapshot -> its data, memory and configuration."""
     snapshots: dict[str, Snapshot] = dataclasses.field(default_factory=dict)
     powers: dict[str, str] = dataclasses.field(default_factory=dict)
     current: str | None = None
@@ -70,36 +70,36 @@ class Machine:
 
 
 class Hypervisor:
-    """All the VMs, shared by any number of drivers, as an endpoint is shared by its clients."""
+    """All VMs, shared by any number of drivers, like an endpoint by its clients."""
 
     def __init__(self, *, unique_names: bool = True) -> None:
         self.machines: dict[str, Machine] = {}
         self.unique_names = unique_names
         self.lock = threading.RLock()
         self.latency = 0.0
-        """Seconds that each request takes."""
+        """Duration of each request in seconds."""
         self.ways_read = 0
-        """How many requests asked for the ways to take a snapshot."""
+        """Number of requests that read the ways to take a snapshot."""
         self.requests: list[str] = []
-        """Every request in its order: its name, and behind a blank the VM where it is about one."""
+        """All requests in order: the name, followed by a space and the VM if the request is about one."""
         self.failures: dict[int, SafepointError] = {}
-        """By the number of the action, counted from 1: what it ends with, having done nothing."""
+        """Number of the action, counted from 1 -> the error that it ends with, without doing anything."""
         self.before_failing: dict[int, Callable[[], None]] = {}
-        """By the number of the action: what one that fails has done all the same."""
+        """Number of a failing action -> the change that it makes nevertheless."""
         self.hangs: set[int] = set()
         """The numbers of actions that never end."""
         self.lies: set[int] = set()
         """The numbers of actions that report success without doing anything."""
         self.actions: list[Action] = []
         self.slow: dict[int, threading.Event] = {}
-        """The numbers of actions that begin only when the event is set."""
+        """The numbers of actions that start only when the event is set."""
         self.percents: dict[int, int] = {}
-        """By the number of the action: how far it says it is while it is under way."""
+        """Number of the action -> the progress that it reports while it runs."""
         self.outages: dict[int, float] = {}
-        """By the number of the request, counted from 1: for how many seconds the endpoint is gone from there on, that request included."""
+        """Number of the request, counted from 1 -> duration in seconds of an outage that starts with this request."""
         self.gone_until = 0.0
         self.lost: dict[int, str] = {}
-        """By the number of the action: its answer is lost ``before`` or ``after`` it did its work."""
+        """Number of the action -> its answer is lost ``before`` or ``after`` the work was done."""
 
     def add(self, name: str, *, power: str = "running") -> Vm:
         vm = Vm(name, f"vm-{len(self.machines) + 1}", str(uuid.uuid4()))
@@ -128,7 +128,7 @@ class FakeDriver(SnapshotDriver):
         self._deadline = deadline
 
     def _ask(self, name: str) -> None:
-        """A request that is sent until the endpoint is there, or the deadline has passed."""
+        """Repeat a request until the endpoint answers or the deadline has passed."""
 
         def probe() -> bool | None:
             try:
@@ -295,7 +295,7 @@ class FakeDriver(SnapshotDriver):
             size_unknown="nothing in memory has a size",
         )
         machine.snapshots[made.id] = made
-        # Without its memory a VM comes back switched off.
+        # After a revert without memory, a VM is off.
         machine.powers[made.id] = machine.power if action.memory else "off"
         machine.was[made.id] = (machine.data, machine.memory if action.memory else "", machine.configuration)
         machine.current = made.id

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Proxmox VE as the conformance suite sees it, the way somebody else understands its API: PyPI's fakepve."""
+"""Proxmox VE for the conformance suite, as an independent simulator implements its API: fakepve from PyPI."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox impo
 NODE = "pve1"
 STORAGE = "slow"
 USER, TOKEN, SECRET = "safepoint@pve", "conformance", "11111111-2222-3333-4444-555555555555"
-# The smallest role that the driver gets along with.
+# The smallest role that the driver needs.
 PRIVILEGES = ("VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt")
-# How long a create works, with its lock and its unfinished snapshot to be seen.
+# Duration of a create, while its lock and its unfinished snapshot are visible.
 WORK_SECONDS = 0.15
 
 
 def prepare(pve: t.Any) -> None:
-    """Let tasks take time, and let in the user of the tests."""
-    # The release that the suite's answers are of; the driver asks which it is before it quiesces.
+    """Let tasks take time, and create the user of the tests."""
+    # The release that the answers of the suite come from; the driver reads it before it quiesces.
     pve.version, pve.release_version = "9.2.11", "9.2"
     pve.time_scale = 1.0
-    # Of what a snapshot does only the work on a Ceph pool takes time there.
+    # The only step of a snapshot that takes time there is the work on a Ceph pool.
     pve.add_ceph_storage(STORAGE)
     pve.ceph_slow(WORK_SECONDS)
     pve.apitokens[f"{USER}!{TOKEN}"] = SECRET
 
 
 class FakePveBackend(Backend):
-    # A guest that is paused counts as running.
+    # A paused guest counts as running.
     up = "running"
 
     def __init__(self, pve: t.Any, ca_path: str) -> None:
-        """A server on which prepare() was called, and the path of the certificate that it serves."""
+        """A server prepared with prepare(), and the path of its certificate."""
         self.pve = pve
         self.ca_path = ca_path
         self.person = ProxmoxAPI(pve.host, port=pve.port, user=pve.user, password=pve.password, verify_ssl=ca_path, timeout=30)
@@ -49,7 +49,7 @@ class FakePveBackend(Backend):
         driver = ProxmoxDriver(
             Session(hostname=self.pve.host, port=self.pve.port, user=USER, token=(TOKEN, SECRET), ca_path=self.ca_path)
         )
-        # Asked for a guest's features, fakepve 0.5.0 looks at nothing and answers 0, also where its task then takes the snapshot.
+        # For the features of a guest, fakepve 0.5.0 always answers 0, even if its task then takes the snapshot.
         driver.foresee = lambda vms: {}  # type: ignore[method-assign]
         return driver
 
@@ -57,7 +57,7 @@ class FakePveBackend(Backend):
         vmid = 1000 + len(self.pve.vms)
         made = {"memory": 512, "cores": 1, "scsi0": f"{STORAGE}:vm-{vmid}-disk-0,size=1G"}
         self.pve.add_vm(vmid, name, node=NODE, status="running" if power == "running" else "stopped", config=made)
-        # Not on /vms: asked about a guest, fakepve 0.5.0 files an inherited right under where it was granted, PVE under the guest.
+        # Not on /vms: for a guest, fakepve 0.5.0 lists an inherited permission under the path where it was granted, PVE under the guest.
         self.pve.grant(USER, f"/vms/{vmid}", *PRIVILEGES)
 
     def vmid(self, name: str) -> int:

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A hypervisor as the conformance suite sees it. A backend joins by one class of this kind; see test_conformance.py.
+"""The interface of a hypervisor for the conformance suite. Each backend has one such class; see test_conformance.py.
 
-Everything goes through the same road as the modules: Fleet, a plan, a driver with a connection of its own.
+All calls use the same code as the modules: Fleet, a plan, and a driver with its own connection.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ _numbers = itertools.count(1)
 
 
 class Backend(abc.ABC):
-    """A hypervisor to test on."""
+    """A hypervisor for the tests."""
 
     up = "paused"
-    """In which state VMs are up unless a test asks for another: the cheapest in which a snapshot holds the memory."""
+    """The default state of running VMs in tests: the cheapest one in which a snapshot includes the memory."""
     memory_implied = False
-    """Whether a snapshot of a running VM holds its memory without being asked."""
+    """True if a snapshot of a running VM always includes its memory."""
     memory_possible = True
-    """Whether a snapshot can hold the memory."""
+    """True if a snapshot can include the memory."""
 
     @abc.abstractmethod
     def open(self) -> SnapshotDriver:
-        """A connection of its own."""
+        """Return a driver with a new connection."""
 
     @abc.abstractmethod
     def add(self, name: str, *, power: str) -> None:
-        """Make a VM of that name."""
+        """Create a VM with this name."""
 
     @abc.abstractmethod
     def identity(self, name: str) -> tuple[str, str]:
-        """What no other VM is called: ``uuid`` or ``id``, and its value."""
+        """Return a unique reference of the VM: ``uuid`` or ``id``, and its value."""
 
     @abc.abstractmethod
     def by_hand(self, vm: str, name: str, description: str) -> None:
-        """Take a snapshot the way a person does, without this collection."""
+        """Take a snapshot without this collection, like a user."""
 
     @abc.abstractmethod
     def switch_off(self, vm: str) -> None:
-        """Pull the plug of a VM that is up, the way a person does."""
+        """Power off a running VM hard, like a user."""
 
     @abc.abstractmethod
     def grow(self, vm: str) -> None:
-        """Give a VM that is off twice the memory, the way a person does."""
+        """Double the memory of a VM that is off, like a user."""
 
     def vm(self, *, power: str | None = None) -> str:
-        """A new VM with a name that no other has."""
+        """Create a VM with a unique name."""
         name = f"conf{next(_numbers):03d}"
         self.add(name, power=power or self.up)
         return name
@@ -86,10 +86,10 @@ class Backend(abc.ABC):
         later: timedelta = timedelta(0),
         **bounds: t.Any,
     ) -> list[Outcome]:
-        """One call of a changing module; the action number ``fails_at`` of it, counted from 1, fails without doing anything, and
-        the number ``locked_at`` is refused because another operation holds the VM.
+        """Run a module that changes snapshots. Action number ``fails_at``, counted from 1, fails without doing anything, and
+        number ``locked_at`` is refused because another operation has locked the VM.
 
-        ``meanwhile`` happens between the look and the first write. The plan is told a time that is ``later`` than the real one.
+        ``meanwhile`` is called between the read and the first write. ``later`` is added to the time that the plan sees.
         """
         driver = self.open()
         if meanwhile is not None:
@@ -103,7 +103,7 @@ class Backend(abc.ABC):
             driver.close()
 
     def looks(self, *vms: str, drift: bool = False) -> list[Outcome]:
-        """One call of the listing module; without VMs it is about the whole endpoint."""
+        """Run the info module; without VMs, for the whole endpoint."""
         driver = self.open()
         try:
             fleet = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc))
@@ -117,7 +117,7 @@ class Backend(abc.ABC):
     def info(
         self, vm: str, *, drift: bool = False, key: str | None = None, ownership: str = "any", **wanted: t.Any
     ) -> dict[str, t.Any]:
-        """What the listing module returns for one VM."""
+        """Return the result of the info module for one VM."""
         seen = only(self.looks(vm, drift=drift))
         assert seen.error is None, seen.error
         return outcome_info(seen, ours=Owner(key=key), wanted=Filter(**wanted), which=ownership, now=datetime.now(timezone.utc))
@@ -132,7 +132,7 @@ class Backend(abc.ABC):
         return [one.name for one in self.list(vm)]
 
     def take(self, vm: str, name: str, **request: t.Any) -> Snapshot:
-        """Take a snapshot, which must work."""
+        """Take a snapshot; the call must succeed."""
         done = only(self.run(Present(Request(name=name, **request)), vm))
         assert done.error is None, done.error
         assert done.snapshot is not None
@@ -157,7 +157,7 @@ def _before_the_first_write(driver: SnapshotDriver, call: t.Callable[[], object]
 
 
 class Tripwire(SnapshotDriver):
-    """A real driver of which one action fails, as a hypervisor that has no space left would let it."""
+    """A real driver of which one action fails, as on a hypervisor without free space."""
 
     name = "tripwire"
 
@@ -187,17 +187,17 @@ class Tripwire(SnapshotDriver):
         self._failed = [end for end in self._failed if end not in failed]
         return failed or self._driver.wait(jobs, deadline)
 
-    # replaced by those of the real driver
+    # replaced by the methods of the real driver
     find = vms = inspect = snapshots = configurations = imagine = foresee = close = None  # type: ignore[assignment]
 
 
 def pruning(*, scope: Filter | None = None, confirm: int | None = None, key: str | None = None, **policy: t.Any) -> Pruned:
-    """The plan that carries out a policy on snapshots of ours."""
+    """Return the plan that applies a policy to our snapshots."""
     return Pruned(Request(label_key=key), Policy(**policy), scope=scope or Filter(), tz=timezone.utc, confirm=confirm)
 
 
 def bare(snapshot: Snapshot | None) -> Snapshot:
-    """The snapshot without its size, which some backends tell in a listing only."""
+    """Return the snapshot without its size, which some backends read only for a listing."""
     assert snapshot is not None
     return dataclasses.replace(snapshot, size_bytes=None, size_unknown=None)
 
@@ -212,7 +212,7 @@ def code(outcome: Outcome) -> str | None:
 
 
 def at_once(number: int, call: t.Callable[[], Outcome]) -> list[Outcome]:
-    """Run ``call`` in that many threads that start together, each with a connection of its own."""
+    """Run ``call`` in this number of threads that start together, each with its own connection."""
     barrier = threading.Barrier(number)
     results: list[Outcome | BaseException] = []
 

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt as the conformance suite sees it: its test driver, and real QEMU, both served by the lab's daemon."""
+"""libvirt for the conformance suite: its test driver and real QEMU, both with the daemon of the lab."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt impo
 
 
 class LibvirtBackend(Backend):
-    """What both libvirt drivers share: a daemon of the lab, asked without the collection where a person would."""
+    """Base class of both libvirt backends: a daemon of the lab, used without the collection for the actions of a user."""
 
     memory_implied = True
     uri: str
@@ -86,7 +86,7 @@ class QemuBackend(LibvirtBackend, MemoryBackend):
         )
 
     def write(self, vm: str, text: str) -> None:
-        # One byte stands for a text: qemu-io writes patterns.
+        # A text is represented by one byte: qemu-io writes patterns.
         command = f"write -P {self._pattern(text)} 0 512"
         if self.person.lookupByName(vm).isActive():
             drive = re.search(r"Attached to:\s+(\S+)", self._monitor(vm, "info block"))
@@ -98,7 +98,7 @@ class QemuBackend(LibvirtBackend, MemoryBackend):
         assert self.read(vm) == text
 
     def read(self, vm: str) -> str:
-        # QEMU holds the image of a VM that is up; -U reads it all the same.
+        # QEMU locks the image of a running VM; -U reads it nevertheless.
         command = [*self.lab.as_user(), "qemu-io", "-r", "-U", "-c", "read -v 0 512", self._disk(vm)]
         dump = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         byte = re.search(r"^00000000:\s+([0-9a-f]{2})", dump, re.MULTILINE)
@@ -111,7 +111,7 @@ class QemuBackend(LibvirtBackend, MemoryBackend):
         return self.texts.index(text)
 
     def memory(self, vm: str) -> str:
-        # The BIOS counts its timer's ticks there.
+        # The BIOS stores its timer ticks there.
         return self._monitor(vm, "xp /1wx 0x46c")
 
     def stir(self, vm: str) -> None:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Proxmox VE as the conformance suite sees it: the simulator that answers as the real API was seen to."""
+"""Proxmox VE for the conformance suite: the simulator with the recorded behaviour of the real API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox impo
 
 
 class ProxmoxBackend(DataBackend):
-    # A guest that is paused counts as running.
+    # A paused guest counts as running.
     up = "running"
     kind = "qemu"
     storage = "dir-qcow2"
@@ -61,7 +61,7 @@ class ProxmoxBackend(DataBackend):
 
 
 class ContainerBackend(ProxmoxBackend):
-    """The same with containers."""
+    """Proxmox VE with containers instead of VMs."""
 
     memory_possible = False
     kind = "lxc"
@@ -69,7 +69,7 @@ class ContainerBackend(ProxmoxBackend):
 
 
 def options(pve: t.Any, **changed: t.Any) -> dict[str, t.Any]:
-    """The options of a login with the token, as a task would have them."""
+    """Return the options of a task for a login with the token."""
     found = {
         "backend": "proxmox",
         "hostname": pve.hostname,

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The suite: what every backend does alike. It is the definition of the interface.
+"""The conformance suite: the behaviour that all backends share. It defines the driver interface.
 
-A backend joins by one class that says how to get VMs (see Backend in kit.py), and one test class with the fixture ``backend``.
+Each backend has one class that creates VMs (see Backend in kit.py) and one test class with the fixture ``backend``.
 """
 
 from __future__ import annotations
@@ -16,4 +16,4 @@ from suite_snapshots import Snapshots
 
 
 class Conformance(Snapshots, Labels, FleetOfVms, Prune, Info):
-    """All of it. Subclasses provide the fixture ``backend``; one whose VMs have real disks also takes WithData or WithMemory from suite_data.py."""
+    """The whole suite. Subclasses provide the fixture ``backend``; if the VMs have real disks, they also inherit WithData or WithMemory of suite_data.py."""

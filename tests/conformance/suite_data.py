@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend does alike whose VMs have disks and memory: what was in them comes back."""
+"""Conformance of backends whose VMs have real disks and memory: a revert restores their contents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kit import Backend
 
 
 class DataBackend(Backend):
-    """A hypervisor that really keeps what is written."""
+    """A hypervisor that stores the data of its VMs."""
 
     @abc.abstractmethod
     def write(self, vm: str, text: str) -> None:
@@ -20,26 +20,26 @@ class DataBackend(Backend):
 
     @abc.abstractmethod
     def read(self, vm: str) -> str:
-        """What was last written to the disk."""
+        """Return the text that was last written to the disk."""
 
 
 class MemoryBackend(DataBackend):
-    """One whose VMs really have a memory as well."""
+    """A hypervisor whose VMs have real memory too."""
 
     @abc.abstractmethod
     def memory(self, vm: str) -> str:
-        """Something of what is in the memory of a VM that is up."""
+        """Return a part of the memory of a running VM."""
 
     @abc.abstractmethod
     def stir(self, vm: str) -> None:
-        """Let a VM that is up work until what memory() tells is something else."""
+        """Let a running VM work until the result of memory() changes."""
 
 
 class WithData:
-    """A revert brings back what was there, and nothing else."""
+    """A revert restores the disk and changes nothing else."""
 
     @pytest.mark.parametrize("up", [True, False])
-    def test_a_revert_brings_back_what_was_on_the_disk(self, backend: DataBackend, up: bool) -> None:
+    def test_revert_restores_the_disk(self, backend: DataBackend, up: bool) -> None:
         vm = backend.vm(power=backend.up if up else "off")
         for name in ("first", "second"):
             backend.write(vm, name)
@@ -49,7 +49,7 @@ class WithData:
             assert backend.revert(vm, name).error is None
             assert backend.read(vm) == name
 
-    def test_the_removal_of_a_snapshot_leaves_the_disk_and_the_other_snapshots_as_they_are(self, backend: DataBackend) -> None:
+    def test_removal_of_a_snapshot_keeps_the_disk_and_the_other_snapshots(self, backend: DataBackend) -> None:
         vm = backend.vm()
         for name in ("first", "second", "third"):
             backend.write(vm, name)
@@ -63,9 +63,9 @@ class WithData:
 
 
 class WithMemory(WithData):
-    """And what was in its memory."""
+    """A revert restores the memory too."""
 
-    def test_memory_is_kept_across_a_revert(self, backend: MemoryBackend) -> None:
+    def test_revert_restores_the_memory(self, backend: MemoryBackend) -> None:
         vm = backend.vm()
         backend.stir(vm)
         then = backend.memory(vm)

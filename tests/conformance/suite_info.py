@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend does alike: the listing, its filters, and what a revert would do to the configuration of a VM."""
+"""Conformance: the listing, its filters, and the drift of the configuration."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._report import outcom
 
 
 class Info:
-    """What is told without changing anything."""
+    """Reading without changes."""
 
-    def test_each_snapshot_is_told_with_its_age_and_a_size_or_why_there_is_none(self, backend: Backend) -> None:
+    def test_each_snapshot_is_listed_with_age_and_size_or_the_reason_without(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "sa")
         (shown,) = backend.info(vm)["snapshots"]
@@ -26,7 +26,7 @@ class Info:
         assert shown["ours"] and shown["why_not_ours"] is None
         assert "drift" not in shown
 
-    def test_a_lease_is_told_as_running_over_or_unreadable(self, backend: Backend) -> None:
+    def test_lease_is_listed_as_running_over_or_unreadable(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "sa", labels={"lease": "2001-01-01T00:00:00Z"})
         backend.take(vm, "sb", labels={"lease": "2101-01-01T00:00:00Z"})
@@ -35,7 +35,7 @@ class Info:
         shown = {one["name"]: one["lease"] for one in backend.info(vm)["snapshots"]}
         assert shown == {"sa": "over", "sb": "running", "sc": None, "sd": "unreadable"}
 
-    def test_the_listing_can_be_narrowed(self, backend: Backend) -> None:
+    def test_listing_can_be_filtered(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "nightly-1", labels={"stage": "test", "change": "1"})
         backend.take(vm, "nightly-2", labels={"stage": "test"})
@@ -65,7 +65,7 @@ class Info:
             assert shown["configuration"] == seen["configuration"]
             assert shown["configuration"]["cpus"] == 1 and shown["configuration"]["memory_bytes"] > 0
 
-    def test_what_a_revert_would_change_is_told_before_and_is_what_it_changes(self, backend: Backend) -> None:
+    def test_predicted_drift_is_what_the_revert_changes(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "sa")
         before = backend.info(vm, drift=True)["configuration"]["memory_bytes"]

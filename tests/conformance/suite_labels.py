@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend does alike: labels, and whose snapshots they make them."""
+"""Conformance: labels and ownership."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ KEY = "a key of some length"
 
 
 class Labels:
-    """What a description says, and what follows from it."""
+    """Descriptions, labels, signatures, and foreign snapshots."""
 
     # label
 
-    def test_a_differing_label_or_description_is_changed_once(self, backend: Backend) -> None:
+    def test_different_label_or_description_is_changed_once(self, backend: Backend) -> None:
         vm = backend.vm()
         before = backend.take(vm, "one", description="first", labels={"change": "1", "stage": "x"})
         backend.take(vm, "child")
@@ -55,7 +55,7 @@ class Labels:
         assert abs(one.created + timedelta(days=7) - one.label.expires) <= timedelta(minutes=1)
         assert seen["child"].parent == one.id and seen["child"].current and not one.current
 
-    def test_an_expiry_in_the_past_is_refused_before_anything_is_written(self, backend: Backend) -> None:
+    def test_expiry_in_the_past_is_refused_before_any_write(self, backend: Backend) -> None:
         vm, now = backend.vm(power="off"), datetime.now(timezone.utc)
         backend.take(vm, "there", description="as it was")
         for name in ("new", "there"):
@@ -64,10 +64,10 @@ class Labels:
                 with pytest.raises(InvalidOption, match=r"^expires=.*Z is in the past"):
                     backend.run(Present(past), vm, dry_run=dry_run)
         assert [(one.name, one.text) for one in backend.list(vm)] == [("there", "as it was")]
-        # Counted from the creation of an old snapshot it is not refused: then the snapshot has simply expired.
+        # An expiry counted from the creation of an old snapshot is not refused: the snapshot has then expired.
         assert only(backend.run(Present(Request(name="there", expires=timedelta(hours=1))), vm, later=timedelta(days=1))).changed
 
-    def test_nothing_is_done_where_the_label_is_not_as_expected(self, backend: Backend) -> None:
+    def test_unexpected_label_prevents_all_changes(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         one = backend.take(vm, "one", labels={"claim": "a"})
 
@@ -83,14 +83,14 @@ class Labels:
         assert code(only(backend.run(Absent(Request()), target(claim="a")))) == "label_differs"
         assert only(backend.run(Absent(Request()), target(claim="b"))).word == "removed"
 
-    def test_options_that_are_left_out_stay_untouched(self, backend: Backend) -> None:
+    def test_options_that_are_not_set_keep_their_values(self, backend: Backend) -> None:
         vm = backend.vm()
         first = backend.take(
             vm, "one", description="text", expires=timedelta(days=7), labels={"a": "1"}, hold=True, hold_reason="audit"
         )
         assert bare(only(backend.run(Present(Request(name="one")), vm)).snapshot) == first
 
-    def test_what_people_type_around_the_label_does_no_harm(self, backend: Backend) -> None:
+    def test_text_around_the_label_is_kept(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.by_hand(vm, "edited", "seen by Ann\n  [safepoint v=1 owner=safepoint change=7] \nand by Ben")
         done = only(backend.run(Present(Request(name="edited", labels={"stage": "two"})), vm))
@@ -99,7 +99,7 @@ class Labels:
         assert one.text == "seen by Ann\nand by Ben"
         assert one.label and dict(one.label.fields) == {"change": "7", "stage": "two"}
 
-    def test_a_held_snapshot_is_not_removed_until_it_is_released(self, backend: Backend) -> None:
+    def test_snapshot_on_hold_is_not_removed_until_it_is_released(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "kept", hold=True, hold_reason="incident 4711")
         refused = only(backend.run(Absent(Request(name="kept")), vm))
@@ -108,14 +108,14 @@ class Labels:
         assert only(backend.run(Present(Request(name="kept", hold=False)), vm)).word == "updated"
         assert only(backend.run(Absent(Request(name="kept")), vm)).word == "removed"
 
-    def test_a_reason_to_hold_without_a_hold_is_refused(self, backend: Backend) -> None:
+    def test_hold_reason_without_hold_is_refused(self, backend: Backend) -> None:
         vm = backend.vm()
         refused = only(backend.run(Present(Request(name="kept", hold_reason="audit")), vm))
         assert code(refused) == "invalid_option"
         assert "hold=true" in str(refused.error)
         assert backend.names(vm) == []
 
-    def test_a_broken_label_is_not_labelled_over(self, backend: Backend) -> None:
+    def test_invalid_label_is_not_overwritten(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.by_hand(vm, "odd", "[safepoint v=1 owner=safepoint]\n[safepoint v=1 owner=safepoint]")
         odd = backend.list(vm)[0]
@@ -124,12 +124,12 @@ class Labels:
             assert (code(refused), refused.changed) == ("foreign", False)
             assert "more than one label line" in str(refused.error)
         assert backend.list(vm) == [odd]
-        replaced = only(backend.run(Present(Request(labels={"a": "1"}, description="mended")), Target(vm, odd.id)))
+        replaced = only(backend.run(Present(Request(labels={"a": "1"}, description="repaired")), Target(vm, odd.id)))
         assert replaced.word == "updated"
-        assert backend.list(vm)[0].text == "mended"
+        assert backend.list(vm)[0].text == "repaired"
         assert backend.info(vm)["snapshots"][0]["ours"]
 
-    def test_long_and_strange_labels_come_back_as_they_were(self, backend: Backend) -> None:
+    def test_long_and_unusual_labels_survive_a_round_trip(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         labels = {"long": "x" * 4096, "strange": "\u00fc \u4e2d\u6587 \U0001f600 <&>\"'] [safepoint \n\t %41"}
         made = backend.take(vm, "one", labels=labels, description="\u00fc\u4e2d\U0001f600 <&>")
@@ -139,7 +139,7 @@ class Labels:
 
     # signed
 
-    def test_a_signed_label_is_ours_with_its_key_only(self, backend: Backend) -> None:
+    def test_signed_label_is_ours_only_with_its_key(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "signed", label_key=KEY, labels={"change": "7"})
         assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
@@ -151,7 +151,7 @@ class Labels:
         assert changed.word == "updated"
         assert only(backend.run(Absent(Request(name="signed", label_key=KEY)), vm)).word == "removed"
 
-    def test_an_unsigned_label_is_foreign_where_there_is_a_key_and_can_be_signed_by_id(self, backend: Backend) -> None:
+    def test_unsigned_label_is_foreign_with_a_key_and_can_be_signed_by_id(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         plain = backend.take(vm, "plain")
         refused = only(backend.run(Absent(Request(name="plain", label_key=KEY)), vm))
@@ -160,7 +160,7 @@ class Labels:
         assert only(backend.run(Present(Request(name="plain", label_key=KEY)), vm)).word == "exists"
 
     @pytest.mark.parametrize("forgery", ["copied from another VM", "copied from another snapshot", "edited"])
-    def test_a_forged_label_is_foreign(self, backend: Backend, forgery: str) -> None:
+    def test_forged_label_is_foreign(self, backend: Backend, forgery: str) -> None:
         vm, other = backend.vm(power="off"), backend.vm(power="off")
         real = backend.take(
             other if "VM" in forgery else vm, "fake" if "VM" in forgery else "real", label_key=KEY, labels={"a": "1"}
@@ -174,13 +174,11 @@ class Labels:
             done = only(backend.run(plan, vm))
             assert (code(done), done.changed) == ("foreign", False)
         shown = [one for one in backend.info(vm, key=KEY)["snapshots"] if one["name"] == name]
-        assert shown[0]["ours"] is False and "signed" in shown[0]["why_not_ours"]
+        assert shown[0]["ours"] is False and "sign" in shown[0]["why_not_ours"]
 
     @pytest.mark.parametrize("ago", [timedelta(hours=1), timedelta(hours=-1)])
-    def test_a_signed_text_that_was_moved_to_a_snapshot_of_another_time_is_foreign(
-        self, backend: Backend, ago: timedelta
-    ) -> None:
-        """With the right to rename a snapshot, or on a new VM with the number of a destroyed one: VM, name and fields are all right."""
+    def test_signed_label_copied_to_a_snapshot_of_another_time_is_foreign(self, backend: Backend, ago: timedelta) -> None:
+        """A renamed snapshot, or a new VM with the number of a deleted one: VM, name and fields match."""
         vm = backend.vm(power="off")
         moment = datetime.now(timezone.utc) - ago
         driver = backend.open()
@@ -200,10 +198,10 @@ class Labels:
             assert (swept.word, swept.changed) == ("kept", False)
             assert backend.list(vm) == before
             shown = [one for one in backend.info(vm, key=KEY)["snapshots"] if one["name"] == name]
-            assert shown[0]["ours"] is False and "taken at another time" in shown[0]["why_not_ours"]
+            assert shown[0]["ours"] is False and "another creation time" in shown[0]["why_not_ours"]
             backend.remove(vm, name, foreign_allowed=True)
 
-    def test_a_changed_label_is_signed_for_the_moment_of_the_creation(self, backend: Backend) -> None:
+    def test_changed_label_is_signed_for_the_creation_time(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         made = backend.take(vm, "signed", label_key=KEY)
         assert made.label and made.created
@@ -214,7 +212,7 @@ class Labels:
         label = backend.list(vm)[0].label
         assert label and parse_time(label.fields["at"], option="at") == made.created
         assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
-        # A person takes it away, and puts its text on another one of that name.
+        # A user removes it and copies its text to another snapshot with the same name.
         text = backend.list(vm)[0].description
         assert backend.remove(vm, "signed", label_key=KEY).changed
         Deadline(10).poll("the next second", lambda: datetime.now(timezone.utc) > made.created + timedelta(seconds=2) or None)
@@ -223,14 +221,14 @@ class Labels:
         assert (code(refused), refused.changed) == ("foreign", False)
 
     @pytest.mark.parametrize("ahead", [timedelta(hours=-1), timedelta(hours=1)])
-    def test_where_the_clocks_differ_a_new_snapshot_is_ours_all_the_same(self, backend: Backend, ahead: timedelta) -> None:
+    def test_new_snapshot_is_ours_even_if_the_clocks_differ(self, backend: Backend, ahead: timedelta) -> None:
         vm = backend.vm(power="off")
         done = only(backend.run(Present(Request(name="signed", label_key=KEY)), vm, later=ahead))
         assert (done.word, done.error) == ("created", None)
         assert only(backend.run(Present(Request(name="signed", label_key=KEY)), vm)).word == "exists"
         assert only(backend.run(Absent(Request(name="signed", label_key=KEY)), vm)).word == "removed"
 
-    def test_a_signed_label_is_not_changed_without_its_key(self, backend: Backend) -> None:
+    def test_signed_label_is_not_changed_without_its_key(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         before = backend.take(vm, "signed", label_key=KEY)
         refused = only(backend.run(Present(Request(name="signed", labels={"change": "9"})), vm))
@@ -250,7 +248,7 @@ class Labels:
             "[safepoint v=1 owner=safepoint]\n[safepoint v=1 owner=safepoint]",
         ],
     )
-    def test_a_foreign_snapshot_is_left_alone(self, backend: Backend, description: str) -> None:
+    def test_foreign_snapshot_is_not_changed(self, backend: Backend, description: str) -> None:
         vm = backend.vm(power="off")
         backend.by_hand(vm, "theirs", description)
         before = backend.list(vm)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend does alike: snapshots that a policy does not keep go, and nothing else does."""
+"""Conformance: prune removes the snapshots that the policy does not keep, and no others."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ HOUR = timedelta(hours=1)
 
 
 def told(outcome: Outcome) -> dict[str, tuple[str, str]]:
-    """By the names of the snapshots: the decision and the rules."""
+    """Return name of the snapshot -> decision and rules."""
     row = outcome_pruned(outcome, ours=Request().ours, now=datetime.now(timezone.utc))
     return {one["name"]: (one["decision"], ",".join(one["rules"])) for one in row["snapshots"]}
 
 
 class Prune:
-    """A policy, and what is there afterwards."""
+    """A policy, and the snapshots after the run."""
 
-    def test_what_the_policy_does_not_keep_goes_and_a_second_run_changes_nothing(self, backend: Backend) -> None:
+    def test_snapshots_that_the_policy_does_not_keep_are_removed_once(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("s1", "s2"):
             backend.take(vm, name)
@@ -60,7 +60,7 @@ class Prune:
         again = only(backend.run(plan, vm))
         assert (again.word, again.changed, again.error) == ("kept", False, None)
 
-    def test_what_has_expired_goes_and_may_be_the_last(self, backend: Backend) -> None:
+    def test_expired_snapshot_is_removed_even_if_it_is_the_last(self, backend: Backend) -> None:
         vm, other = backend.vm(power="off"), backend.vm(power="off")
         backend.take(vm, "gone", expires=HOUR)
         backend.take(other, "held", expires=datetime.now(timezone.utc) + HOUR, hold=True)
@@ -71,14 +71,14 @@ class Prune:
         done = backend.run(pruning(expired=True), vm, other, later=2 * HOUR)
         assert [(one.word, one.error) for one in done] == [("pruned", None)] * 2
         assert (backend.names(vm), backend.names(other)) == ([], ["held", "later", "never"])
-        # Released, or given a longer life, it is as any other.
+        # After its release, or with a later expiry, it is like any other.
         assert only(backend.run(Present(Request(name="held", hold=False)), other)).changed
         assert only(backend.run(Present(Request(name="never", expires=HOUR)), other)).changed
         assert only(backend.run(Present(Request(name="held", expires=timedelta(days=1))), other)).changed
         assert only(backend.run(pruning(expired=True), other, later=2 * HOUR)).changed
         assert backend.names(other) == ["held", "later"]
 
-    def test_of_a_tree_what_stands_on_a_removed_one_stays(self, backend: Backend) -> None:
+    def test_children_of_a_removed_snapshot_are_kept(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("root", "left"):
             backend.take(vm, name)
@@ -95,7 +95,7 @@ class Prune:
         for name in ("leaf", "tip"):
             assert backend.revert(vm, name).error is None
 
-    def test_only_what_is_in_the_scope_is_pruned(self, backend: Backend) -> None:
+    def test_only_snapshots_in_scope_are_pruned(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("nightly-1", "nightly-2", "weekly-1"):
             backend.take(vm, name, labels={"policy": name[:-2]})
@@ -104,7 +104,7 @@ class Prune:
         assert backend.names(vm) == ["nightly-2", "weekly-1"]
 
     @pytest.mark.parametrize("number", [1, 2, 3])
-    def test_a_failure_half_way_leaves_the_rest_to_the_next_run(self, backend: Backend, number: int) -> None:
+    def test_failure_half_way_leaves_the_rest_to_the_next_run(self, backend: Backend, number: int) -> None:
         vms = [backend.vm(power="off") for _each in range(2)]
         for vm in vms:
             for name in ("s1", "s2", "s3"):
@@ -120,7 +120,7 @@ class Prune:
         assert [one.error for one in backend.run(plan, *vms)] == [None, None]
         assert [backend.names(vm) for vm in vms] == [["s3"], ["s3"]]
 
-    def test_two_runs_at_once_remove_it_once_and_both_succeed(self, backend: Backend) -> None:
+    def test_two_parallel_prunes_remove_a_snapshot_once_and_both_succeed(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("s1", "s2", "s3", "s4"):
             backend.take(vm, name)
@@ -129,7 +129,7 @@ class Prune:
         assert any(one.changed for one in done)
         assert backend.names(vm) == ["s4"]
 
-    def test_everything_of_ours_goes_only_when_the_number_of_vms_is_right(self, backend: Backend) -> None:
+    def test_all_removes_only_with_the_right_number_of_vms(self, backend: Backend) -> None:
         vms = [backend.vm(power="off") for _each in range(2)]
         for vm in vms:
             backend.take(vm, "s1")
@@ -142,7 +142,7 @@ class Prune:
         assert all(one.changed for one in backend.run(pruning(everything=True, confirm=2), *vms))
         assert [backend.names(vm) for vm in vms] == [["theirs", "held"]] * 2
 
-    def test_rules_that_would_empty_a_vm_are_refused_on_that_vm_alone(self, backend: Backend) -> None:
+    def test_rules_that_would_remove_everything_are_refused_on_that_vm_only(self, backend: Backend) -> None:
         vms = [backend.vm(power="off") for _each in range(2)]
         for vm in vms:
             backend.take(vm, "s1")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What every backend does alike: taking, removing and going back to snapshots."""
+"""Conformance: create, remove and revert to snapshots."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._report import tree
 
 
 class Snapshots:
-    """One VM, and its snapshots by their names."""
+    """Snapshots of one VM by their names."""
 
     # present
 
-    def test_a_new_snapshot_is_what_was_asked_for_and_current(self, backend: Backend) -> None:
+    def test_new_snapshot_is_as_requested_and_current(self, backend: Backend) -> None:
         vm = backend.vm()
         done = only(
             backend.run(Present(Request(name="before-upgrade", description="kernel <6>", labels={"change": "CHG 42"})), vm)
@@ -38,7 +38,7 @@ class Snapshots:
         assert seen[0].current and seen[0].parent is None
         assert seen[0].created and abs(datetime.now(timezone.utc) - seen[0].created) < timedelta(minutes=5)
 
-    def test_taken_again_it_is_the_same_one(self, backend: Backend) -> None:
+    def test_second_create_returns_the_same_snapshot(self, backend: Backend) -> None:
         vm = backend.vm()
         first = backend.take(vm, "once", description="text", expires=timedelta(hours=72), labels={"a": "1"})
         again = only(
@@ -59,7 +59,7 @@ class Snapshots:
         assert tree(would.before) == tree(does.before)
         assert tree(would.after) == tree(does.after)
 
-    def test_a_long_chain_is_a_finding(self, backend: Backend) -> None:
+    def test_long_chain_is_a_finding(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "one")
         backend.take(vm, "two")
@@ -67,15 +67,15 @@ class Snapshots:
         backend.take(vm, "three")
         (finding,) = backend.info(vm)["findings"]
         assert finding["code"] == "deep_chain"
-        assert "stands on a chain of 3 snapshots" in finding["msg"]
+        assert "has a chain of 3 snapshots" in finding["msg"]
 
-    def test_an_existing_name_can_be_asked_to_fail(self, backend: Backend) -> None:
+    def test_existing_name_fails_with_if_exists_fail(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "once")
         again = only(backend.run(Present(Request(name="once", fail_if_exists=True)), vm))
         assert (code(again), again.changed) == ("snapshot_exists", False)
 
-    def test_memory_is_reported_as_obtained(self, backend: Backend) -> None:
+    def test_memory_is_reported_as_it_was_taken(self, backend: Backend) -> None:
         vm = backend.vm()
         if backend.memory_possible:
             assert backend.take(vm, "with", memory=True).consistency == "memory"
@@ -91,9 +91,9 @@ class Snapshots:
         assert off in str(down.error) and ("start it" if backend.memory_possible else "leave memory out") in str(down.error)
         assert backend.names(vm) == backend.names(off) == []
 
-    def test_memory_of_a_vm_that_is_switched_off_a_moment_before_is_missed(self, backend: Backend) -> None:
+    def test_missing_memory_of_a_vm_powered_off_just_before_is_an_error(self, backend: Backend) -> None:
         if not backend.memory_possible:
-            return  # to ask for it is refused, as another test shows
+            return  # the request is refused, see another test
         plan = Present(Request(name="with", memory=True))
         for on_error, left in (("stop", ["with"]), ("undo", [])):
             vm = backend.vm()
@@ -102,19 +102,19 @@ class Snapshots:
             assert "has no memory" in str(done.error)
             assert backend.names(vm) == left
 
-    def test_an_existing_snapshot_without_memory_is_no_stand_in_for_one_with(self, backend: Backend) -> None:
+    def test_existing_snapshot_without_memory_differs_from_one_with_memory(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "cold")
         again = only(backend.run(Present(Request(name="cold", memory=True)), vm))
         assert (code(again), again.changed) == ("exists_differs", False)
 
-    def test_also_by_its_id_a_snapshot_without_memory_is_no_stand_in_for_one_with(self, backend: Backend) -> None:
+    def test_snapshot_by_id_without_memory_differs_from_one_with_memory(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         cold = backend.take(vm, "cold")
         again = only(backend.run(Present(Request(memory=True)), Target(vm, cold.id)))
         assert (code(again), again.changed) == ("exists_differs", False)
 
-    def test_check_mode_predicts_where_a_new_branch_stands(self, backend: Backend) -> None:
+    def test_check_mode_predicts_the_place_of_a_new_branch(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("root", "left", "leaf"):
             backend.take(vm, name)
@@ -124,7 +124,7 @@ class Snapshots:
         does = only(backend.run(plan, vm))
         assert tree(would.after) == tree(does.after)
 
-    def test_quiescing_is_refused_when_required_and_warned_about_when_preferred(self, backend: Backend) -> None:
+    def test_impossible_quiescing_is_refused_with_require_and_a_warning_with_prefer(self, backend: Backend) -> None:
         vm = backend.vm()
         refused = only(backend.run(Present(Request(name="calm", quiesce="require")), vm))
         assert code(refused) == "unsupported"
@@ -135,7 +135,7 @@ class Snapshots:
         assert any("quiesce" in warning for warning in preferred.warnings)
 
     @pytest.mark.parametrize("name", ["", "a/b", ".hidden", "-x", "tab\there", "ümlaut", "x" * 81, "a b", "new\nline"])
-    def test_a_name_that_does_harm_is_refused_before_any_request(self, backend: Backend, name: str) -> None:
+    def test_dangerous_name_is_refused_before_any_request(self, backend: Backend, name: str) -> None:
         vm = backend.vm()
         with pytest.raises(InvalidOption, match="name"):
             backend.run(Present(Request(name=name)), vm)
@@ -143,7 +143,7 @@ class Snapshots:
 
     # absent
 
-    def test_removed_it_is_gone_and_again_nothing_changes(self, backend: Backend) -> None:
+    def test_removal_removes_once_and_then_changes_nothing(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "gone")
         plan = Absent(Request(name="gone"))
@@ -156,7 +156,7 @@ class Snapshots:
         assert (again.word, again.changed, again.error) == ("absent", False, None)
         assert backend.names(vm) == []
 
-    def test_children_survive_the_removal_of_their_parent(self, backend: Backend) -> None:
+    def test_children_stay_when_their_parent_is_removed(self, backend: Backend) -> None:
         vm = backend.vm()
         for name in ("sa", "sb", "sc"):
             backend.take(vm, name)
@@ -167,7 +167,7 @@ class Snapshots:
         ids = {one.name: one.id for one in backend.list(vm)}
         assert {one.name: one.parent for one in backend.list(vm)} == {"sa": None, "sc": ids["sa"]}
 
-    def test_children_go_with_it_when_asked(self, backend: Backend) -> None:
+    def test_children_remove_removes_the_children_too(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("root", "left", "leaf"):
             backend.take(vm, name)
@@ -183,7 +183,7 @@ class Snapshots:
         assert only(backend.run(Absent(Request(name="root", children="remove")), vm)).changed
         assert backend.names(vm) == []
 
-    def test_children_that_are_foreign_or_held_keep_the_whole_subtree(self, backend: Backend) -> None:
+    def test_foreign_or_held_children_keep_the_whole_subtree(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "sa")
         backend.by_hand(vm, "by-a-person", "mine")
@@ -195,7 +195,7 @@ class Snapshots:
         assert (code(held), held.changed) == ("held", False) and "kept" in str(held.error)
         assert backend.names(vm) == ["sa", "by-a-person", "kept"]
 
-    def test_removing_the_current_one_makes_its_parent_current(self, backend: Backend) -> None:
+    def test_removal_of_the_current_snapshot_makes_its_parent_current(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "sa")
         backend.take(vm, "sb")
@@ -207,7 +207,7 @@ class Snapshots:
 
     # revert
 
-    def test_reverted_the_vm_is_at_the_snapshot_and_each_time_it_is_a_change(self, backend: Backend) -> None:
+    def test_revert_makes_the_snapshot_current_and_is_always_a_change(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "sa", memory=backend.memory_possible)
         backend.take(vm, "sb", memory=backend.memory_possible)
@@ -232,7 +232,7 @@ class Snapshots:
         by_id = only(backend.run(Reverted(Request()), Target(vm, "no-such-id"), dry_run=dry_run))
         assert code(by_id) == "snapshot_not_found"
 
-    def test_a_revert_can_say_how_the_power_ends(self, backend: Backend) -> None:
+    def test_revert_sets_the_requested_power_state(self, backend: Backend) -> None:
         vm = backend.vm()
         backend.take(vm, "sa", memory=backend.memory_possible)
         for power, seen in (("off", "off"), ("on", "running"), ("as_snapshot", backend.up if backend.memory_possible else "off")):
@@ -241,7 +241,7 @@ class Snapshots:
             after = backend.look(vm).after
             assert after and after.state.power == seen
 
-    def test_every_branch_is_found(self, backend: Backend) -> None:
+    def test_snapshots_on_every_branch_are_found(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         root = backend.take(vm, "root")
         backend.take(vm, "left")
@@ -258,7 +258,7 @@ class Snapshots:
         assert only(backend.run(Absent(Request(name="right")), vm)).word == "removed"
         assert sorted(backend.names(vm)) == ["leaf", "left", "root"]
 
-    def test_newer_snapshots_go_when_asked_and_stay_otherwise(self, backend: Backend) -> None:
+    def test_newer_snapshots_are_removed_only_with_discard_newer(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for name in ("sa", "sb", "sc"):
             backend.take(vm, name)
@@ -271,7 +271,7 @@ class Snapshots:
         assert tree(would.after) == tree(does.after)
         assert backend.names(vm) == ["sa"]
 
-    def test_newer_snapshots_of_others_are_not_discarded_unasked_and_held_ones_not_at_all(self, backend: Backend) -> None:
+    def test_foreign_newer_snapshots_need_foreign_allow_and_held_ones_always_stay(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "sa")
         backend.by_hand(vm, "by-a-person", "mine, do not touch")
@@ -288,9 +288,9 @@ class Snapshots:
         assert allowed.error is None
         assert backend.names(vm) == ["sa"]
 
-    # which snapshot to go back to
+    # select the snapshot
 
-    def test_the_newest_that_fits_is_found_by_its_label(self, backend: Backend) -> None:
+    def test_select_newest_finds_the_newest_snapshot_with_the_label(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         backend.take(vm, "good", labels={"quality": "known-good"})
         backend.take(vm, "good-too", labels={"quality": "known-good"})
@@ -303,7 +303,7 @@ class Snapshots:
         assert would.snapshot.name == does.snapshot.name == "good-too"
         assert only(backend.run(Reverted(Request(select=True)), vm)).snapshot.name == "other"  # type: ignore[union-attr]
 
-    def test_the_newest_of_before_a_time_is_found(self, backend: Backend) -> None:
+    def test_select_before_finds_the_newest_snapshot_before_a_time(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         first = backend.take(vm, "first")
         assert first.created
@@ -320,12 +320,12 @@ class Snapshots:
         assert (code(missing), missing.changed) == ("snapshot_not_found", False)
         assert "before" in str(missing.error) and "first" in str(missing.error)
 
-    # many
+    # many snapshots
 
-    def test_fifty_snapshots_are_listed_in_order_and_each_is_found(self, backend: Backend) -> None:
+    def test_fifty_snapshots_are_listed_in_order_and_found(self, backend: Backend) -> None:
         vm = backend.vm(power="off")
         for number in range(49):
-            if number == 25:  # no chain of 50: vSphere ends at 32
+            if number == 25:  # no chain of 50: the limit of vSphere is 32
                 assert backend.revert(vm, "s00").error is None
             backend.by_hand(vm, f"s{number:02d}", "[safepoint v=1 owner=safepoint]")
         backend.take(vm, "s49")

@@ -76,7 +76,7 @@ class TestInMemory(Conformance, WithMemory):
     def backend(self) -> Backend:
         return FakeBackend()
 
-    def test_two_snapshots_of_one_name_are_an_error_that_lists_their_ids(self, backend: FakeBackend) -> None:
+    def test_two_snapshots_with_the_same_name_are_an_error_that_lists_their_ids(self, backend: FakeBackend) -> None:
         backend.hypervisor.unique_names = False
         vm = backend.vm(power="off")
         for _time in range(2):
@@ -99,7 +99,7 @@ class TestLibvirtTestDriver(Conformance):
 
 @contextlib.contextmanager
 def qemu(lab: t.Any) -> Iterator[Backend]:
-    """A daemon of the lab, and what was made there is removed in the end."""
+    """A daemon of the lab; its VMs are removed at the end."""
     backend = QemuBackend(lab)
     yield backend
     for name in backend.made:
@@ -141,7 +141,7 @@ class TestProxmox(Conformance, WithData):
 
 
 class TestProxmoxNewGuests(Conformance, WithData):
-    """Guests have no name in the cluster's list for their first ten seconds."""
+    """New guests have no name in the list of the cluster for ten seconds."""
 
     @pytest.fixture
     def backend(self, pve: t.Any) -> Iterator[Backend]:

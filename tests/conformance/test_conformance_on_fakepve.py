@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A second opinion on the Proxmox VE driver: the suite on PyPI's fakepve, whose author read the API without us."""
+"""The suite on fakepve from PyPI, an independent implementation of the Proxmox VE API."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from kit import Backend
 from suite import Conformance
 
 _STOPPED = "a rollback to a snapshot with memory leaves the guest stopped; on PVE 9.2 it runs again when the task has ended"
-# What fakepve 0.5.0 does otherwise than PVE 9.2 was seen to, by the test that cannot pass for it. When one does, it has to go from here.
+# Name of a failing test -> the difference between fakepve 0.5.0 and PVE 9.2 that causes it. Remove an entry when its test passes.
 DEVIATIONS = {
-    "test_reverted_the_vm_is_at_the_snapshot_and_each_time_it_is_a_change": _STOPPED,
-    "test_a_revert_can_say_how_the_power_ends": _STOPPED,
+    "test_revert_makes_the_snapshot_current_and_is_always_a_change": _STOPPED,
+    "test_revert_sets_the_requested_power_state": _STOPPED,
 }
 
 
 @pytest.fixture(scope="session")
 def other_pve(fakepve_session: t.Any) -> t.Any:
-    """The server of fakepve's own pytest plugin, for a whole run."""
+    """The server of fakepve's own pytest plugin, for the whole session."""
     prepare(fakepve_session)
     return fakepve_session
 
 
-def test_every_deviation_is_of_a_test_that_exists() -> None:
+def test_every_deviation_names_an_existing_test() -> None:
     assert [name for name in DEVIATIONS if not hasattr(Conformance, name)] == []
 
 
-# Without WithData: its guests have no data that a rollback could bring back.
+# Without WithData: its guests have no data that a rollback could restore.
 class TestFakePve(Conformance):
     @pytest.fixture(autouse=True)
     def deviation(self, request: pytest.FixtureRequest) -> None:
@@ -43,8 +43,8 @@ class TestFakePve(Conformance):
     def backend(self, other_pve: t.Any, fakepve_cafile: str) -> Backend:
         return FakePveBackend(other_pve, fakepve_cafile)
 
-    def test_a_revert_without_memory_can_say_how_the_power_ends(self, backend: Backend) -> None:
-        """What the deviations above would leave unseen."""
+    def test_revert_without_memory_sets_the_requested_power_state(self, backend: Backend) -> None:
+        """Covers a part of the tests that the deviations above exclude."""
         vm = backend.vm()
         backend.take(vm, "sa")
         for power, seen in (("off", "off"), ("on", "running"), ("as_snapshot", "off")):

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""vSphere as the conformance suite sees it: govmomi's simulator, with what a real vCenter does and that lacks."""
+"""vSphere for the conformance suite: govmomi's simulator, extended with behaviour of a real vCenter that it lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ POWERS = {"running": "poweredOn", "off": "poweredOff", "paused": "suspended"}
 
 
 class VsphereBackend(DataBackend):
-    # A suspended VM's memory is on its disk already.
+    # The memory of a suspended VM is already on its disk.
     up = "running"
 
     def __init__(self, vcenter: t.Any) -> None:

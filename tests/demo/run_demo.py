@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""`make demo`: a change breaks a real guest so badly that Ansible cannot reach it any more, and the guest comes back.
+"""`make demo`: a change makes a real guest unreachable for Ansible, and the guest is rolled back.
 
-Tells the story on the terminal while it happens. Ends with 0 when it came true, and with 1 and the reason when it did not.
+Prints each step on the terminal. Exits with 0 if all went as expected, else with 1 and the reason.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ sys.path[:0] = [str(ROOT / ".ansible" / "collections"), str(ROOT / "tests" / "la
 from lab import Lab  # noqa: E402
 from lab_guest import Guest  # noqa: E402
 
-# What happens inside the guest is made visible by these; each is one line of output.
+# Shell commands that show the state inside the guest; each prints one line.
 PREPARE = "echo version 1 > /etc/app.conf; sync; setsid sleep 1000000 </dev/null >/dev/null 2>&1 & echo $! > /run/app.pid"
 LOOK = (
     "cat /etc/app.conf; cut -d ' ' -f 1,22 /proc/$(cat /run/app.pid)/stat; cat /proc/sys/kernel/random/boot_id; ls /usr/sbin/sshd"
 )
 
-# The tasks of the role that carry the story, and how it is told.
+# The tasks of the role that the demo shows, with the text for each.
 STEPS = {
     "Take the checkpoints": "role     takes a snapshot of web01, with its memory",
-    "Failed | Keep the evidence": "role     the host is lost: keeps the evidence of the failure here",
+    "Failed | Keep the evidence": "role     the host is lost: writes the evidence of the failure",
     "Revert": "role     reverts web01 to the snapshot",
-    "Connect | Wait for the guest": "role     connects to web01 anew",
+    "Connect | Wait for the guest": "role     reconnects to web01",
     "The application runs": "health   {name}",
-    "Failed | Say why": "role     fails the play, for the change's own cause",
+    "Failed | Say why": "role     fails the play with the cause of the failed change",
 }
 UPGRADE = (HERE / "upgrade.yml").read_text()
 BREAKS = re.findall(r"- name: (.*)", UPGRADE)[1]
 
 
 class StoryFailed(Exception):
-    """Something did not happen as it should have."""
+    """A step did not have the expected result."""
 
 
 class Teller:
@@ -61,9 +61,9 @@ class Teller:
 
 
 class Watch(threading.Thread):
-    """Notes when the guest's ssh server stops answering, and when it answers again.
+    """Records when the guest's ssh server stops answering, and when it answers again.
 
-    Begun only when the change is about to break it: each question costs the guest a new process, and it is slow under TCG.
+    Only started shortly before the change breaks it: each probe starts a process in the guest, which is slow under TCG.
     """
 
     def __init__(self, guest: Guest) -> None:
@@ -88,7 +88,7 @@ class Watch(threading.Thread):
 
 
 class Play:
-    """One run of ansible-playbook, retold from its own output."""
+    """One run of ansible-playbook, shown from its output."""
 
     def __init__(self, teller: Teller, watch: Watch, lab: Lab, guest: Guest, folder: Path) -> None:
         self._teller = teller
@@ -103,7 +103,7 @@ class Play:
             **os.environ,
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "HOME": str(ROOT / ".cache" / "home"),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),  # short: a unix socket's path has 107 bytes at most
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(folder / "cp"),  # short: the path of a unix socket is limited to 107 bytes
             "ANSIBLE_PIPELINING": "1",  # an emulated guest needs a second for each ssh command
             "ANSIBLE_NOCOLOR": "1",
         }
@@ -140,14 +140,14 @@ class Play:
             self._teller.say(f"change   {name}")
 
     def times(self, name: str) -> tuple[float, float]:
-        """When the task of that name began and ended."""
+        """Return the start and end time of the task with that name."""
         for (step, began), (_next, ended) in zip(self._steps, self._steps[1:]):
             if step == name:
                 return began, ended
         raise StoryFailed(f"the task {name!r} never ran")
 
     def last_message(self) -> str:
-        """What the user is told at the end."""
+        """Return the final message of the role."""
         found = re.findall(r"^fatal: \[web01\].*?=> (\{.*\})$", self.output, re.MULTILINE)
         if not found:
             raise StoryFailed("the play did not fail")
@@ -170,7 +170,7 @@ def look(guest: Guest) -> list[str]:
 
 
 def tell(teller: Teller, lab: Lab, folder: Path) -> str:
-    """The story. Returns how it ended."""
+    """Run the demo and return a summary."""
     teller.say(f"A private libvirtd runs (process {lab.pid}); your own libvirt is not touched")
     guest = lab.guest("web01")
     guest.wait_ssh()
@@ -184,25 +184,28 @@ def tell(teller: Teller, lab: Lab, folder: Path) -> str:
     watch.stop()
     if watch.lost is None or watch.back is None:
         print(play.output)
-        raise StoryFailed("web01 was never lost, or did not come back")
+        raise StoryFailed("web01 was never unreachable, or did not become reachable again")
     reverting, reverted = play.times("Revert")
-    expect(watch.lost < reverting, "web01 was still there when it was reverted: the change did not break it")
-    teller.say("ansible-playbook ends, and says:")
+    expect(watch.lost < reverting, "web01 was still reachable before the revert: the change did not break it")
+    teller.say("ansible-playbook has ended with the message:")
     print(textwrap.fill(play.last_message(), 110, initial_indent=" " * 12, subsequent_indent=" " * 12))
     teller.say(f"exit code {play.code}; {play.recap()}")
-    expect(play.code == 2, f"ansible-playbook ended with {play.code}, and a change that failed ends with 2")
-    expect("unreachable=0" in play.recap(), "the host counts as unreachable")
+    expect(play.code == 2, f"ansible-playbook exited with {play.code}, expected 2 for a failed change")
+    expect("unreachable=0" in play.recap(), "the host is counted as unreachable")
     teller.say("The proof, from inside web01:")
     after = look(guest)
     names = ("configuration", "application (process, start time)", "boot", "ssh server")
     for name, was, now in zip(names, before, after):
         print(f"            {name:34} before: {was:36} after: {now}")
-    expect(after == before, "web01 is not as it was before the change")
+    expect(after == before, "the state of web01 differs from that before the change")
     with guest.domain() as domain:
         notes = [one.getXMLDesc() for one in domain.listAllSnapshots()]
     label = re.search(r"\[safepoint .*\]", "".join(notes))
-    expect(len(notes) == 1 and label is not None and "state=rolled_back" in label.group(), "the snapshot's label does not tell")
-    teller.say(f"The snapshot stays for three days, and says: {label.group() if label else ''}")
+    expect(
+        len(notes) == 1 and label is not None and "state=rolled_back" in label.group(),
+        "the snapshot's label does not have state=rolled_back",
+    )
+    teller.say(f"The snapshot is kept for three days; its label: {label.group() if label else ''}")
     return f"web01 was lost for {watch.back - watch.lost:.1f} s, and its rollback took {reverted - reverting:.1f} s"
 
 

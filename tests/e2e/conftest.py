@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-# No package: with --import-mode=importlib files find each other by folder.
+# Not a package: with --import-mode=importlib the files import each other through sys.path.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from machine import Machine
@@ -24,7 +24,7 @@ def booted(lab: t.Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mac
 
 @pytest.fixture
 def machine(booted: Machine) -> Iterator[Machine]:
-    """The guest web01, which the tests share. One that a failed test has left broken is replaced."""
+    """The guest web01, shared by the tests. It is replaced if a failed test has left it broken."""
     if not booted.is_well():
         booted.boot()
     yield booted
@@ -33,6 +33,6 @@ def machine(booted: Machine) -> Iterator[Machine]:
 
 @pytest.fixture
 def second(lab: t.Any, tmp_path: Path) -> Iterator[Machine]:
-    """Another guest, web02."""
+    """A second guest, web02."""
     yield Machine(lab, "web02", tmp_path)
     lab.remove("web02")

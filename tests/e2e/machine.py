@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A real Linux guest, what a user has in it, and the playbook that changes it under guard."""
+"""A real Linux guest with an application, and the playbook that changes it under guard."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ ROOT = HERE.parents[1]
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What a user has in the guest: a file, a process, and an uptime."""
+    """The state of the guest: a file, a process, and the boot id."""
 
     config: str
     process: str
-    """The process's id and start time in ticks since boot: another process never has both."""
+    """The process's id and start time in ticks since boot: together they are unique."""
     boot: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """How ansible-playbook ended."""
+    """The result of one run of ansible-playbook."""
 
     code: int
     shown: str
@@ -49,14 +49,14 @@ class Run:
         return {key: int(value) for key, value in (word.split("=") for word in line.split() if "=" in word)}
 
     def messages(self, host: str) -> list[str]:
-        """With which messages the tasks of the host failed, in their order. The last one is what ends its play."""
+        """Return the messages of the host's failed tasks in order. The last one ended its play."""
         start = f"fatal: [{host}]: FAILED! => "
         found = [at + len(start) for at in range(len(self.shown)) if self.shown.startswith(start, at)]
         return [json.JSONDecoder().raw_decode(self.shown, at)[0].get("msg", "") for at in found]
 
 
 class Machine:
-    """The guest and the ways to change it."""
+    """The guest, and the methods to change it."""
 
     def __init__(self, lab: t.Any, name: str, folder: Path) -> None:
         self.lab = lab
@@ -65,25 +65,25 @@ class Machine:
         self.boot()
 
     def boot(self) -> None:
-        """Start a new guest, instead of the one there was."""
+        """Start a new guest to replace the old one."""
         self.lab.remove(self.name)
         self.guest = self.lab.guest(self.name)
         self.guest.wait_ssh()
 
     def is_well(self) -> bool:
-        """Whether a test can begin with this guest, whatever the last one has left."""
+        """Return True if the next test can use this guest, in the state that the last test left."""
         return bool(
             self.guest.ssh_answers(20) and self.guest.ssh("test -x /usr/sbin/sshd && date > /var/tmp/probe").returncode == 0
         )
 
     def sh(self, command: str) -> str:
-        """What a shell command in the guest says."""
+        """Return the output of a shell command in the guest."""
         done = self.guest.ssh(command)
         assert done.returncode == 0, done.stderr
         return str(done.stdout).strip()
 
     def prepare(self) -> State:
-        """Bring the guest to version 1 with an application that runs."""
+        """Reset the guest to version 1 with a running application."""
         self.sh(
             "kill $(cat /run/app.pid 2>/dev/null) 2>/dev/null; echo version 1 > /etc/app.conf; sync; "
             "setsid sleep 1000000 </dev/null >/dev/null 2>&1 & echo $! > /run/app.pid"
@@ -97,12 +97,12 @@ class Machine:
         return State(*shown.splitlines())
 
     def free_mib(self) -> int:
-        """How much space the guest's disk has."""
+        """Return the free space on the guest's disk."""
         return int(self.sh("df -m --output=avail / | tail -n 1"))
 
     @contextlib.contextmanager
     def console(self) -> Iterator[Path]:
-        """A file with what the guest writes on its console within the block; its own begins anew with a revert."""
+        """Return a file with the guest's console output during the block; the console's own file is truncated by a revert."""
         saved = self.folder / "console.log"
         command = ["tail", "-n", "0", "-F", str(self.guest.console)]
         with saved.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.DEVNULL) as tail:
@@ -120,9 +120,9 @@ class Machine:
         kill_when: t.Callable[[], bool] | None = None,
         **extra: t.Any,
     ) -> Run:
-        """Make the change on this guest and the others; `options` are those of ansible-playbook.
+        """Run the change on this guest and the others; `options` are options of ansible-playbook.
 
-        When ``kill_when`` says so, the controller dies.
+        The controller is killed when ``kill_when`` returns true.
         """
         hosts = {machine.name: machine.guest.inventory_vars() for machine in (self, *others)}
         for variables in hosts.values():
@@ -131,7 +131,7 @@ class Machine:
         return self._play(str(HERE / "site.yml"), {"change": name, **extra}, *options, kill_when=kill_when)
 
     def reconcile(self, **extra: t.Any) -> Run:
-        """Run the collection's own playbook for what dead runs have left, on this guest."""
+        """Run the collection's playbook that cleans up after dead runs, on this guest."""
         connection = {"backend": "libvirt", "uri": self.lab.uri}
         checks = str(HERE / "health.yml")
         return self._play(
@@ -149,8 +149,8 @@ class Machine:
                 **os.environ,
                 "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
                 "HOME": str(ROOT / ".cache" / "home"),
-                # Each run has its own: a session of the run before would bring that one's keepalive along.
-                # In the lab's folder: a unix socket's path has 107 bytes at most, and the checkout may be anywhere.
+                # Each run has its own: a session of the previous run would keep that run's keepalive settings.
+                # In the lab's folder: the path of a unix socket is limited to 107 bytes, and the path of the checkout may be long.
                 "ANSIBLE_SSH_CONTROL_PATH_DIR": tempfile.mkdtemp(prefix="cp-", dir=self.lab.folder),
                 "ANSIBLE_PIPELINING": "1",  # an emulated guest needs a second for each ssh command
             },
@@ -171,11 +171,11 @@ class Machine:
         return Run(process.returncode, shown, time.monotonic() - began)
 
     def evidence(self) -> list[t.Any]:
-        """The files about changes that failed, oldest first."""
+        """Return the evidence files of failed changes, oldest first."""
         return [json.loads(path.read_text()) for path in sorted((self.folder / "evidence").glob(f"*-{self.name}.json"))]
 
     def descriptions(self) -> list[str]:
-        """What all snapshots of the guest say about themselves, read without the collection's own driver."""
+        """Return the descriptions of all snapshots of the guest, read without the collection's driver."""
         with self.guest.domain() as domain:
             texts = [ElementTree.fromstring(one.getXMLDesc()).findtext("description") for one in domain.listAllSnapshots()]
         return [text or "" for text in texts]

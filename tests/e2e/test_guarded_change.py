@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A guarded change on a real Linux guest: broken, lost, rebooted, fine. What counts is what is in the guest afterwards."""
+"""Guarded changes on a real Linux guest: broken, lost, rebooted, successful. The tests check the state of the guest afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._label import Label
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("e2e")]
 
 DEFAULT_KEEPALIVE = 40
-"""Seconds after which the guard connection gives up a host that is silent."""
+"""Seconds until the guard connection gives up a host that does not answer."""
 
 
 def assert_expires_in(label: Label, hours: int) -> None:
@@ -26,7 +26,7 @@ def assert_expires_in(label: Label, hours: int) -> None:
 
 
 def assert_rolled_back(machine: Machine, run: Run, before: State, *, failed_in: str) -> str:
-    """Everything is as it was before, and everybody says so. Returns the message with which the play failed."""
+    """Check that the guest was rolled back, and that the play and the label say so. Return the message of the failed play."""
     assert run.code == 2
     assert machine.state() == before
     assert run.recap(machine.name)["unreachable"] == 0
@@ -42,9 +42,9 @@ def assert_rolled_back(machine: Machine, run: Run, before: State, *, failed_in: 
 
 
 def assert_lost_and_rolled_back(machine: Machine, run: Run, before: State, *, lost_in: str) -> None:
-    """The same, and it was the loss of the guest that failed."""
+    """Check the same, and that the change failed because the guest was lost."""
     message = assert_rolled_back(machine, run, before, failed_in=lost_in)
-    # A reason follows, whether ssh has told one or not.
+    # A reason follows, with or without a message from ssh.
     assert re.search(r"(via|over) ssh: \w", message)
     assert "Never reached]" not in run.shown
     clock = machine.sh("date +%s")
@@ -72,9 +72,9 @@ def test_a_handler_that_fails_is_rolled_back_with_its_name(machine: Machine) -> 
 def test_a_check_that_fails_after_a_change_that_worked_rolls_it_back(machine: Machine) -> None:
     before = machine.prepare()
     run = machine.change("unhealthy.yml")
-    assert_rolled_back(machine, run, before, failed_in="The configuration is one that exists")
+    assert_rolled_back(machine, run, before, failed_in="The configured version is known")
     # Once after the change, where it fails, and once after the rollback.
-    assert run.shown.count("TASK [safepoint.vm.guarded_change : The configuration is one that exists]") == 2
+    assert run.shown.count("TASK [safepoint.vm.guarded_change : The configured version is known]") == 2
 
 
 @pytest.mark.newest
@@ -89,7 +89,7 @@ def test_a_guest_that_goes_silent_is_given_up_and_comes_back(machine: Machine) -
     before = machine.prepare()
     run = machine.change("network.yml")
     assert_lost_and_rolled_back(machine, run, before, lost_in="Take the network down")
-    # No reset comes: without a keepalive this would last for ever. The rest is what the other changes need too.
+    # No TCP reset comes: without a keepalive this would take for ever. The other options are the same as for the other changes.
     assert DEFAULT_KEEPALIVE - 10 < run.seconds < DEFAULT_KEEPALIVE + 120
 
 
@@ -98,7 +98,7 @@ def test_a_kernel_that_panics_comes_back(machine: Machine) -> None:
     before = machine.prepare()
     assert machine.sh("cat /proc/sys/kernel/panic") == "0", "it would reboot by itself"
     with machine.console() as console:
-        # The user's own keepalive is left as it is.
+        # The user's own keepalive is not changed.
         run = machine.change("panic.yml", keepalive="-o ServerAliveInterval=5 -o ServerAliveCountMax=1")
     assert_lost_and_rolled_back(machine, run, before, lost_in="Crash the kernel")
     assert "Kernel panic - not syncing" in console.read_text(errors="replace")
@@ -185,7 +185,7 @@ def test_a_gate_takes_the_guest_back_and_nothing_outside_of_it(machine: Machine)
     )
     message = assert_rolled_back(machine, run, before, failed_in="Gates | Expect the guest to be well")
     assert "command 'grep -q version /etc/app.conf' exited with status 1, expected 0" in message
-    # On the disk, in the memory, and outside.
+    # On the disk, in the memory, and outside the guest.
     assert machine.sh("ls /var/log/app.log /run/note 2>/dev/null | wc -l") == "0"
     assert outside.read_text() == "web01 was upgraded\n"
     (log,) = (machine.folder / "evidence").glob("*-web01-_var_log_app.log")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests of the modules share: a state of libvirt's test driver, and a module that works on it."""
+"""Fixtures for the tests of the modules: a state of libvirt's test driver, and a module that uses it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from running import Module, run_module
 
 @pytest.fixture
 def state(lab: t.Any) -> Iterator[libvirt.virConnect]:
-    """A new state of libvirt's test driver, shared with the modules."""
+    """Return a new state of libvirt's test driver, shared with the modules."""
     with lab.keep_test_state() as connection:
         yield connection
 
@@ -37,21 +37,21 @@ def module(lab: t.Any, state: libvirt.virConnect) -> Module:
 
 @pytest.fixture
 def tiny(lab: t.Any) -> Iterator[Make]:
-    """Makes tiny VMs, and removes them in the end."""
+    """Create tiny VMs, and remove them at the end."""
     with tiny_vms(lab) as make:
         yield make
 
 
 @pytest.fixture
 def newer(new_lab: t.Any) -> Iterator[Make]:
-    """The same on the newer libvirt."""
+    """Like ``tiny``, on the newer libvirt."""
     with tiny_vms(new_lab) as make:
         yield make
 
 
 @pytest.fixture(params=["lab", pytest.param("new_lab", marks=pytest.mark.slow)])
 def either(request: pytest.FixtureRequest) -> t.Any:
-    """The daemon of this machine (9.0), and in the slow tests the newer one (11.3) as well."""
+    """The daemon of this machine (9.0), and in the slow tests also the newer one (11.3)."""
     return request.getfixturevalue(request.param)
 
 

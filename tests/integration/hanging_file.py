@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Files whose storage hangs: whoever opens one of them waits, as on an NFS server that is gone.
+"""Files on hanging storage: open() blocks, as on an NFS server that does not answer.
 
-The kernel asks a process before it lets anyone open the file (FAN_OPEN_PERM of fanotify), which does not answer. Needs root.
+Before each open(), the kernel asks a process (FAN_OPEN_PERM of fanotify), which does not answer. Needs root.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FAN_CLASS_CONTENT, _FAN_MARK_ADD, _FAN_OPEN_PERM, _AT_FDCWD = 0x4, 0x1, 0x10000
 
 @contextlib.contextmanager
 def hanging(*paths: Path) -> Iterator[None]:
-    """For the time of the block nobody can open the files; those who wait go on at its end."""
+    """Block open() of the files during the block; waiting processes continue at its end."""
     root = [] if os.geteuid() == 0 else ["sudo"]
     command = [*root, sys.executable, __file__, *map(str, paths)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -1,13 +1,14 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests of libvirt share: the road of the modules through the core to a real daemon, without a process for each step."""
+"""Helpers for the tests of libvirt: run the code of the modules on a real daemon, without a process for each step."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -34,7 +35,7 @@ _Value = t.TypeVar("_Value")
 
 @contextlib.contextmanager
 def tiny_vms(lab: t.Any) -> Iterator[Make]:
-    """Makes tiny VMs, and removes them at the end of the block."""
+    """Create tiny VMs, and remove them at the end of the block."""
     made: list[str] = []
 
     def make(name: str, **options: t.Any) -> str:
@@ -49,7 +50,7 @@ def tiny_vms(lab: t.Any) -> Iterator[Make]:
 
 
 def apply(uri: str, plan: Plan, vm: str | Target, *, dry_run: bool = False, **bounds: t.Any) -> Outcome:
-    """What the modules do, on one VM."""
+    """Run a plan like the modules, on one VM."""
     with contextlib.closing(LibvirtDriver(uri)) as driver:
         fleet = Fleet(driver, Bounds(**bounds), now=lambda: datetime.now(timezone.utc))
         (done,) = fleet.apply([vm if isinstance(vm, Target) else Target(vm)], plan, dry_run=dry_run)
@@ -57,7 +58,7 @@ def apply(uri: str, plan: Plan, vm: str | Target, *, dry_run: bool = False, **bo
 
 
 def look(uri: str, vm: str, **what: bool) -> Outcome:
-    """What snapshot_info does, on one VM."""
+    """Read like snapshot_info, on one VM."""
     with contextlib.closing(LibvirtDriver(uri)) as driver:
         (seen,) = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc)).look([Target(vm)], **what)
         assert seen.error is None, seen.error
@@ -87,8 +88,37 @@ def listed(uri: str, vm: str) -> dict[str, Snapshot]:
     return {one.name: one for one in view.snapshots}
 
 
+@contextlib.contextmanager
+def over_tcp(lab: t.Any) -> Iterator[str]:
+    """The URI of the daemon as of one on another host: for the time of the block it is reached over TCP too."""
+    with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
+
+        def carry(source: socket.socket, target: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(65536):
+                    target.sendall(data)
+                target.shutdown(socket.SHUT_WR)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # the server is shut down at the end
+                while True:
+                    client = stack.enter_context(server.accept()[0])
+                    daemon = stack.enter_context(socket.socket(socket.AF_UNIX))
+                    daemon.connect(str(lab.socket))
+                    for ends in ((client, daemon), (daemon, client)):
+                        threading.Thread(target=carry, args=ends, daemon=True).start()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"qemu+tcp://127.0.0.1:{server.getsockname()[1]}/session"
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 def domain(lab: t.Any, vm: str) -> libvirt.virDomain:
-    """The VM as a person sees it, on a connection of their own."""
+    """Return the VM on a separate connection, like another user."""
     return lab.connect().lookupByName(vm)
 
 
@@ -98,7 +128,7 @@ def power(lab: t.Any, vm: str) -> str:
 
 
 def image(lab: t.Any, vm: str, target: str = "vda") -> Path:
-    """The file that the disk of the VM is written to now."""
+    """Return the file that the disk of the VM is written to."""
     for disk in ElementTree.fromstring(domain(lab, vm).XMLDesc()).iterfind("devices/disk"):
         source, where = disk.find("source"), disk.find("target")
         if source is not None and where is not None and where.get("dev") == target:
@@ -107,26 +137,26 @@ def image(lab: t.Any, vm: str, target: str = "vda") -> Path:
 
 
 def write(lab: t.Any, vm: str, text: str, target: str = "vda") -> None:
-    """Put something on the disk of a VM that is off."""
+    """Write to the disk of a VM that is off."""
     lab.run_as_user("qemu-io", "-c", f"write -P {ord(text)} 0 64k", str(image(lab, vm, target)))
 
 
 def reads(lab: t.Any, vm: str, text: str, target: str = "vda") -> bool:
-    """Whether that is what the disk of the VM, which is off or paused, begins with."""
+    """Return True if the disk of the VM, which must be off or paused, begins with this text."""
     command = ["qemu-io", "-r", "-U", "-c", f"read -P {ord(text)} 0 64k", str(image(lab, vm, target))]
     shown = subprocess.run(command, capture_output=True, text=True, check=False)
     return shown.returncode == 0 and "failed" not in shown.stdout + shown.stderr
 
 
 def qemu_pid(lab: t.Any, vm: str) -> int:
-    """The process of a VM that is up."""
+    """Return the process of a running VM."""
     word = f"guest={vm},".encode()
     return next(pid for pid in lab.qemu_pids() if word in Path(f"/proc/{pid}/cmdline").read_bytes())
 
 
 @contextlib.contextmanager
 def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
-    """For the time of the block the QEMU of these VMs does nothing, as on a storage that hangs; then it goes on."""
+    """Stop the QEMU processes of these VMs during the block, as on hanging storage; then continue them."""
     pids = [qemu_pid(lab, vm) for vm in vms]
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -139,8 +169,27 @@ def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def stopped_when(pid: int, reached: Callable[[], bool]) -> Iterator[None]:
+    """For the time of the block the process does nothing, and stands where something was ``reached``; until then it goes on in small steps."""
+
+    def step() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        if reached():
+            return True
+        os.kill(pid, signal.SIGCONT)
+        return False
+
+    try:
+        until(step)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
 def crawling(pid: int) -> Iterator[None]:
-    """For the time of the block the process gets a twentieth of the time, so that a snapshot takes longer than the start of a daemon."""
+    """Limit the process to a twentieth of the CPU time during the block, so that a snapshot takes longer than the start of a daemon."""
     over = threading.Event()
 
     def crawl() -> None:
@@ -161,7 +210,7 @@ def crawling(pid: int) -> Iterator[None]:
 
 
 def is_busy(lab: t.Any, vm: str) -> bool:
-    """Whether libvirt works on the VM at the moment."""
+    """Return True if libvirt is running a job on the VM."""
     return bool(domain(lab, vm).controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK)
 
 
@@ -170,7 +219,7 @@ def files(lab: t.Any, vm: str) -> list[str]:
 
 
 def until(what: Callable[[], _Value], seconds: float = 60) -> _Value:
-    """What ``what`` returns as soon as that is something."""
+    """Wait until ``what`` returns a true value, and return it."""
     end = time.monotonic() + seconds
     while True:
         value = what()

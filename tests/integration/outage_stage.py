@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Operations on five VMs of a simulator that goes away, loses answers, or stands behind a proxy that fails, at one request after the other."""
+"""Operations on five VMs of a simulator with a fault (outage, lost answer, failing proxy) at one request after the other."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import typing as t
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
-from kit import Backend, pruning
+from kit import pruning
 from proxmox_backend import ProxmoxBackend
 from pve_faults import RequestFault
 from pve_server import PveServer
 from server import VCenter
+from stage import Stage
 from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -35,36 +36,20 @@ TIMEOUT = 120.0
 _numbers = itertools.count(1)
 
 
-class Stage(abc.ABC):
+class OutageStage(Stage):
     """A simulator of its own, with the faults that can be had at its k-th request."""
-
-    backend: Backend
-    unique_ids: t.ClassVar[bool] = True
-    """Whether the id of a snapshot is never used again."""
 
     @abc.abstractmethod
     def strike(self, fault: str, k: int) -> None:
-        """Have the fault at the k-th request from now on."""
+        """Set the fault for the k-th request from now."""
 
     @abc.abstractmethod
     def calm(self) -> int:
-        """No more faults, and wait until the server is back; how many requests were counted since."""
-
-    @abc.abstractmethod
-    def state(self, vm: str) -> tuple[str, list[str], str]:
-        """Power (running or off), the names of the snapshots, and the data of a VM as it really is."""
-
-    @abc.abstractmethod
-    def write(self, vm: str, text: str) -> None:
-        """Change the data of a VM."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """End the simulator."""
+        """Clear the fault, wait until the server is back, and return the number of requests since the fault was set."""
 
 
 def wait_for(hostname: str, port: int) -> None:
-    """Wait until a server listens again: a call may have had what it needed before the outage was over."""
+    """Wait until a server listens again: the call may have ended before the outage."""
 
     def listens() -> bool | None:
         try:
@@ -76,10 +61,14 @@ def wait_for(hostname: str, port: int) -> None:
     Deadline(30).poll("the server", listens)
 
 
-class VsphereStage(Stage):
+class VsphereStage(OutageStage):
+    # What becomes of a second task of a VM depends on the vCenter and on the moment.
+    _BUSY = ("task", "call", "queue")
+
     def __init__(self) -> None:
         self.vcenter = VCenter(vms=0).start()
-        self.vcenter.set(task_time=0.05, busy="task")
+        self.vcenter.set(task_time=0.05)
+        self.vary(0)
         self.backend = VsphereBackend(self.vcenter)
 
     def strike(self, fault: str, k: int) -> None:
@@ -95,6 +84,9 @@ class VsphereStage(Stage):
         powers = {"poweredOn": "running", "poweredOff": "off"}
         return powers[seen["power"]], sorted(one["name"] for one in seen["snapshots"]), seen["data"]
 
+    def vary(self, number: int) -> None:
+        self.vcenter.set(busy=self._BUSY[number % len(self._BUSY)])
+
     def write(self, vm: str, text: str) -> None:
         self.vcenter.set_vm(vm, data=text)
 
@@ -103,7 +95,7 @@ class VsphereStage(Stage):
         assert not self.vcenter.errors, self.vcenter.errors
 
 
-class ProxmoxStage(Stage):
+class ProxmoxStage(OutageStage):
     unique_ids = False
     _KINDS: t.ClassVar[dict[str, dict[str, t.Any]]] = {
         "gone": {"gone": 2.0},
@@ -142,19 +134,19 @@ class ProxmoxStage(Stage):
         assert not self.pve.errors, self.pve.errors
 
 
-STAGES: dict[str, Callable[[], Stage]] = {"vsphere": VsphereStage, "proxmox": ProxmoxStage}
+STAGES: dict[str, Callable[[], OutageStage]] = {"vsphere": VsphereStage, "proxmox": ProxmoxStage}
 FAULTS = ("gone", "lost", "lost_before", "502", "502_before")
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What is done to five running VMs, and how each of them is afterwards."""
+    """An operation on five running VMs, and their expected state afterwards."""
 
     name: str
     plan: Callable[[], Plan]
     word: str
     before: tuple[str, ...]
-    """Snapshots that are there already."""
+    """Existing snapshots."""
     after: list[str]
     data: str = "new"
     on_error: str = "continue"
@@ -170,7 +162,7 @@ OPERATIONS = (
 
 @dataclasses.dataclass
 class Row:
-    """The line of the table about one operation and one fault."""
+    """A row of the table: one operation and one fault."""
 
     operation: str
     fault: str
@@ -183,7 +175,7 @@ class Row:
         return f"| {self.operation} | {self.fault} | {self.tried} | {self.right} | {self.unverified} |"
 
 
-def prepare(stage: Stage, operation: Operation) -> list[str]:
+def prepare(stage: OutageStage, operation: Operation) -> list[str]:
     """Five new VMs, with the snapshots that the operation wants to find."""
     vms = [f"out{next(_numbers):05d}" for _each in range(VMS)]
     for vm in vms:
@@ -197,7 +189,7 @@ def prepare(stage: Stage, operation: Operation) -> list[str]:
     return vms
 
 
-def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool, list[Outcome], list[str]]:
+def strike(stage: OutageStage, operation: Operation, fault: str, k: int) -> tuple[bool, list[Outcome], list[str]]:
     """One call, hit at its k-th request after the login; whether it had so many, the rows, and what is not as it should be."""
     vms = prepare(stage, operation)
     driver = stage.backend.open()
@@ -216,14 +208,14 @@ def strike(stage: Stage, operation: Operation, fault: str, k: int) -> tuple[bool
     for vm, row in zip(vms, rows):
         told = (row.word, row.changed, row.error.code if row.error else None)
         if told != (operation.word, True, None):
-            wrong.append(f"{fault} at {k}: {vm} is told as {told}: {row.error}")
+            wrong.append(f"{fault} at {k}: {vm} is reported as {told}: {row.error}")
         state = stage.state(vm)
         if state != ("running", operation.after, operation.data):
             wrong.append(f"{fault} at {k}: {vm} is {state}")
     return seen >= k, rows, wrong
 
 
-def sweep(make: Callable[[], Stage], operation: Operation, fault: str, numbers: Iterator[int]) -> Row:
+def sweep(make: Callable[[], OutageStage], operation: Operation, fault: str, numbers: Iterator[int]) -> Row:
     """Hit the operation at these requests, until it has no more of them."""
     row = Row(operation.name, fault)
     stage = make()
@@ -242,7 +234,7 @@ def sweep(make: Callable[[], Stage], operation: Operation, fault: str, numbers: 
         stage.close()
 
 
-def sweep_all(make: Callable[[], Stage], fault: str, *, first: int = 1, step: int = 1) -> list[Row]:
+def sweep_all(make: Callable[[], OutageStage], fault: str, *, first: int = 1, step: int = 1) -> list[Row]:
     """All operations at the same time, each on a simulator of its own, as most of it is waiting."""
     rows: dict[str, Row | BaseException] = {}
 
@@ -264,6 +256,9 @@ def sweep_all(make: Callable[[], Stage], fault: str, *, first: int = 1, step: in
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
-    head = ["| operation | fault | requests tried | ended as without the fault | told as unverified |", "|---|---|---|---|---|"]
+    """Return the rows as a Markdown table."""
+    head = [
+        "| operation | fault | requests tried | ended as without the fault | reported as unverified |",
+        "|---|---|---|---|---|",
+    ]
     return "\n".join([*head, *map(str, rows)])

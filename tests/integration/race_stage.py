@@ -1,17 +1,18 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Several runs at once on one VM, each with a login of its own, and what must be true of what they say."""
+"""Parallel runs on one VM, each with its own login, and the rules that their results must follow."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 
-from kit import at_once, only, pruning
-from outage_stage import Stage
+from kit import only, pruning
+from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
@@ -19,7 +20,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Re
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_pruned
 
-# By the name of the run; the number makes the labels of several describing ones differ.
+# Name of the run -> its plan; the number makes the labels of several describing runs differ.
 RUNS: dict[str, Callable[[int], Plan]] = {
     "create": lambda _number: Present(Request(name="sx")),
     "remove": lambda _number: Absent(Request(name="sx")),
@@ -27,14 +28,14 @@ RUNS: dict[str, Callable[[int], Plan]] = {
     "revert": lambda _number: Reverted(Request(name="sx", power="on")),
     "prune": lambda _number: pruning(everything=True, confirm=1),
 }
+PAIRS = list(itertools.combinations_with_replacement(RUNS, 2))
 
 
 @dataclasses.dataclass
 class Said:
-    """What one run said."""
+    """The result of one run."""
 
     run: str
-    number: int
     outcome: Outcome
 
     @property
@@ -43,12 +44,12 @@ class Said:
 
     @property
     def made(self) -> str | None:
-        """The id of the snapshot that it says it made."""
+        """The id of the snapshot that the run reports as created."""
         return self.outcome.snapshot.id if self.outcome.word == "created" and self.outcome.snapshot else None
 
     @property
     def removed(self) -> list[str]:
-        """The ids of the snapshots that it says it removed."""
+        """The ids of the snapshots that the run reports as removed."""
         if self.run == "prune":
             row = outcome_pruned(self.outcome, ours=Owner(), now=datetime.now(timezone.utc))
             return [one["id"] for one in row["snapshots"] if one["removed"]]
@@ -58,24 +59,25 @@ class Said:
         return f"{self.run}: {self.outcome.word}, changed={self.outcome.changed}, {self.outcome.error}"
 
 
+def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: Iterable[int]) -> list[str]:
+    """What was wrong in these rounds of so many runs, in turn with and without the snapshot that they are about."""
+    found: list[str] = []
+    for number in numbers:
+        stage.vary(number)
+        found += race(stage, vm, [pair[one % 2] for one in range(runs)], there=number % 2 == 0)
+    return found
+
+
 def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[str]:
-    """Let these kinds of runs loose at once on a VM where the snapshot ``sx`` is ``there`` or not; what is wrong with what they said."""
+    """Start these kinds of runs in parallel on a VM with or without (``there``) the snapshot ``sx``; return the problems in their results."""
     reset(stage, vm, there=there)
     before = {one.id for one in stage.backend.list(vm)}
-    numbered = iter(enumerate(kinds))
-    said: list[Said] = []
-
-    def run() -> Outcome:
-        number, kind = next(numbered)
-        done = only(stage.backend.run(RUNS[kind](number), vm, lock_timeout=60.0))
-        said.append(Said(kind, number, done))
-        return done
-
-    at_once(len(kinds), run)
+    done = stage.at_once(vm, [RUNS[kind](number) for number, kind in enumerate(kinds)], lock_timeout=60.0)
+    said = [Said(kind, outcome) for kind, outcome in zip(kinds, done)]
     after = {one.id for one in stage.backend.list(vm)}
     power, names, data = stage.state(vm)
     unique = stage.unique_ids
-    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique)]
+    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique), *stage.damage(vm)]
     if power != "running":
         wrong.append(f"the VM is {power}")
     if names.count("sx") > 1:
@@ -89,7 +91,7 @@ def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[st
 
 
 def reset(stage: Stage, vm: str, *, there: bool) -> None:
-    """The VM runs, has the snapshot ``sw``, and ``sx`` or not, and other data than in these."""
+    """Prepare the VM: running, with the snapshot ``sw``, with or without ``sx``, and with data that differ from both."""
     cleared = only(stage.backend.run(pruning(everything=True, confirm=1), vm))
     assert cleared.error is None, cleared.error
     stage.write(vm, "old")
@@ -99,14 +101,14 @@ def reset(stage: Stage, vm: str, *, there: bool) -> None:
 
 
 def _claims(said: Sequence[Said], before: set[str], after: set[str], *, unique: bool) -> list[str]:
-    """Each snapshot is made and removed by the run that says so, and by no other. Without ``unique`` ids the next one of a name has the same."""
+    """Check that each snapshot was created and removed by the one run that reports it. Without ``unique`` ids, names are ids."""
     wrong = []
     made = collections.Counter(one.made for one in said if one.made)
     removed = collections.Counter(snapshot_id for one in said for snapshot_id in one.removed)
     if unique:
         wrong += [f"{count} runs say that they made {one}" for one, count in made.items() if count > 1]
         wrong += [f"{count} runs say that they removed {one}" for one, count in removed.items() if count > 1]
-    # Those who say that they do not know may have done it or not.
+    # Runs with an unverified result may have done it or not.
     maybe_made = sum(one.code == "unverified" and one.run in ("create", "describe") for one in said)
     maybe_removed = sum(one.code == "unverified" and one.run in ("remove", "prune") for one in said)
     for one in {*before, *after, *made, *removed}:
@@ -121,7 +123,7 @@ def _claims(said: Sequence[Said], before: set[str], after: set[str], *, unique: 
 
 
 def _errors(said: Sequence[Said], *, unique: bool) -> list[str]:
-    """No run fails, but for what is true: that there is nothing to go back to, or that another run undid at once what this one did."""
+    """Check that runs fail only for a true reason: no snapshot to revert to, or another run has undone this run's change at once."""
     removals = any(one.removed for one in said)
     creations = any(one.made or (one.code == "unverified" and one.run in ("create", "describe")) for one in said)
     wrong = []
@@ -130,7 +132,7 @@ def _errors(said: Sequence[Said], *, unique: bool) -> list[str]:
             continue
         nothing_to_go_back_to = one.run == "revert" and one.code == "snapshot_not_found" and not one.outcome.changed
         gone_again = one.run in ("create", "describe") and one.code == "unverified" and removals
-        # Where ids are names: one that was made in the same second as the one that was removed looks like it.
+        # If ids are names: a snapshot created in the same second as the removed one looks the same.
         there_again = one.run in ("remove", "prune") and one.code == "unverified" and creations and not unique
         if not (nothing_to_go_back_to or gone_again or there_again):
             wrong.append(f"{one.run} failed with {one.code}")

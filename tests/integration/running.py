@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The modules as a user runs them: by ansible, in a process of their own."""
+"""Run the modules like a user: with ansible, in a separate process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) -> tuple[dict[str, t.Any], str]:
-    """What the module returned, and all that was on the terminal."""
+    """The result of the module, and the terminal output."""
     command = [str(ANSIBLE), "localhost", "-m", f"safepoint.vm.{name}", "-a", json.dumps(options), *flags]
     done = subprocess.run(command, cwd=ROOT, env=environment(**env), capture_output=True, text=True, timeout=120, check=False)
     shown = done.stdout + done.stderr
@@ -46,14 +46,14 @@ def run_module(name: str, options: dict[str, t.Any], *flags: str, **env: str) ->
 
 
 def parameters(name: str, /, **options: t.Any) -> dict[str, t.Any]:
-    """The options of a module as Ansible checks them, with the defaults of the others; for calls without Ansible."""
+    """Return the options of a module as checked by Ansible, with defaults; for calls without Ansible."""
     defaults = {option: spec.get("default") for option, spec in OPTIONS[name]["argument_spec"].items()}
     return {**defaults, **options}
 
 
 @contextlib.contextmanager
 def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """For the time of the block, the process that makes a call on the controller, which _local.py starts, with its call given."""
+    """Run the child process of _local.py with this call during the block."""
     call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False, "secrets": []}
     command = [
         sys.executable,

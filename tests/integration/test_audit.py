@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The audit of what the modules did, as a user meets it."""
+"""The audit file of the modules, as users see it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lines(path: Path) -> list[dict[str, t.Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long(
+def test_each_changed_vm_has_a_line_with_user_action_reason_and_duration(
     lab: t.Any, state: libvirt.virConnect, tmp_path: Path
 ) -> None:
     path = tmp_path / "audit.jsonl"
@@ -51,7 +51,7 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
     run_module("snapshot", {**options, **words}, "--check", **env)
     assert not path.exists()
     run_module("snapshot", {**options, **words}, **env)
-    run_module("snapshot", {**options, **words}, **env)  # changes nothing, and says nothing
+    run_module("snapshot", {**options, **words}, **env)  # changes nothing and writes no line
     run_module("snapshot_revert", {**options, "audit_file": str(path)})
     run_module("snapshot_revert", {**options, "name": "none", "labels": None}, **env)
     run_module("snapshot_info", {key: value for key, value in options.items() if key != "name"}, **env)
@@ -98,9 +98,7 @@ def test_each_vm_that_was_acted_on_is_a_line_that_says_who_what_why_and_how_long
     assert (lost["vm"], lost["vm_id"], lost["error"]) == ("test", None, unreachable["error"])
 
 
-def test_each_snapshot_that_is_pruned_is_a_line_that_says_by_which_rule(
-    lab: t.Any, state: libvirt.virConnect, tmp_path: Path
-) -> None:
+def test_each_pruned_snapshot_has_a_line_with_the_rule(lab: t.Any, state: libvirt.virConnect, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test"}
     for name in "abc":
@@ -114,10 +112,10 @@ def test_each_snapshot_that_is_pruned_is_a_line_that_says_by_which_rule(
     assert [(one["action"], one["snapshot"], one["change"], one["vm"]) for one in removed] == [
         ("removed", name, "CHG0042", "test") for name in "ab"
     ]
-    assert all("older than the 1 that may stay" in one["why"] and one["error"] is None for one in removed)
+    assert all("older than the 1 that max_count keeps" in one["why"] and one["error"] is None for one in removed)
 
 
-def test_an_intent_and_its_outcome_have_one_id_and_say_what_was_written(
+def test_intent_and_outcome_have_the_same_id_and_describe_the_write(
     lab: t.Any, state: libvirt.virConnect, tmp_path: Path
 ) -> None:
     path = tmp_path / "audit.jsonl"
@@ -165,7 +163,7 @@ def test_an_intent_and_its_outcome_have_one_id_and_say_what_was_written(
     )
 
 
-def test_what_is_taken_back_is_recorded(tmp_path: Path) -> None:
+def test_undo_is_recorded(tmp_path: Path) -> None:
     hypervisor = Hypervisor()
     names = [hypervisor.add(f"vm{number}").name for number in range(2)]
     hypervisor.failures[2] = BackendFailed("no space left on device")
@@ -184,15 +182,15 @@ def test_what_is_taken_back_is_recorded(tmp_path: Path) -> None:
     assert len(intents) == 3
 
 
-@pytest.mark.parametrize("kind", ["no folder", "nobody reads", "a folder", "NUL", "half a character"])
+@pytest.mark.parametrize("kind", ["no folder", "nobody reads", "a folder", "NUL", "surrogate"])
 @pytest.mark.parametrize("check", [False, True])
-def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(
+def test_unwritable_audit_file_is_refused_before_any_write(
     lab: t.Any, state: libvirt.virConnect, tmp_path: Path, kind: str, check: bool
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     paths = {"no folder": str(tmp_path / "none" / "audit.jsonl"), "nobody reads": str(pipe), "a folder": str(tmp_path)}
-    paths |= {"NUL": str(tmp_path / "a\0b"), "half a character": str(tmp_path / "a\ud800b")}
+    paths |= {"NUL": str(tmp_path / "a\0b"), "surrogate": str(tmp_path / "a\ud800b")}
     path = paths[kind]
     options = {**parameters("snapshot"), "backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "audit_file": path}
     answer = perform(Call("snapshot", options, check, False, []))
@@ -202,8 +200,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_done(
     assert state.lookupByName("test").snapshotNum() == 0
 
 
-def test_a_write_whose_intent_cannot_be_recorded_is_not_begun(lab: t.Any, state: libvirt.virConnect) -> None:
-    """The disk is full by now."""
+def test_write_without_a_recorded_intent_is_not_started(lab: t.Any, state: libvirt.virConnect) -> None:
+    """Raise the error of a full disk."""
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "a", "audit_file": "/dev/full"}
     made, _shown = run_module("snapshot", options)
     assert (made["error"], made["changed"], made["vms"][0]["action"]) == ("invalid_option", False, "failed")
@@ -224,7 +222,7 @@ def _write(path: str, mark: str) -> None:
         audit.after(Finished(Job(action)))
 
 
-def test_lines_of_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
+def test_lines_of_parallel_runs_do_not_mix(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     writers = [multiprocessing.Process(target=_write, args=(str(path), mark)) for mark in "abcd"]
     for one in writers:
@@ -240,7 +238,7 @@ def test_lines_of_runs_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     assert len(by_id) == 800 and set(map(frozenset, by_id.values())) == {frozenset({"intent", "outcome"})}
 
 
-def test_half_a_line_that_a_full_disk_took_does_not_swallow_the_next(tmp_path: Path) -> None:
+def test_partial_line_on_a_full_disk_does_not_break_the_next_line(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     audit = audit_file(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -248,7 +246,7 @@ def test_half_a_line_that_a_full_disk_took_does_not_swallow_the_next(tmp_path: P
     action = Create(Vm("a", "a"), "x", "", memory=False)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-        with pytest.raises(InvalidOption, match="not begun"):
+        with pytest.raises(InvalidOption, match="did not take snapshot"):
             audit.before(action)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -259,10 +257,10 @@ def test_half_a_line_that_a_full_disk_took_does_not_swallow_the_next(tmp_path: P
     assert len(half) == 100 and json.loads(whole)["event"] == "intent"
 
 
-def test_a_file_that_cannot_even_be_closed_costs_no_row(tmp_path: Path) -> None:
+def test_failed_close_of_the_audit_file_keeps_all_rows(tmp_path: Path) -> None:
     audit = AuditFile(
         str(tmp_path / "audit"), module="safepoint.vm.snapshot", options={"backend": "fake"}, by={}, seconds=900, secrets=[]
     )
-    os.close(audit._descriptor)  # as EIO or EDQUOT, which NFS tells at the close
+    os.close(audit._descriptor)  # like EIO or EDQUOT, which NFS reports at close()
     audit.finish([], None)
     assert len(audit.warnings) == 1 and "audit_file=" in audit.warnings[0] and "Bad file descriptor" in audit.warnings[0]

@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Dead
 pytestmark = pytest.mark.vcenter
 
 VMS = [f"DC0_C0_RP0_VM{number}" for number in range(6)]
-# A run that waited for its tasks would take as long; one that ends within the promised 5 seconds has room on a busy machine.
+# The duration of a run that waits for its tasks; the promised 5 seconds are far below it, also on a busy machine.
 TASK_SECONDS = 40
 
 
@@ -38,7 +38,7 @@ def slow() -> Iterator[VCenter]:
 
 @pytest.fixture
 def start(slow: VCenter, tmp_path: Path) -> Iterator[t.Callable[[str], Run]]:
-    """Starts a run, and ends it with the test."""
+    """Start a run, and end it with the test."""
     with contextlib.ExitStack() as stack:
 
         def begin(python: str) -> Run:
@@ -50,7 +50,7 @@ def start(slow: VCenter, tmp_path: Path) -> Iterator[t.Callable[[str], Run]]:
 
 
 class Run:
-    """An `ansible` that takes snapshots of all VMs, two at a time, in a process group of its own as on a terminal."""
+    """An `ansible` run that takes snapshots of all VMs, two at a time, in its own process group, as on a terminal."""
 
     def __init__(self, vcenter: VCenter, folder: Path, *, python: str) -> None:
         self.mark = f"SAFEPOINT_TEST={folder}"
@@ -79,7 +79,7 @@ class Run:
             )
 
     def end(self) -> None:
-        """Kill what is left of it."""
+        """Kill the remaining processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -88,7 +88,7 @@ class Run:
                 os.kill(pid, signal.SIGKILL)
 
     def workers(self, word: str) -> list[int]:
-        """The processes of this run that have the word in their command."""
+        """Return the processes of this run with the word in their command line."""
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
@@ -111,7 +111,7 @@ def writes(vcenter: VCenter) -> int:
 
 @pytest.mark.core_versions
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
+def test_ctrl_c_of_a_play_starts_nothing_more_and_the_audit_is_complete(
     slow: VCenter, start: t.Callable[[str], Run], number: signal.Signals
 ) -> None:
     run = start(sys.executable)
@@ -129,14 +129,12 @@ def test_on_a_ctrl_c_of_a_play_nothing_more_is_begun_and_the_audit_has_it_all(
     assert len(begun) == writes(slow) == 2 and run.lines("outcome") == []
     results = {one["vm"]: one["error"] for one in run.lines("result")}
     assert results == {vm: "interrupted" if vm in begun else "not_started" for vm in VMS}
-    # After a SIGINT Ansible sends a SIGTERM as well, and either may come first.
+    # After a SIGINT, Ansible also sends a SIGTERM, and either may arrive first.
     assert all("SIGINT" in one["msg"] or "SIGTERM" in one["msg"] for one in run.lines("result"))
 
 
-def test_a_packed_module_that_is_told_to_stop_returns_its_rows(
-    slow: VCenter, start: t.Callable[[str], Run], tmp_path: Path
-) -> None:
-    # Not the Python of Ansible itself, so that it packs the module.
+def test_packed_module_returns_its_rows_after_a_signal(slow: VCenter, start: t.Callable[[str], Run], tmp_path: Path) -> None:
+    # Another Python than that of Ansible, so that it packs the module.
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)

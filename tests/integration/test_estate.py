@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""An estate of 30 VMs with 300 snapshots of all kinds is pruned to exactly what is expected, also when deletions fail at random."""
+"""Prune an estate of 30 VMs with 300 snapshots of all kinds: the result is as expected, also if deletions fail at random."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OURS = "[safepoint v=1 owner=safepoint{}]"
 
 @dataclasses.dataclass(frozen=True)
 class Seed:
-    """A snapshot to be made, and what is to become of it by the policy."""
+    """A snapshot to create, and the decision that the policy must make."""
 
     name: str
     created: datetime
@@ -46,13 +46,13 @@ class Seed:
 
 
 class Stage(abc.ABC):
-    """A hypervisor on which snapshots can be made that are old already."""
+    """A hypervisor on which snapshots with a past creation time can be created."""
 
     backend: Backend
 
     @abc.abstractmethod
     def put(self, vm: str, seed: Seed, on: str | None) -> None:
-        """Make a snapshot on the one named ``on``."""
+        """Create a snapshot as a child of the one named ``on``."""
 
 
 class LibvirtStage(Stage):
@@ -105,7 +105,7 @@ class ProxmoxStage(Stage):
 
 
 def seeds(chance: random.Random) -> list[Seed]:
-    """The snapshots of one VM, oldest first: what each rule is about, and what no rule may touch at an age at which it might."""
+    """Return the snapshots of one VM, oldest first: some for each rule, and old protected ones that no rule may remove."""
 
     def ago(days: float, label: str = "", *, stays: bool, description: str | None = None) -> tuple[datetime, str, bool]:
         return NOW - timedelta(days=days), OURS.format(label) if description is None else description, stays
@@ -140,7 +140,7 @@ def seeds(chance: random.Random) -> list[Seed]:
 
 
 def build(stage: Stage) -> dict[str, list[Seed]]:
-    """The estate; each third snapshot begins a branch of its own. The same at each run."""
+    """Return the estate; every third snapshot starts a new branch. Deterministic."""
     chance = random.Random(7)
     estate = {}
     for _number in range(VMS):
@@ -155,7 +155,7 @@ def build(stage: Stage) -> dict[str, list[Seed]]:
 
 
 class Flaky(Tripwire):
-    """A driver of which a third of all deletions fails without doing anything."""
+    """A driver on which a third of all deletions fail without doing anything."""
 
     def __init__(self, driver: t.Any) -> None:
         super().__init__(driver, 0)
@@ -207,7 +207,7 @@ def check(stage: Stage) -> None:
     assert there() == expected
 
 
-def test_on_libvirts_own_test_driver(lab: t.Any) -> None:
+def test_estate_on_libvirts_test_driver(lab: t.Any) -> None:
     with lab.keep_test_state() as person:
         check(LibvirtStage(LibvirtTestBackend(lab.test_uri, person)))
 
@@ -222,15 +222,15 @@ def qemu(lab: t.Any) -> Iterator[QemuBackend]:
     backend.person.close()
 
 
-# libvirt's test driver takes the same road, and 300 snapshots in real images take a minute.
+# libvirt's test driver uses the same code, and 300 snapshots in real images take a minute.
 @pytest.mark.slow
 @pytest.mark.qemu
-def test_on_real_libvirt_with_the_disks_of_real_vms(qemu: QemuBackend) -> None:
+def test_estate_on_real_libvirt_with_disks_of_real_vms(qemu: QemuBackend) -> None:
     check(LibvirtStage(qemu))
 
 
 @pytest.mark.vcenter
-def test_on_vsphere(vcenter: t.Any) -> None:
+def test_estate_on_vsphere(vcenter: t.Any) -> None:
     backend = VsphereBackend(vcenter)
     try:
         check(VsphereStage(backend))
@@ -239,5 +239,5 @@ def test_on_vsphere(vcenter: t.Any) -> None:
         backend.close()
 
 
-def test_on_proxmox_ve(pve: t.Any) -> None:
+def test_estate_on_proxmox_ve(pve: t.Any) -> None:
     check(ProxmoxStage(ProxmoxBackend(pve)))

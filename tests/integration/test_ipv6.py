@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Endpoints at an IPv6 address: accepted with and without brackets, and shown with them."""
+"""Endpoints with an IPv6 address: accepted with and without brackets, shown with brackets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def copy(source: socket.socket, target: socket.socket) -> None:
 
 @contextlib.contextmanager
 def reached_by_ipv6(port: int) -> Iterator[int]:
-    """A port of ::1 that leads to this one of 127.0.0.1."""
+    """Return a port of ::1 that forwards to this port of 127.0.0.1."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
 
         def serve() -> None:
@@ -47,7 +47,7 @@ def reached_by_ipv6(port: int) -> Iterator[int]:
 
 @pytest.fixture(params=["proxmox", pytest.param("vsphere", marks=pytest.mark.vcenter)])
 def login(request: pytest.FixtureRequest) -> tuple[dict[str, t.Any], str, int]:
-    """The options of an endpoint without its address, the option with the secret, and the port on 127.0.0.1."""
+    """Return the options of an endpoint without its address, the option with the secret, and the port on 127.0.0.1."""
     if request.param == "proxmox":
         pve = request.getfixturevalue("pve")
         return {"backend": "proxmox", "token_id": pve.token_id, "token_secret": pve.token_secret}, "token_secret", pve.port
@@ -55,7 +55,7 @@ def login(request: pytest.FixtureRequest) -> tuple[dict[str, t.Any], str, int]:
     return {"backend": "vsphere", "username": vcenter.username, "password": vcenter.password}, "password", vcenter.port
 
 
-def test_an_ipv6_address_is_accepted_with_and_without_brackets_and_shown_with_them(
+def test_ipv6_address_is_accepted_with_and_without_brackets_and_shown_with_brackets(
     login: tuple[dict[str, t.Any], str, int],
 ) -> None:
     options, secret, port = login

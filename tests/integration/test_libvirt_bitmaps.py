@@ -20,12 +20,12 @@ pytestmark = pytest.mark.qemu
 
 
 def checkpoint(lab: t.Any, vm: str, name: str) -> None:
-    """What an incremental backup leaves."""
+    """Create the checkpoint that an incremental backup leaves."""
     domain(lab, vm).checkpointCreateXML(f"<domaincheckpoint><name>{name}</name></domaincheckpoint>")
 
 
 @pytest.mark.parametrize("state", ["running", "off"])
-def test_no_internal_snapshot_is_taken_or_gone_back_to_beside_a_checkpoint(either: t.Any, make: Make, state: str) -> None:
+def test_internal_snapshots_are_refused_beside_a_checkpoint(either: t.Any, make: Make, state: str) -> None:
     vm = make("backed", running=True)
     take(either.uri, vm, "before")
     checkpoint(either, vm, "monday")
@@ -48,7 +48,7 @@ def test_no_internal_snapshot_is_taken_or_gone_back_to_beside_a_checkpoint(eithe
     assert power(either, vm) == "running"
 
 
-def test_a_bitmap_that_libvirt_has_no_checkpoint_for_is_seen_as_well(either: t.Any, make: Make) -> None:
+def test_bitmap_without_a_checkpoint_is_detected(either: t.Any, make: Make) -> None:
     vm = make("loose")
     take(either.uri, vm, "before")
     either.run_as_user("qemu-img", "bitmap", "--add", str(image(either, vm)), "other's")
@@ -68,7 +68,7 @@ def test_a_bitmap_that_libvirt_has_no_checkpoint_for_is_seen_as_well(either: t.A
 
 
 @pytest.mark.slow
-def test_a_revert_to_an_external_snapshot_says_that_the_bitmaps_are_gone(new_lab: t.Any, newer: Make) -> None:
+def test_revert_to_an_external_snapshot_warns_of_lost_bitmaps(new_lab: t.Any, newer: Make) -> None:
     vm = newer("backed", running=True)
     checkpoint(new_lab, vm, "monday")
     assert take(new_lab.uri, vm, "x").kind == "external"

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a VM was made of and is made of: nothing between the two that nobody changed, and all that somebody did."""
+"""The configuration of a VM in a snapshot and now: the drift has all changes by users, and no others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def grow(lab: t.Any, vm: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "off", "transient"])
-def test_a_snapshot_just_taken_differs_in_nothing_and_later_in_what_was_changed(lab: t.Any, tiny: Make, state: str) -> None:
+def test_drift_is_empty_after_a_snapshot_and_lists_later_changes(lab: t.Any, tiny: Make, state: str) -> None:
     vm = tiny(
         f"drift{state}",
         disks=2,
@@ -71,7 +71,7 @@ def test_a_snapshot_just_taken_differs_in_nothing_and_later_in_what_was_changed(
     assert drift(lab, vm) == []
 
 
-def test_what_is_only_plugged_in_or_only_written_down_is_told_as_that(lab: t.Any, tiny: Make) -> None:
+def test_drift_distinguishes_running_and_persistent_changes(lab: t.Any, tiny: Make) -> None:
     vm = tiny("half", paused=True, extra_devices=DEVICES)
     take(lab.uri, vm, "x")
     domain(lab, vm).attachDeviceFlags(NIC.format(n=2, model="e1000"), LIVE)
@@ -85,7 +85,7 @@ def test_what_is_only_plugged_in_or_only_written_down_is_told_as_that(lab: t.Any
     ]
 
 
-def test_a_vm_that_was_switched_on_or_off_since_is_not_made_of_something_else(lab: t.Any, tiny: Make) -> None:
+def test_power_changes_are_no_drift(lab: t.Any, tiny: Make) -> None:
     vm = tiny("switched", extra_devices=DEVICES)
     take(lab.uri, vm, "x")
     domain(lab, vm).create()
@@ -95,7 +95,7 @@ def test_a_vm_that_was_switched_on_or_off_since_is_not_made_of_something_else(la
     assert drift(lab, vm) == drift(lab, vm, "y") == []
 
 
-def test_no_secret_is_read(lab: t.Any, tiny: Make) -> None:
+def test_no_secret_is_in_the_configuration(lab: t.Any, tiny: Make) -> None:
     vm = tiny("secret", extra_devices="<graphics type='vnc' autoport='yes' listen='127.0.0.1' passwd='hunter2'/>")
     take(lab.uri, vm, "x")
     seen = look(lab.uri, vm, drift=True)
@@ -104,7 +104,7 @@ def test_no_secret_is_read(lab: t.Any, tiny: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["running", "paused", "off"])
-def test_the_files_that_external_snapshots_make_are_no_drift(new_lab: t.Any, newer: Make, state: str) -> None:
+def test_files_of_external_snapshots_are_no_drift(new_lab: t.Any, newer: Make, state: str) -> None:
     vm = newer(
         f"drift{state}",
         raw_disks=1,

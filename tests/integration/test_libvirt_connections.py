@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Many long calls at the same time: the daemon's limits are kept, so that it does not close the connection on us."""
+"""Many long calls in parallel: they keep the limits of the daemon, so that it does not close the connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 
 pytestmark = pytest.mark.qemu
 
-# A daemon that gives a silent client up after 6 seconds, where the default is 30, so that a test takes seconds.
+# A daemon that disconnects a silent client after 6 seconds instead of 30, so that a test takes seconds.
 HASTY = {"keepalive_interval": 2, "keepalive_count": 2}
 HASTY_SECONDS = 6
 
@@ -57,7 +57,7 @@ def words(outcomes: list[Outcome]) -> list[str]:
 
 @contextlib.contextmanager
 def slowed(lab: t.Any, vms: list[str], seconds: float) -> Iterator[None]:
-    """A snapshot of each of the VMs takes so long, from the moment on in which libvirt begins with it."""
+    """Let a snapshot of each of the VMs take this long, counted from its start in libvirt."""
     over = threading.Event()
 
     def hold(vm: str) -> None:
@@ -75,7 +75,7 @@ def slowed(lab: t.Any, vms: list[str], seconds: float) -> Iterator[None]:
         one.result()
 
 
-def test_calls_that_take_longer_than_the_keepalive_lose_no_connection(hasty: Lab) -> None:
+def test_calls_longer_than_the_keepalive_keep_the_connection(hasty: Lab) -> None:
     with tiny_vms(hasty) as make:
         vms = [make(f"slow{number}", paused=True) for number in range(7)]
         with slowed(hasty, vms, HASTY_SECONDS + 4):
@@ -83,14 +83,14 @@ def test_calls_that_take_longer_than_the_keepalive_lose_no_connection(hasty: Lab
         assert words(done) == ["created"] * 7
 
 
-def test_a_daemon_that_has_no_place_for_a_further_connection_gets_fewer_calls_at_a_time() -> None:
-    # It lets a second client wait until the first has left.
+def test_daemon_without_free_connections_gets_fewer_parallel_calls() -> None:
+    # It lets a second client wait until the first has disconnected.
     with Lab(settings={"max_clients": 1, "max_anonymous_clients": 1}) as lab, tiny_vms(lab) as make:
         vms = [make(f"few{number}") for number in range(9)]
         assert words(apply_all(lab.uri, Present(Request(name="x")), vms, timeout=60)) == ["created"] * 9
 
 
-def test_a_further_connection_that_is_refused_is_done_without(hasty: Lab) -> None:
+def test_refused_further_connection_is_not_needed(hasty: Lab) -> None:
     with tiny_vms(hasty) as make, contextlib.closing(LibvirtDriver(hasty.uri)) as driver:
         vms = [make(f"refused{number}") for number in range(9)]
         with alone(hasty):
@@ -100,13 +100,13 @@ def test_a_further_connection_that_is_refused_is_done_without(hasty: Lab) -> Non
 
 
 def started_again(lab: t.Any, driver: LibvirtDriver) -> None:
-    """Let the daemon be another one than the one the driver is connected to."""
+    """Replace the daemon that the driver is connected to by a new one."""
     lab.kill_daemon()
     lab.start_daemon()
     until(lambda: not driver._connection.isAlive())
 
 
-def test_nothing_is_written_when_the_connection_for_the_looks_is_gone(lab: t.Any, tiny: Make) -> None:
+def test_nothing_is_written_when_the_connection_for_reads_is_lost(lab: t.Any, tiny: Make) -> None:
     names = [tiny(f"unseen{number}") for number in range(3)]
     with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
         vms = [vm for vm in driver.vms() if vm.name in names]
@@ -118,12 +118,12 @@ def test_nothing_is_written_when_the_connection_for_the_looks_is_gone(lab: t.Any
     assert [lab.connect().lookupByName(vm).snapshotListNames() for vm in names] == [[]] * 3
 
 
-# calls that wait for their turn
+# calls that wait for a connection
 
 
 @contextlib.contextmanager
 def alone(lab: Lab) -> Iterator[None]:
-    """For the time of the block nobody can connect to the daemon any more."""
+    """Prevent new connections to the daemon during the block."""
     lab.socket.rename(lab.socket.with_suffix(".away"))
     try:
         yield
@@ -133,7 +133,7 @@ def alone(lab: Lab) -> Iterator[None]:
 
 @contextlib.contextmanager
 def one_too_many(lab: Lab, make: Make, name: str) -> Iterator[tuple[LibvirtDriver, list[str], Callable[[], int]]]:
-    """A driver with one connection, four VMs on which each write hangs, of which three may be worked on, and how many are worked on."""
+    """Return a driver with one connection, four VMs on which each write hangs, of which three may run, and the number of running writes."""
     names = [make(f"{name}{number}", paused=True) for number in range(4)]
     person = lab.connect()
     mine = [person.lookupByName(vm) for vm in names]
@@ -159,13 +159,13 @@ def all_ended(driver: LibvirtDriver, jobs: list[Job]) -> None:
 
 
 def settled(lab: Lab, names: list[str]) -> list[list[str]]:
-    """The snapshots of the VMs when nothing works on them any more."""
+    """Return the snapshots of the VMs when no operation is running on them."""
     until(lambda: not any(is_busy(lab, vm) for vm in names))
     return [lab.connect().lookupByName(vm).snapshotListNames() for vm in names]
 
 
 @pytest.mark.parametrize("by", ["time", "signal"])
-def test_a_call_that_waits_for_a_connection_is_not_sent_after_the_time_or_a_signal(lab: Lab, tiny: Make, by: str) -> None:
+def test_call_waiting_for_a_connection_is_not_sent_after_timeout_or_signal(lab: Lab, tiny: Make, by: str) -> None:
     driver: LibvirtDriver
     with one_too_many(lab, tiny, by) as (driver, names, busy):
         driver.stop = Stop()
@@ -177,13 +177,13 @@ def test_a_call_that_waits_for_a_connection_is_not_sent_after_the_time_or_a_sign
             driver.stop.tell(signal.SIGTERM)
         (end,) = driver.wait(jobs, Deadline(60))
         assert isinstance(end.error, NotReached if by == "time" else NotStarted)
-        assert busy() == 3  # the others are still at work
+        assert busy() == 3  # the others are still running
     all_ended(driver, [job for job in jobs if job is not end.job])
     waited = end.job.action.vm.name
     assert settled(lab, names) == [[] if vm == waited else ["x"] for vm in names]
 
 
-def test_a_call_that_waits_when_the_connection_is_closed_ends_without_a_traceback(
+def test_call_waiting_for_a_closed_connection_ends_without_a_traceback(
     lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raised: list[object] = []
@@ -198,7 +198,7 @@ def test_a_call_that_waits_when_the_connection_is_closed_ends_without_a_tracebac
     assert raised == []
 
 
-def test_a_further_connection_that_was_refused_is_tried_again(lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_further_connection_is_retried(lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_libvirt_library, "_REFUSED_SECONDS", 0.5)
     opened: list[str] = []
     real = libvirt.open
@@ -221,7 +221,7 @@ def test_a_further_connection_that_was_refused_is_tried_again(lab: Lab, tiny: Ma
 
 @contextlib.contextmanager
 def dies_after(lab: t.Any, monkeypatch: pytest.MonkeyPatch, kind: type, method: str) -> Iterator[None]:
-    """Kill the daemon when it has done the next call of this method, before the answer reaches us; start it at the end of the block."""
+    """Kill the daemon after its next call of this method, before the answer arrives; start it at the end of the block."""
     real = getattr(kind, method)
     left = [lab.kill_daemon]
 
@@ -229,7 +229,7 @@ def dies_after(lab: t.Any, monkeypatch: pytest.MonkeyPatch, kind: type, method: 
         answer = real(*arguments)
         if left:
             left.pop()()
-            arguments[0].connect().getHostname()  # fails, as the answer would not have come
+            arguments[0].connect().getHostname()  # fails, because the answer does not arrive
         return answer
 
     monkeypatch.setattr(kind, method, call)
@@ -247,19 +247,17 @@ WRITES = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_a_write_whose_answer_is_lost_is_unverified(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
+def test_write_with_a_lost_answer_is_unverified(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, write: str) -> None:
     plan, kind, method, said = WRITES[write]
     vm = tiny(f"lost{write}")
     take(lab.uri, vm, "x")
     with dies_after(lab, monkeypatch, kind, method):
         done = apply(lab.uri, plan, vm)
     assert done.error and (done.word, done.error.code, done.changed) == ("unverified", "unverified", True)
-    assert f"libvirt was asked to {said}" in str(done.error) and "virsh resume" in str(done.error)
+    assert f"libvirt was asked to {said}" in str(done.error) and " resume VM" in str(done.error)
 
 
-def test_a_revert_after_which_the_connection_breaks_says_that_the_vm_was_reverted(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_connection_after_a_revert_reports_the_revert(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("lostafter", running=True)
     take(lab.uri, vm, "x")
     with dies_after(lab, monkeypatch, libvirt.virDomain, "destroy"):
@@ -268,11 +266,9 @@ def test_a_revert_after_which_the_connection_breaks_says_that_the_vm_was_reverte
     assert "was reverted to x" in str(done.error)
 
 
-def test_a_connection_that_breaks_before_the_write_has_changed_nothing(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_broken_connection_before_the_write_changes_nothing(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("notsent", paused=True)
-    with dies_after(lab, monkeypatch, libvirt.virDomain, "jobInfo"):  # the last request before a snapshot is taken, but one
+    with dies_after(lab, monkeypatch, libvirt.virDomain, "jobInfo"):  # the last but one request before the snapshot
         done = apply(lab.uri, Present(Request(name="x")), vm)
     assert done.error and (done.error.code, done.changed) == ("connection_failed", False)
     assert lab.connect().lookupByName(vm).snapshotListNames() == []
@@ -280,14 +276,14 @@ def test_a_connection_that_breaks_before_the_write_has_changed_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["lab", "new_lab"])
-def test_twenty_vms_whose_snapshots_take_forty_seconds_are_all_taken(version: str, request: pytest.FixtureRequest) -> None:
+def test_twenty_snapshots_of_forty_seconds_are_all_taken(version: str, request: pytest.FixtureRequest) -> None:
     lab = request.getfixturevalue(version)
     with tiny_vms(lab) as make:
         vms = [make(f"many{number:02}", paused=True) for number in range(20)]
         served: list[float] = []
 
         def someone_else() -> None:
-            # A call that is no 'high priority' one, for which the daemon keeps extra workers.
+            # A call without 'high priority', for which the daemon has extra workers.
             until(lambda: sum(is_busy(lab, vm) for vm in vms) >= 16, 120)
             began = time.monotonic()
             lab.connect().getCapabilities()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is found to be wrong with a VM or its images, and that the remedy which is told mends it."""
+"""Findings about a VM or its images; each remedy in a finding works."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def found(lab: t.Any, vm: str, *, images: bool = False) -> list[Finding]:
 
 
 def mend(finding: Finding) -> None:
-    """Do what the finding says: the command behind the colon."""
+    """Run the command in the remedy of the finding, after the colon."""
     command = re.sub(r"\A[^:]*: ", "", finding.remedy)
     done = subprocess.run(["sh", "-ec", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -47,21 +47,21 @@ def cpu_ticks(pid: int) -> int:
 
 
 def at_work(pid: int) -> bool:
-    """Whether the process does something: the QEMU of a paused VM does not, unless it writes a snapshot."""
+    """Return True if the process uses CPU: the QEMU of a paused VM does not, unless it writes a snapshot."""
     before = cpu_ticks(pid)
     time.sleep(0.3)
     return cpu_ticks(pid) > before
 
 
 def settled(lab: t.Any, vm: str) -> list[int]:
-    """The state of the VM when the new daemon has done with it: until then it holds the VM, and tells what the old one knew."""
+    """Return the state of the VM when the new daemon is ready: until then, it locks the VM and reports the state from the old daemon."""
     mine = domain(lab, vm)
 
     def state() -> list[int] | None:
         now: list[int] = mine.state()
         if now[0] == libvirt.VIR_DOMAIN_SHUTOFF:
             return now
-        with contextlib.suppress(libvirt.libvirtError):  # it is off in this moment
+        with contextlib.suppress(libvirt.libvirtError):  # it is just going off
             return now if mine.controlInfo()[0] == libvirt.VIR_DOMAIN_CONTROL_OK else None
         return None
 
@@ -69,10 +69,10 @@ def settled(lab: t.Any, vm: str) -> list[int]:
 
 
 def strike(lab: t.Any, vm: str, wanted: list[int], *, answer_comes_late: bool) -> tuple[str, Outcome]:
-    """Kill the daemon while it takes a snapshot of the VM, until that has led to the ``wanted`` state.
+    """Kill the daemon while it takes a snapshot of the VM; repeat until the VM is in the ``wanted`` state.
 
-    QEMU finishes the snapshot by itself. If the answer comes while there is no daemon, it is lost, and the VM stays paused; if it comes
-    late, the new daemon takes it for the answer to a question of its own, and ends QEMU.
+    QEMU completes the snapshot itself. If its answer arrives while there is no daemon, it is lost, and the VM stays paused; if it arrives
+    late, the new daemon takes it as the answer to its own command, and ends QEMU.
     """
     for attempt in range(20):
         name = f"struck{attempt}"
@@ -101,21 +101,21 @@ def strike(lab: t.Any, vm: str, wanted: list[int], *, answer_comes_late: bool) -
     raise AssertionError("the daemon was never killed in the right moment")
 
 
-def test_a_vm_that_a_killed_daemon_left_paused_is_told_and_mended(lab: t.Any, tiny: Make) -> None:
+def test_vm_left_paused_by_a_killed_daemon_is_found_and_the_remedy_works(lab: t.Any, tiny: Make) -> None:
     vm = tiny("struck", running=True, memory_mib=1000)
     assert found(lab, vm) == []
     orphan, end = strike(lab, vm, [3, 3], answer_comes_late=False)
-    assert end.error and end.error.code == "unverified" and "virsh resume" in str(end.error)
+    assert end.error and end.error.code == "unverified" and " resume VM" in str(end.error)
     (finding,) = found(lab, vm)
     assert finding.code == "left_paused"
     assert vm in finding.message and f"virsh -c '{lab.uri}' resume {vm}" in finding.remedy
-    # another one says in which state it is taken
+    # another one shows the state in which it is taken
     second = apply(lab.uri, Present(Request(name="second")), vm)
     assert second.word == "created" and any("paused" in one and "resume" in one for one in second.warnings)
     mend(finding)
     assert power(lab, vm) == "running"
     assert found(lab, vm) == []
-    # and what it had begun to write is in the image still, unless it was struck before that
+    # and the partial data are still in the image, unless it was killed before
     for left in found(lab, vm, images=True):
         assert left.code == "orphan" and repr(orphan) in left.message
         mend(left)
@@ -125,7 +125,7 @@ def test_a_vm_that_a_killed_daemon_left_paused_is_told_and_mended(lab: t.Any, ti
 
 def check_left_off(lab: t.Any, vm: str) -> None:
     _orphan, end = strike(lab, vm, [5, 8], answer_comes_late=True)
-    assert end.error and end.error.code == "unverified" and "virsh start" in str(end.error)
+    assert end.error and end.error.code == "unverified" and " start VM" in str(end.error)
     (finding,) = found(lab, vm)
     assert finding.code == "left_off" and "memory" in finding.message
     second = apply(lab.uri, Present(Request(name="second")), vm)
@@ -136,23 +136,23 @@ def check_left_off(lab: t.Any, vm: str) -> None:
     assert found(lab, vm) == []
 
 
-def test_a_vm_that_a_new_daemon_ended_after_a_killed_one_is_told_and_started(lab: t.Any, tiny: Make) -> None:
+def test_vm_ended_by_a_new_daemon_is_found_and_the_remedy_works(lab: t.Any, tiny: Make) -> None:
     check_left_off(lab, tiny("ended", running=True, memory_mib=3000))
 
 
 @pytest.mark.slow
-def test_a_newer_daemon_that_ended_a_vm_after_a_killed_one_is_told_as_well(new_lab: t.Any, newer: Make) -> None:
+def test_vm_ended_by_a_new_daemon_is_found_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_left_off(new_lab, newer("ended", running=True, memory_mib=3000))
 
 
-def test_a_vm_that_somebody_paused_is_not_found_fault_with(lab: t.Any, tiny: Make) -> None:
+def test_vm_paused_by_a_user_is_no_finding(lab: t.Any, tiny: Make) -> None:
     vm = tiny("resting", running=True)
     domain(lab, vm).suspend()
     take(lab.uri, vm, "x")
     assert found(lab, vm) == []
 
 
-def test_a_snapshot_that_is_being_taken_is_no_finding(lab: t.Any, tiny: Make) -> None:
+def test_snapshot_in_progress_is_no_finding(lab: t.Any, tiny: Make) -> None:
     vm = tiny("growing", running=True, memory_mib=1500)
     thread = threading.Thread(target=lambda: take(lab.uri, vm, "x"))
     thread.start()
@@ -165,7 +165,7 @@ def test_a_snapshot_that_is_being_taken_is_no_finding(lab: t.Any, tiny: Make) ->
 
 
 @pytest.mark.parametrize("state", ["running", "paused", "off"])
-def test_a_snapshot_that_libvirt_does_not_know_is_named_and_mended(lab: t.Any, tiny: Make, state: str) -> None:
+def test_orphan_snapshot_is_found_and_the_remedy_works(lab: t.Any, tiny: Make, state: str) -> None:
     vm = tiny(f"orphan{state}", disks=2, running=state == "running", paused=state == "paused")
     for name in ("it's lost", "known"):
         domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>")
@@ -178,7 +178,7 @@ def test_a_snapshot_that_libvirt_does_not_know_is_named_and_mended(lab: t.Any, t
         path = str(lab.disk_folder(vm) / f"{vm}-{number}.qcow2")
         assert all(word in finding.message for word in (target, path, vm, "it's lost")), finding.message
         assert re.search(r" of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", finding.message)
-    # while the VM is up the one command mends all its disks
+    # while the VM is running, one command repairs all its disks
     for finding in findings if state == "off" else findings[:1]:
         mend(finding)
     assert found(lab, vm, images=True) == []
@@ -187,20 +187,20 @@ def test_a_snapshot_that_libvirt_does_not_know_is_named_and_mended(lab: t.Any, t
 
 
 @pytest.mark.slow
-def test_an_orphan_is_found_with_a_newer_libvirt_too(new_lab: t.Any, newer: Make) -> None:
+def test_orphan_snapshot_is_found_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     vm = newer("orphan", paused=True)
     domain(new_lab, vm).snapshotCreateXML("<domainsnapshot><name>lost</name></domainsnapshot>")
     domain(new_lab, vm).snapshotLookupByName("lost").delete(METADATA_ONLY)
     (finding,) = found(new_lab, vm, images=True)
     assert finding.code == "orphan" and "'lost'" in finding.message
-    # libvirt 9.0 replaces it without a word
+    # libvirt 9.0 replaces it silently
     done = apply(new_lab.uri, Present(Request(name="lost")), vm)
     assert done.error and "check_images" in str(done.error) and not done.changed
     mend(finding)
     assert found(new_lab, vm, images=True) == []
 
 
-def test_an_undefined_vm_leaves_orphans_to_the_next_one_on_its_disk(lab: t.Any, tiny: Make) -> None:
+def test_orphans_of_an_undefined_vm_are_found_on_the_next_vm_with_its_disk(lab: t.Any, tiny: Make) -> None:
     vm = tiny("gone", running=True)
     take(lab.uri, vm, "x")
     definition = domain(lab, vm).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
@@ -212,10 +212,10 @@ def test_an_undefined_vm_leaves_orphans_to_the_next_one_on_its_disk(lab: t.Any, 
     assert found(lab, vm, images=True) == []
 
 
-def test_an_image_that_cannot_be_read_is_said_with_the_command_for_it(lab: t.Any, tiny: Make) -> None:
+def test_unreadable_image_is_reported_with_a_command(lab: t.Any, tiny: Make) -> None:
     vm = tiny("hidden")
     image = lab.disk_folder(vm) / "hidden-0.qcow2"
-    # what the driver says of a daemon on another machine
+    # the message of the driver for a daemon on another machine
     driver = LibvirtDriver(lab.uri)
     driver._uri = "qemu+ssh://root@elsewhere/system"
     vms = driver.vms()
@@ -228,7 +228,7 @@ def test_an_image_that_cannot_be_read_is_said_with_the_command_for_it(lab: t.Any
     assert finding.code == "images_not_checked" and str(image) in finding.message
 
 
-def test_a_raw_image_holds_none(lab: t.Any, tiny: Make) -> None:
+def test_raw_image_has_no_orphans(lab: t.Any, tiny: Make) -> None:
     vm = tiny("plain", disks=0, raw_disks=1, paused=True)
     assert found(lab, vm, images=True) == []
     refused = apply(lab.uri, Present(Request(name="x", kind="internal")), vm)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""External snapshots whose images were merged, changed or piled up by somebody else."""
+"""External snapshots whose images were merged, changed or extended by other tools."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def codes(lab: t.Any, vm: str, *, images: bool = False) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_lab: t.Any, newer: Make) -> None:
+def test_snapshot_merged_by_a_backup_tool_is_found_and_not_relied_on(new_lab: t.Any, newer: Make) -> None:
     vm = newer("merged", disks=2)
     write(new_lab, vm, "a")
     take(new_lab.uri, vm, "below", kind="external")
@@ -48,7 +48,7 @@ def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_
     domain(new_lab, vm).create()
     assert codes(new_lab, vm) == []
     virsh(new_lab, "blockcommit", vm, "vda", "--active", "--shallow", "--pivot", "--wait")
-    # what below stands on was not written to
+    # the base image of below was not written to
     assert codes(new_lab, vm) == ["snapshot_lost"] and listed(new_lab.uri, vm)["above"].lost
     virsh(new_lab, "blockcommit", vm, "vda", "--active", "--pivot", "--wait")
     for on in (True, False):
@@ -60,14 +60,14 @@ def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_
                 done = apply(new_lab.uri, plan, vm)
                 assert done.error and (done.error.code, done.changed) == ("unsupported", False)
                 assert "lost its data" in str(done.error) and "state=absent" in str(done.error)
-    # vdb was merged not at all, so that the VM needs all its files.
+    # vdb was not merged, so the VM needs all its files.
     for name in ("above", "below"):
         done = remove(new_lab.uri, vm, name)
         (warning,) = done.warnings
         assert done.word == "removed" and f"{vm}-vda.{name}" in warning and f"{vm}-vdb" not in warning
     assert listed(new_lab.uri, vm) == {} and codes(new_lab, vm) == []
     assert reads(new_lab, vm, "c")
-    # and the VM is none the worse for it
+    # and the VM is not damaged
     take(new_lab.uri, vm, "next", kind="external")
     revert(new_lab.uri, vm, "next")
     assert reads(new_lab, vm, "c")
@@ -75,9 +75,7 @@ def test_a_snapshot_that_a_backup_tool_merged_is_told_and_never_vouched_for(new_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["running", "off"])
-def test_images_that_were_merged_in_the_middle_of_a_chain_are_told_and_the_others_stay_ways_back(
-    new_lab: t.Any, newer: Make, state: str
-) -> None:
+def test_merged_images_in_a_chain_are_found_and_the_others_stay_usable(new_lab: t.Any, newer: Make, state: str) -> None:
     vm = newer("between")
     bases = []
     for text in "abcde":
@@ -89,14 +87,14 @@ def test_images_that_were_merged_in_the_middle_of_a_chain_are_told_and_the_other
     virsh(new_lab, "blockcommit", vm, "vda", "--base", bases[1], "--top", bases[2], "--wait")
     if state == "off":
         domain(new_lab, vm).destroy()
-    # What b is based on holds c's data now.
+    # The base image of b now has the data of c.
     assert [one.name for one in listed(new_lab.uri, vm).values() if one.lost] == ["b", "c"]
     for name in ("b", "c"):
         done = apply(new_lab.uri, Reverted(Request(name=name)), vm)
         assert done.error and (done.error.code, done.changed) == ("unsupported", False)
         assert "was merged into" in str(done.error) and "VM writes to" not in str(done.error)
         done = remove(new_lab.uri, vm, name)
-        # The VM runs on the file that was made for c; nothing uses that of b, which was merged.
+        # The VM runs on the file that was created for c; the file of b was merged and is not used.
         assert done.word == "removed" and [f"{vm}-vda.{name}." in one for one in done.warnings] == [name == "b"]
     for name in ("a", "d", "e"):
         revert(new_lab.uri, vm, name)
@@ -105,7 +103,7 @@ def test_images_that_were_merged_in_the_middle_of_a_chain_are_told_and_the_other
 
 
 @pytest.mark.slow
-def test_newest_images_that_were_merged_one_way_or_the_other_are_not_relied_on(new_lab: t.Any, newer: Make) -> None:
+def test_newest_image_merged_into_its_base_is_not_relied_on(new_lab: t.Any, newer: Make) -> None:
     vm = newer("newest")
     bases = []
     for text in "abc":
@@ -122,13 +120,13 @@ def test_newest_images_that_were_merged_one_way_or_the_other_are_not_relied_on(n
 
 
 @pytest.mark.slow
-def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished(new_lab: t.Any, newer: Make) -> None:
+def test_removal_interrupted_by_a_dead_daemon_is_found_and_can_be_completed(new_lab: t.Any, newer: Make) -> None:
     vm = newer("halfway")
     write(new_lab, vm, "a")
     take(new_lab.uri, vm, "x", kind="external")
     write(new_lab, vm, "b")
     domain(new_lab, vm).create()
-    # What libvirt's own removal does first, and a daemon that dies then leaves: the job is ready, and the image has the newer data.
+    # The first step of libvirt's removal, which a daemon that dies then leaves behind: the job is ready, and the image has the newer data.
     domain(new_lab, vm).blockCommit("vda", None, None, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
     until(lambda: "ready='yes'" in domain(new_lab, vm).XMLDesc())
     new_lab.kill_daemon()
@@ -142,7 +140,7 @@ def test_a_removal_that_a_dead_daemon_left_half_done_is_told_and_can_be_finished
 
 
 @pytest.mark.slow
-def test_so_many_external_ones_are_taken_that_the_vm_still_starts(new_lab: t.Any, newer: Make) -> None:
+def test_number_of_external_snapshots_is_limited_so_that_the_vm_starts(new_lab: t.Any, newer: Make) -> None:
     vm = newer("deep", running=True)
     # A template of five images below it.
     base, folder = image(new_lab, vm), new_lab.disk_folder(vm)
@@ -161,7 +159,7 @@ def test_so_many_external_ones_are_taken_that_the_vm_still_starts(new_lab: t.Any
             refused = done
             break
         taken += 1
-        # off at first, later up
+        # off at first, later running
         if taken == 7:
             domain(new_lab, vm).create()
     assert taken == 14 and refused and refused.error and (refused.error.code, refused.changed) == ("unsupported", False)
@@ -177,14 +175,14 @@ def test_so_many_external_ones_are_taken_that_the_vm_still_starts(new_lab: t.Any
         by_hand(new_lab, vm, f"hand{number}", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     domain(new_lab, vm).create()
     domain(new_lab, vm).destroy()
-    # and it is no idle fear
+    # proof that the limit is needed
     by_hand(new_lab, vm, "hand5", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     with pytest.raises(libvirt.libvirtError, match="nesting too deep"):
         domain(new_lab, vm).create()
 
 
 class Meanwhile:
-    """The handle of a VM that is used as it is, but for one thing that another client does before the definition is read for the first time."""
+    """A proxy of a VM handle that runs an action of another client once, before the definition is first read."""
 
     def __init__(self, handle: libvirt.virDomain, do: t.Callable[[], object]) -> None:
         self._handle = handle
@@ -199,9 +197,7 @@ class Meanwhile:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("running", [False, True])
-def test_a_snapshot_whose_parent_is_removed_while_it_is_looked_at_is_not_called_lost(
-    new_lab: t.Any, newer: Make, running: bool
-) -> None:
+def test_snapshot_whose_parent_is_removed_during_the_read_is_not_lost(new_lab: t.Any, newer: Make, running: bool) -> None:
     vm = newer(f"meanwhile{running}".lower(), running=running)
     for name in "abc":
         take(new_lab.uri, vm, name, kind="external")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A guest's file systems held still for a snapshot, and always let go again; with a real guest and its agent."""
+"""Freeze the file systems of a guest for a snapshot, and always thaw them; with a real guest and its agent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def booted(new_lab: t.Any) -> Iterator[t.Any]:
 
 @pytest.fixture
 def guest(new_lab: t.Any, booted: t.Any) -> Iterator[t.Any]:
-    # libvirt greets the agent first, and sends nothing more to one that does not answer; that has to be behind us.
+    # libvirt first syncs with the agent, and sends nothing more to an agent that does not answer; wait until this is done.
     assert frozen(booted) == "thawed"
     yield booted
     booted.ssh("pkill -CONT qemu-ga")
@@ -60,7 +60,7 @@ def agent_timeout(lab: t.Any, vm: str) -> str:
 
 @guest_test
 @pytest.mark.parametrize("how", ["prefer", "require"])
-def test_a_guest_with_an_agent_is_quiesced_and_the_snapshot_says_so(new_lab: t.Any, guest: t.Any, how: str) -> None:
+def test_guest_with_an_agent_is_quiesced_and_the_snapshot_records_it(new_lab: t.Any, guest: t.Any, how: str) -> None:
     done = quiesce(new_lab, guest.name, "calm", how)
     assert done.error is None and done.warnings == []
     assert done.snapshot and (done.snapshot.consistency, done.snapshot.memory) == ("filesystem", False)
@@ -71,21 +71,21 @@ def test_a_guest_with_an_agent_is_quiesced_and_the_snapshot_says_so(new_lab: t.A
 
 
 @guest_test
-def test_without_being_asked_nothing_is_quiesced(new_lab: t.Any, guest: t.Any) -> None:
+def test_guest_is_not_quiesced_without_the_option(new_lab: t.Any, guest: t.Any) -> None:
     assert take(new_lab.uri, guest.name, "crash", kind="external").consistency == "crash"
 
 
 @guest_test
-def test_an_internal_snapshot_never_holds_a_frozen_guest(new_lab: t.Any, guest: t.Any) -> None:
+def test_internal_snapshot_never_contains_a_frozen_guest(new_lab: t.Any, guest: t.Any) -> None:
     done = apply(new_lab.uri, Present(Request(name="x", kind="internal", quiesce="require")), guest.name)
-    assert done.error and done.error.code == "unsupported" and "frozen guest" in str(done.error)
+    assert done.error and done.error.code == "unsupported" and "the guest would be frozen" in str(done.error)
     both = quiesce(new_lab, guest.name, "x", "require", memory=True)
     assert both.error and both.error.code == "unsupported" and "memory" in str(both.error)
     assert listed(new_lab.uri, guest.name) == {}
 
 
 @guest_test
-def test_a_guest_that_somebody_froze_is_left_frozen(new_lab: t.Any, guest: t.Any) -> None:
+def test_guest_frozen_by_a_user_stays_frozen(new_lab: t.Any, guest: t.Any) -> None:
     domain(new_lab, guest.name).fsFreeze()
     done = quiesce(new_lab, guest.name, "x", "require")
     assert done.error and (done.error.code, done.changed) == ("locked", False)
@@ -94,16 +94,14 @@ def test_a_guest_that_somebody_froze_is_left_frozen(new_lab: t.Any, guest: t.Any
     assert frozen(guest) == "frozen"
     preferred = quiesce(new_lab, guest.name, "y", "prefer")
     assert preferred.error is None and preferred.snapshot and preferred.snapshot.consistency == "crash"
-    assert any("not quiesced" in warning and "frozen already" in warning for warning in preferred.warnings)
+    assert any("not quiesced" in warning and "already frozen" in warning for warning in preferred.warnings)
     assert frozen(guest) == "frozen"
     assert subprocess.run(["sh", "-ec", command], capture_output=True, check=False).returncode == 0
     assert frozen(guest) == "thawed"
 
 
 @guest_test
-def test_an_agent_that_obeys_too_late_does_not_leave_the_guest_frozen(
-    new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_late_freeze_of_the_agent_is_thawed(new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_libvirt_guest, "_FREEZE_SECONDS", 2)
     guest.ssh("pkill -STOP qemu-ga")
 
@@ -120,9 +118,7 @@ def test_an_agent_that_obeys_too_late_does_not_leave_the_guest_frozen(
 
 
 @guest_test
-def test_where_even_the_thaw_fails_it_is_said_with_the_command(
-    new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_thaw_is_reported_with_a_command(new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_libvirt_guest, "_FREEZE_SECONDS", 2)
     monkeypatch.setattr(_libvirt_guest, "_AGENT_SECONDS", 1)
     monkeypatch.setattr(_libvirt_guest, "_THAW_SECONDS", 4.0)
@@ -134,20 +130,20 @@ def test_where_even_the_thaw_fails_it_is_said_with_the_command(
     command = f"virsh -c '{new_lab.uri}' domfsthaw {guest.name}"
     assert "may be frozen" in str(done.error) and command in str(done.error)
     guest.ssh("pkill -CONT qemu-ga")
-    assert frozen(guest) == "frozen"  # so the message is right
+    assert frozen(guest) == "frozen"  # the message is right
     assert subprocess.run(["sh", "-ec", command], capture_output=True, check=False).returncode == 0
     assert frozen(guest) == "thawed"
 
 
 @guest_test
-def test_a_daemon_that_dies_meanwhile_does_not_leave_the_guest_frozen(new_lab: t.Any, guest: t.Any) -> None:
+def test_guest_is_thawed_although_the_daemon_died(new_lab: t.Any, guest: t.Any) -> None:
     guest.ssh("pkill -STOP qemu-ga")
     ends: list[Outcome] = []
     thread = threading.Thread(target=lambda: ends.append(quiesce(new_lab, guest.name, "x", "require")))
     thread.start()
     time.sleep(2)
     new_lab.kill_daemon()
-    guest.ssh("pkill -CONT qemu-ga")  # the agent freezes now, with nobody there who waits for it
+    guest.ssh("pkill -CONT qemu-ga")  # the agent freezes the guest now, but no client waits for it
     time.sleep(1)
     new_lab.start_daemon()
     thread.join()
@@ -160,14 +156,14 @@ def test_a_daemon_that_dies_meanwhile_does_not_leave_the_guest_frozen(new_lab: t
 
 @guest_test
 @pytest.mark.parametrize("how", ["require", "prefer"])
-def test_a_snapshot_that_keeps_the_guest_frozen_for_too_long_is_no_quiesced_one(
+def test_snapshot_with_a_too_long_freeze_is_not_reported_as_quiesced(
     new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(_libvirt_guest, "_QUIESCE_SECONDS", 0.0)
     done = quiesce(new_lab, guest.name, "slow", how)
     assert frozen(guest) == "thawed"
     if how == "require":
-        assert done.error and done.error.code == "timed_out" and "removed again" in str(done.error)
+        assert done.error and done.error.code == "timed_out" and "the snapshot was removed" in str(done.error)
         assert listed(new_lab.uri, guest.name) == {}
     else:
         assert done.error is None and any("not quiesced" in warning for warning in done.warnings)
@@ -175,7 +171,7 @@ def test_a_snapshot_that_keeps_the_guest_frozen_for_too_long_is_no_quiesced_one(
 
 
 @guest_test
-def test_a_failure_of_the_disks_thaws_the_guest(new_lab: t.Any, guest: t.Any) -> None:
+def test_disk_failure_thaws_the_guest(new_lab: t.Any, guest: t.Any) -> None:
     folder = new_lab.disk_folder(guest.name)
     folder.chmod(0o555)
     try:
@@ -194,7 +190,7 @@ def test_a_failure_of_the_disks_thaws_the_guest(new_lab: t.Any, guest: t.Any) ->
         ({"paused": True, "agent": True}, "is paused"),
     ],
 )
-def test_what_cannot_be_quiesced_is_told_with_the_reason(
+def test_guest_that_cannot_be_quiesced_is_reported_with_the_reason(
     new_lab: t.Any, newer: Make, options: dict[str, t.Any], reason: str
 ) -> None:
     vm = newer("mute", **options)
@@ -207,7 +203,7 @@ def test_what_cannot_be_quiesced_is_told_with_the_reason(
     assert preferred.snapshot and preferred.snapshot.consistency == "crash"
 
 
-def test_what_is_off_has_nothing_to_be_quiesced(new_lab: t.Any, newer: Make) -> None:
+def test_quiesce_is_ignored_for_a_vm_that_is_off(new_lab: t.Any, newer: Make) -> None:
     vm = newer("cold")
     done = quiesce(new_lab, vm, "x", "require")
     assert done.error is None and done.warnings == []

@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import time
 import typing as t
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from xml.etree import ElementTree
 
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, crawling, domain, is_busy, listed, look, power, qemu_pid, stopped, take, until
+from libvirt_kit import Make, apply, domain, is_busy, listed, look, power, qemu_pid, stopped, stopped_when, take, until
 
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.qemu
 def before_the_next(
     monkeypatch: pytest.MonkeyPatch, method: str, happens: t.Callable[[], object], *, of: type = libvirt.virDomain
 ) -> None:
-    """Let something happen between our last look and this call, by default of libvirt's library, once."""
+    """Run an action once between our last read and the next call of this function, by default in the libvirt library."""
     real = getattr(of, method)
     left = [happens]
 
@@ -39,19 +42,30 @@ def before_the_next(
     monkeypatch.setattr(of, method, call)
 
 
-def test_a_snapshot_that_is_removed_while_it_is_labelled_stays_removed(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_removed_during_labelling_stays_removed(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("relabelled", paused=True)
     take(lab.uri, vm, "x")
     person = domain(lab, vm)
     taken = person.snapshotLookupByName("x").getXMLDesc()
     before_the_next(monkeypatch, "snapshotCreateXML", lambda: person.snapshotLookupByName("x").delete())
     done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
-    # It is to be present: there is none any more, so that one is taken, with its data.
+    # state=present: there is no snapshot any more, so a new one is taken, with its data.
     assert (done.word, done.error) == ("created", None)
     assert person.snapshotLookupByName("x").getXMLDesc() != taken
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
+
+
+def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = tiny("orphaned", paused=True)
+    for name in ("w", "x"):
+        take(lab.uri, vm, name)
+    before_the_next(monkeypatch, "snapshotCreateXML", domain(lab, vm).snapshotLookupByName("w").delete)
+    done = apply(lab.uri, Present(Request(name="x", labels={"step": "two"})), vm)
+    assert (done.word, done.error) == ("updated", None)
+    (left,) = listed(lab.uri, vm).values()
+    assert (left.name, left.parent) == ("x", None) and left.label and left.label.fields["step"] == "two"
 
 
 def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
@@ -63,22 +77,22 @@ def check_label_against_delete(lab: t.Any, vm: str, rounds: int) -> None:
             delete = pool.submit(apply, lab.uri, Absent(Request(name="x")), vm)
             labelled, deleted = label.result(), delete.result()
             assert (deleted.word, deleted.error) == ("removed", None)
-            # Of a label that was first the last look does not see the snapshot any more.
+            # If the label was first, the last read does not show the snapshot any more.
             assert labelled.error is None or labelled.error.code in ("snapshot_not_found", "unverified"), labelled.error
             assert person.snapshotListNames() == []
 
 
-def test_a_label_that_meets_a_removal_leaves_no_record_without_data(lab: t.Any, tiny: Make) -> None:
+def test_label_during_a_removal_leaves_no_record_without_data(lab: t.Any, tiny: Make) -> None:
     check_label_against_delete(lab, tiny("labels", paused=True), 15)
 
 
 @pytest.mark.slow
-def test_a_label_that_meets_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
+def test_label_during_a_removal_leaves_no_record_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_label_against_delete(new_lab, newer("labels", paused=True), 60)
 
 
 @pytest.mark.parametrize("what", ["absent", "prune", "revert", "describe"])
-def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(
+def test_new_snapshot_with_the_same_name_is_not_changed(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     vm = tiny("replaced", paused=True)
@@ -104,11 +118,11 @@ def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(
     assert "by another user" in person.snapshotLookupByName("x").getXMLDesc() and power(lab, vm) == "paused"
 
 
-# a managed save of somebody else
+# a managed save by another client
 
 
 def while_it_is_saved(lab: t.Any, vm: str, plan: t.Any, monkeypatch: pytest.MonkeyPatch) -> t.Any:
-    """One call that finds the VM held by a managed save, which ends only when the call has looked at it twice."""
+    """Run a call that finds the VM locked by a managed save, which ends only after the call has read it twice."""
     real = libvirt.virDomain.controlInfo
     looks: list[None] = []
 
@@ -128,9 +142,7 @@ def while_it_is_saved(lab: t.Any, vm: str, plan: t.Any, monkeypatch: pytest.Monk
         return call.result()
 
 
-def test_a_managed_save_that_was_waited_for_keeps_a_snapshot_from_being_taken(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_is_refused_after_waiting_for_a_managed_save(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     done = while_it_is_saved(lab, vm, Present(Request(name="x")), monkeypatch)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.word
@@ -139,9 +151,7 @@ def test_a_managed_save_that_was_waited_for_keeps_a_snapshot_from_being_taken(
     assert domain(lab, vm).hasManagedSaveImage()
 
 
-def test_a_managed_save_that_was_waited_for_is_dropped_by_a_revert(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revert_drops_a_managed_save_that_it_waited_for(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     take(lab.uri, vm, "x")
     done = while_it_is_saved(lab, vm, Reverted(Request(name="x", power="off")), monkeypatch)
@@ -150,9 +160,7 @@ def test_a_managed_save_that_was_waited_for_is_dropped_by_a_revert(
     assert any("managed save" in warning for warning in done.warnings)
 
 
-def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_snapshot_taken_during_a_managed_save_is_removed(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("saving", running=True)
     person = domain(lab, vm)
     before_the_next(monkeypatch, "snapshotCreateXML", person.managedSave)
@@ -166,9 +174,7 @@ def test_no_snapshot_stays_that_was_taken_beside_memory_saved_in_the_same_moment
 # other jobs
 
 
-def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_wanted(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_revert_succeeds_if_another_run_has_powered_off_the_vm(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("twice", running=True)
     take(lab.uri, vm, "x")
     person = domain(lab, vm)
@@ -177,13 +183,13 @@ def test_a_revert_that_finds_its_vm_switched_off_by_another_one_has_what_it_want
     assert (done.word, done.error, power(lab, vm)) == ("reverted", None, "off")
 
 
-def test_a_revert_whose_last_step_fails_does_not_pass_for_one_that_was_never_begun(
+def test_failed_last_step_of_a_revert_is_not_reported_as_not_started(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = tiny("stuck", running=True)
     take(lab.uri, vm, "x")
     real = libvirt.virDomain.destroy
-    # An error of libvirt with a code that elsewhere means that nothing was done (no such domain).
+    # A libvirt error whose code elsewhere means that nothing was done (no such domain).
     monkeypatch.setattr(libvirt.virDomain, "destroy", lambda domain: real(domain.connect().lookupByName("nobody")))
     done = apply(lab.uri, Reverted(Request(name="x", power="off")), vm)
     assert done.error and (done.error.code, done.changed) == ("backend_failed", True)
@@ -206,61 +212,108 @@ def check_backup(lab: t.Any, vm: str) -> None:
         began = time.monotonic()
         done = apply(lab.uri, plan, vm, lock_timeout=2)
         assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
-        assert time.monotonic() - began < 28  # libvirt itself waits for 30
-    assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # what needs no write waits for nobody
+        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds
+    assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # a call without a write does not wait
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
         person.abortJob()
         assert call.result().word == "created"
 
 
-def test_a_backup_that_holds_a_vm_is_waited_for_no_longer_than_lock_timeout(lab: t.Any, tiny: Make) -> None:
+def test_backup_is_waited_for_up_to_lock_timeout(lab: t.Any, tiny: Make) -> None:
     check_backup(lab, tiny("backup", running=True))
 
 
 @pytest.mark.slow
-def test_a_backup_holds_a_vm_of_a_newer_libvirt_no_longer_than_lock_timeout(new_lab: t.Any, newer: Make) -> None:
+def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_backup(new_lab, newer("backup", running=True))
+
+
+@contextlib.contextmanager
+def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
+    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    mine = domain(lab, vm)
+    with ThreadPoolExecutor(1) as pool:
+        pid = qemu_pid(lab, vm)
+        other = pool.submit(take, lab.uri, vm, name)
+        with stopped_when(pid, lambda: mine.state() == [3, 3] and is_busy(lab, vm)):
+            yield
+        other.result()
 
 
 def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
-    mine = domain(lab, vm)
-    with ThreadPoolExecutor(1) as pool, crawling(qemu_pid(lab, vm)):
-        other = pool.submit(take, lab.uri, vm, "x")
-        until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
+    with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
-        assert mine.state() == [3, 3]  # it still is
         assert view is not None
         assert (view.state.power, view.state.findings) == ("running", ())
         assert view.state.busy
-    other.result()
 
 
-def test_a_revert_is_confirmed_while_another_run_takes_a_snapshot(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = tiny("resumed", paused=True)
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    view = look(lab.uri, vm).after
+    assert view is not None
+    assert (view.state.power, view.state.busy) == ("running", None)
+
+
+def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
-    mine = domain(lab, vm)
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(1))
-
-        def other_run() -> None:
-            stack.enter_context(crawling(qemu_pid(lab, vm)))
-            pool.submit(take, lab.uri, vm, "y")
-            until(lambda: mine.state() == [3, 3] and is_busy(lab, vm))
-
-        before_the_next(monkeypatch, "hasManagedSaveImage", other_run)  # the revert is done then, and not yet looked at
+        # The revert is done then, and not yet looked at.
+        before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert mine.state() == [3, 3]  # it still is
+        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
+
+
+def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
+    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+    vm = domain(lab, tiny("names"))
+    create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
+    named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
+    assert len(set(named)) == 200
 
 
 @pytest.mark.slow
-def test_an_external_snapshot_is_taken_again_within_the_second(new_lab: t.Any, newer: Make) -> None:
+def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_left(
+    new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = newer("removed", running=True)
+    take(new_lab.uri, vm, "x", kind="external")
+    current = domain(new_lab, vm).snapshotCurrent()
+    before_the_next(monkeypatch, "listAllChildren", current.delete, of=libvirt.virDomainSnapshot)
+    done = apply(new_lab.uri, Present(Request(name="y", kind="external")), vm)
+    assert (done.word, done.error) == ("created", None)
+    assert domain(new_lab, vm).snapshotListNames() == ["y"]
+
+
+@pytest.mark.slow
+def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
+    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+    vm = newer("making", running=True, memory_mib=1000)
+    take(new_lab.uri, vm, "x", kind="external")
+    person = domain(new_lab, vm)
+    with ThreadPoolExecutor(2) as pool:
+        pid = qemu_pid(new_lab, vm)
+        other = pool.submit(take, new_lab.uri, vm, "y", kind="external", memory=True)
+        with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
+            listed_now = listed(new_lab.uri, vm)
+            call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
+            wait([call], timeout=3)  # for longer than its first look takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+        other.result()
+        done = call.result()
+    assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []
+    assert (done.word, done.error) == ("created", None)
+
+
+@pytest.mark.slow
+def test_external_snapshot_can_be_taken_twice_in_one_second(new_lab: t.Any, newer: Make) -> None:
     vm = newer("again", paused=True)
     for _time in range(3):
         snapshot = take(new_lab.uri, vm, "x", kind="external")
-        # As after a daemon that died: the record is gone, the file is not.
+        # As after a daemon crash: the record is gone, but the file exists.
         domain(new_lab, vm).snapshotLookupByName(snapshot.id).delete(libvirt.VIR_DOMAIN_SNAPSHOT_DELETE_METADATA_ONLY)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Snapshots that cannot be removed from the VM as it is now: refused with the way out, before libvirt dies of it."""
+"""Snapshots that cannot be removed in the present state of the VM: refused with a remedy, before libvirt crashes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
 
 
 def add_disk(lab: t.Any, vm: str, flags: int = LIVE | CONFIG) -> str:
-    """Plug a second disk in, and return its definition."""
+    """Attach a second disk and return its definition."""
     path = lab.disk_folder(vm) / "added.qcow2"
     lab.run_as_user("qemu-img", "create", "-q", "-f", "qcow2", str(path), "4M")
     xml = f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{path}'/><target dev='vdb' bus='virtio'/></disk>"
@@ -40,7 +40,7 @@ def check_missing_disk(lab: t.Any, vm: str) -> None:
         assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
         assert "vdb" in str(done.error) and "power the VM off" in str(done.error) and "attach-device" in str(done.error)
     assert lab.connect().isAlive() and (lab.pid, qemu_pid(lab, vm)) == (daemon, qemu)
-    # Either way out works: with the disk again
+    # Both remedies work: with the disk attached again
     domain(lab, vm).attachDeviceFlags(disk, LIVE)
     assert apply(lab.uri, Absent(Request(name="y")), vm).word == "removed"
     take(lab.uri, vm, "z")
@@ -52,16 +52,16 @@ def check_missing_disk(lab: t.Any, vm: str) -> None:
     assert domain(lab, vm).snapshotListNames() == ["x"]
 
 
-def test_a_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed_while_it_is_up(lab: t.Any, tiny: Make) -> None:
+def test_snapshot_with_a_missing_disk_is_not_removed_while_the_vm_runs(lab: t.Any, tiny: Make) -> None:
     check_missing_disk(lab, tiny("lacking", paused=True))
 
 
 @pytest.mark.slow
-def test_a_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
+def test_snapshot_with_a_missing_disk_is_not_removed_with_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     check_missing_disk(new_lab, newer("lacking", paused=True))
 
 
-def test_a_revert_that_discards_newer_ones_stops_at_one_with_a_disk_that_is_gone_by_then(lab: t.Any, tiny: Make) -> None:
+def test_discard_newer_stops_at_a_snapshot_with_a_missing_disk(lab: t.Any, tiny: Make) -> None:
     vm = tiny("discarding", paused=True)
     take(lab.uri, vm, "x")
     add_disk(lab, vm)
@@ -73,7 +73,7 @@ def test_a_revert_that_discards_newer_ones_stops_at_one_with_a_disk_that_is_gone
 
 
 @pytest.mark.slow
-def test_an_external_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed(new_lab: t.Any, newer: Make) -> None:
+def test_external_snapshot_with_a_missing_disk_is_not_removed(new_lab: t.Any, newer: Make) -> None:
     vm = newer("apart", disks=2)
     take(new_lab.uri, vm, "x", kind="external")
     person = domain(new_lab, vm)
@@ -82,14 +82,14 @@ def test_an_external_snapshot_with_a_disk_that_the_vm_lacks_is_not_removed(new_l
     person.detachDeviceFlags(definition[start : definition.index("</disk>", start) + 7], CONFIG)
     done = apply(new_lab.uri, Absent(Request(name="x")), vm)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert "vdb" in str(done.error) and "attach it again" in str(done.error)
+    assert "vdb" in str(done.error) and "attach the disk again" in str(done.error)
     new_lab.connect().defineXML(definition)
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
     assert files(new_lab, vm) == ["apart-0.qcow2", "apart-1.qcow2"]
 
 
 @pytest.mark.slow
-def test_an_external_snapshot_is_not_removed_beside_saved_memory(new_lab: t.Any, newer: Make) -> None:
+def test_external_snapshot_is_not_removed_while_memory_is_saved(new_lab: t.Any, newer: Make) -> None:
     vm = newer("saved", running=True)
     take(new_lab.uri, vm, "x", kind="external")
     person = domain(new_lab, vm)
@@ -104,9 +104,7 @@ def test_an_external_snapshot_is_not_removed_beside_saved_memory(new_lab: t.Any,
     assert files(new_lab, vm) == ["saved-0.qcow2"]
 
 
-def test_a_removal_that_libvirt_calls_failed_and_has_done_is_a_removal(
-    lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removal_done_despite_an_error_of_libvirt_is_a_success(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("contrary")
     take(lab.uri, vm, "x")
     real = libvirt.virDomainSnapshot.delete
@@ -125,7 +123,7 @@ def test_a_removal_that_libvirt_calls_failed_and_has_done_is_a_removal(
 
 
 def check_saved(lab: t.Any, vm: str, kind: str) -> None:
-    """The VM is off when the snapshot is taken, and has saved its memory when it goes back."""
+    """The VM is off when the snapshot is taken, and its memory is saved when it is reverted."""
     take(lab.uri, vm, "x", kind=kind)
     person = domain(lab, vm)
     person.create()
@@ -139,18 +137,18 @@ def check_saved(lab: t.Any, vm: str, kind: str) -> None:
     assert power(lab, vm) == "running"
 
 
-def test_a_vm_with_saved_memory_goes_back_to_a_snapshot_without_memory(lab: t.Any, tiny: Make) -> None:
+def test_vm_with_saved_memory_is_reverted_to_a_snapshot_without_memory(lab: t.Any, tiny: Make) -> None:
     check_saved(lab, tiny("dormant"), "internal")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["internal", "external"])
-def test_a_vm_with_saved_memory_goes_back_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str) -> None:
+def test_vm_with_saved_memory_is_reverted_with_a_newer_libvirt(new_lab: t.Any, newer: Make, kind: str) -> None:
     check_saved(new_lab, newer(f"dormant{kind}"), kind)
 
 
 @pytest.mark.slow
-def test_a_vm_that_has_not_run_since_its_memory_was_restored_is_refused_what_qemu_cannot(new_lab: t.Any, newer: Make) -> None:
+def test_operations_that_qemu_cannot_do_before_a_restored_vm_has_run_are_refused(new_lab: t.Any, newer: Make) -> None:
     vm = newer("restored", running=True)
     take(new_lab.uri, vm, "x", kind="external")
     person = domain(new_lab, vm)
@@ -163,14 +161,14 @@ def test_a_vm_that_has_not_run_since_its_memory_was_restored_is_refused_what_qem
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert apply(new_lab.uri, Absent(Request(name="x")), vm).word == "removed"
 
 
 @pytest.mark.slow
-def test_no_internal_snapshot_is_taken_or_removed_before_a_restored_vm_has_run(new_lab: t.Any, newer: Make) -> None:
+def test_internal_snapshots_are_refused_before_a_restored_vm_has_run(new_lab: t.Any, newer: Make) -> None:
     vm = newer("waking", paused=True)
     take(new_lab.uri, vm, "before")
     person = domain(new_lab, vm)
@@ -180,7 +178,7 @@ def test_no_internal_snapshot_is_taken_or_removed_before_a_restored_vm_has_run(n
         for dry_run in (True, False):
             done = apply(new_lab.uri, plan, vm, dry_run=dry_run)
             assert done.error and (done.error.code, done.changed) == ("unsupported", False), done.error
-            assert "virsh resume" in str(done.error)
+            assert f" resume {vm}" in str(done.error)
     person.resume()
     person.suspend()
     assert take(new_lab.uri, vm, "x").kind == "internal"

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How much is asked of the daemon, counted from its own log."""
+"""The number of requests to the daemon, counted from its log."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ def counting() -> Iterator[CountingLab]:
 
 
 def look(lab: CountingLab, *vms: str, **what: bool) -> None:
-    """A snapshot_info, the connection included."""
+    """Run snapshot_info, including the connection."""
     with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
         fleet = Fleet(driver, Bounds(), now=lambda: datetime.now(timezone.utc))
         for seen in fleet.look([Target(vm) for vm in vms], **what):
             assert seen.error is None, seen.error
 
 
-def test_a_listing_of_a_hundred_snapshots_costs_no_more_than_120_requests(counting: CountingLab) -> None:
+def test_listing_of_a_hundred_snapshots_needs_at_most_120_requests(counting: CountingLab) -> None:
     domain = counting.define_tiny("many", paused=True)
     for number in range(100):
         domain.snapshotCreateXML(f"<domainsnapshot><name>s{number}</name></domainsnapshot>")
     with counting.counted() as asked:
         look(counting, "many")
-    assert asked[OPEN] == 1 and asked[SNAPSHOT_XML] == 100  # the log is read rightly
+    assert asked[OPEN] == 1 and asked[SNAPSHOT_XML] == 100  # the log is parsed correctly
     print("requests for a listing of 100 snapshots:", asked.total())
     assert asked.total() <= 120
-    assert asked[DOMAIN_XML] == 1  # whether its disks let the snapshots be removed
+    assert asked[DOMAIN_XML] == 1  # to check if its disks allow the removal of the snapshots
     with counting.counted() as asked:
         look(counting, "many", drift=True)
     assert asked[DOMAIN_XML] > 1
     counting.remove("many")
 
 
-def test_the_state_of_ten_vms_is_one_request(counting: CountingLab) -> None:
+def test_state_of_ten_vms_needs_one_request(counting: CountingLab) -> None:
     names = [f"one{number}" for number in range(10)]
     for name in names:
         counting.define_tiny(name)
@@ -66,13 +66,13 @@ def test_the_state_of_ten_vms_is_one_request(counting: CountingLab) -> None:
     with counting.counted() as ten:
         look(counting, *names)
     assert (ten[ALL_STATS], ten[DOMAIN_STATE], ten[DOMAIN_XML]) == (1, 0, 0)
-    # Off and without snapshots, each further VM costs the list of its snapshots.
+    # Each further VM that is off and has no snapshots costs one request, the list of its snapshots.
     assert ten.total() - one.total() == 9
     for name in names:
         counting.remove(name)
 
 
-def test_a_vm_that_goes_away_is_told_and_does_not_take_the_others_with_it(counting: CountingLab) -> None:
+def test_vm_that_disappears_is_reported_and_the_others_are_listed(counting: CountingLab) -> None:
     for name in ("stays", "goes"):
         counting.define_tiny(name, paused=True)
     with contextlib.closing(LibvirtDriver(counting.uri)) as driver:
@@ -85,7 +85,7 @@ def test_a_vm_that_goes_away_is_told_and_does_not_take_the_others_with_it(counti
     counting.remove("stays")
 
 
-def test_a_vm_with_external_snapshots_is_defined_once_in_a_listing(counting: CountingLab) -> None:
+def test_definition_of_a_vm_with_external_snapshots_is_read_once_in_a_listing(counting: CountingLab) -> None:
     counting.define_tiny("outer", running=True).snapshotCreateXML(
         "<domainsnapshot><name>x</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
     )
@@ -95,7 +95,7 @@ def test_a_vm_with_external_snapshots_is_defined_once_in_a_listing(counting: Cou
     counting.remove("outer")
 
 
-def test_many_unknown_snapshots_do_not_ask_for_all_vms_each(counting: CountingLab) -> None:
+def test_many_orphans_need_one_read_of_all_vms(counting: CountingLab) -> None:
     domain = counting.define_tiny("messy")
     for number in range(5):
         handle = domain.snapshotCreateXML(f"<domainsnapshot><name>x{number}</name></domainsnapshot>")
@@ -105,13 +105,13 @@ def test_many_unknown_snapshots_do_not_ask_for_all_vms_each(counting: CountingLa
         counting.define_tiny(name)
     with counting.counted() as asked:
         look(counting, "messy", images=True)
-    # two looks, and each of the six VMs once
+    # two reads, and one for each of the six VMs
     assert asked[DOMAIN_XML] == 2 + 6
     for name in [*names, "messy"]:
         counting.remove(name)
 
 
-def test_the_image_of_a_vm_on_another_host_is_read_once(counting: CountingLab) -> None:
+def test_image_of_a_vm_on_another_host_is_read_once(counting: CountingLab) -> None:
     xml = counting.define_tiny("remote").XMLDesc()
     pool = counting.connect().storagePoolCreateXML(
         f"<pool type='dir'><name>remote</name><target><path>{counting.disk_folder('remote')}</path></target></pool>"
@@ -125,8 +125,8 @@ def test_the_image_of_a_vm_on_another_host_is_read_once(counting: CountingLab) -
     counting.remove("remote")
 
 
-def test_doubtful_vms_wait_together_for_the_second_look(counting: CountingLab) -> None:
-    """A second for each would make twelve."""
+def test_doubtful_vms_share_one_wait_before_the_second_read(counting: CountingLab) -> None:
+    """A second read for each would give twelve."""
     names = [f"doubt{number}" for number in range(12)]
     for name in names:
         domain = counting.define_tiny(name)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""VMs in states of which a snapshot would be of no use: migrated away, crashed, with CPUs plugged in; and what no snapshot holds."""
+"""VMs in states in which a snapshot is not usable: migrated away, crashed, with hotplugged CPUs; and data that no snapshot includes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.qemu
 
 
 class OtherHost(Lab):
-    """A daemon that takes itself for one on another host: libvirt migrates no VM to where it is."""
+    """A daemon with the identity of another host: libvirt does not migrate a VM to its own host."""
 
     def _write_configuration(self) -> None:
         super()._write_configuration()
@@ -38,13 +38,13 @@ def codes(lab: t.Any, vm: str) -> list[str]:
     return [one.code for one in view.state.findings]
 
 
-def test_nothing_is_done_to_a_vm_that_was_migrated_away(either: t.Any, make: Make) -> None:
+def test_migrated_vm_is_not_changed(either: t.Any, make: Make) -> None:
     vm = make("moved", running=True)
     with OtherHost(either.root) as other:
         where = {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{either.folder}/migration.sock"}
         domain(either, vm).migrate3(other.connect(), where, libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_UNSAFE)
         assert codes(either, vm) == ["migrated_away"]
-        # What a person did all the same is not made worse.
+        # Actions of a user there are not made worse.
         domain(either, vm).snapshotCreateXML(
             "<domainsnapshot><name>hand</name></domainsnapshot>", libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         )
@@ -67,11 +67,11 @@ def test_nothing_is_done_to_a_vm_that_was_migrated_away(either: t.Any, make: Mak
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_no_memory_of_a_guest_that_has_crashed_is_kept(either: t.Any, make: Make, dry_run: bool) -> None:
+def test_memory_snapshot_of_a_crashed_guest_is_refused(either: t.Any, make: Make, dry_run: bool) -> None:
     vm = make("panicked", extra_devices="<panic model='isa'/>")
     either.connect().defineXML(domain(either, vm).XMLDesc().replace("<on_crash>destroy", "<on_crash>preserve"))
     domain(either, vm).create()
-    # What a guest's kernel does in a panic.
+    # What the kernel of a guest does in a panic.
     libvirt_qemu.qemuMonitorCommand(domain(either, vm), "o /b 0x505 1", libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
     until(lambda: domain(either, vm).state()[0] == libvirt.VIR_DOMAIN_CRASHED)
     assert codes(either, vm) == ["guest_crashed"]
@@ -79,7 +79,7 @@ def test_no_memory_of_a_guest_that_has_crashed_is_kept(either: t.Any, make: Make
     assert view and view.state.power == "paused"
     done = apply(either.uri, Present(Request(name="x", kind="internal")), vm, dry_run=dry_run)
     assert done.error and (done.error.code, done.changed) == ("unsupported", False)
-    assert "crashed" in str(done.error) and "virsh reset" in str(done.error)
+    assert "crashed" in str(done.error) and f" reset {vm}" in str(done.error)
     domain(either, vm).reset()
     domain(either, vm).resume()
     assert codes(either, vm) == []
@@ -93,7 +93,7 @@ def plug_cpu(lab: t.Any, vm: str) -> None:
     domain(lab, vm).setVcpusFlags(2, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def test_a_cpu_that_was_plugged_in_is_no_way_back_on_an_old_libvirt(lab: t.Any, tiny: Make) -> None:
+def test_snapshot_with_a_hotplugged_cpu_is_refused_on_an_old_libvirt(lab: t.Any, tiny: Make) -> None:
     vm = tiny("plugged")
     plug_cpu(lab, vm)
     done = apply(lab.uri, Present(Request(name="x")), vm)
@@ -113,7 +113,7 @@ def test_a_cpu_that_was_plugged_in_is_no_way_back_on_an_old_libvirt(lab: t.Any, 
 
 
 @pytest.mark.slow
-def test_a_cpu_that_was_plugged_in_comes_back_on_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
+def test_hotplugged_cpu_is_restored_on_a_newer_libvirt(new_lab: t.Any, newer: Make) -> None:
     vm = newer("plugged")
     plug_cpu(new_lab, vm)
     take(new_lab.uri, vm, "x", kind="internal")
@@ -122,7 +122,7 @@ def test_a_cpu_that_was_plugged_in_comes_back_on_a_newer_libvirt(new_lab: t.Any,
 
 
 @pytest.mark.slow
-def test_the_variables_of_the_firmware_are_said_to_stay_out_of_an_external_snapshot(new_lab: t.Any, newer: Make) -> None:
+def test_external_snapshot_warns_that_firmware_variables_are_not_included(new_lab: t.Any, newer: Make) -> None:
     vm = newer("flash", pflash=True, paused=True)
     done = apply(new_lab.uri, Present(Request(name="x", kind="external")), vm)
     assert done.word == "created" and any("nvram" in warning for warning in done.warnings)
@@ -133,7 +133,7 @@ def test_the_variables_of_the_firmware_are_said_to_stay_out_of_an_external_snaps
     assert listed(new_lab.uri, inside)["x"].not_included == ()
 
 
-def test_the_state_of_a_tpm_is_said_to_stay_out_of_a_snapshot_without_memory() -> None:
+def test_snapshot_without_memory_warns_that_the_tpm_state_is_not_included() -> None:
     xml = """<domain><devices><tpm model='tpm-crb'><backend type='emulator'/></tpm>
       <disk type='file'><driver type='qcow2'/><source file='/a.qcow2'/><target dev='vda'/></disk></devices></domain>"""
     internal, external = ways("vm", xml, power="running", saved=False, fork=None, daemon=Daemon(11_003_000, True), seen=Seen())

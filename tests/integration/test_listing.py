@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The listing and what has to do with it, as a user meets it: filters, drift, signed labels, and options that do not go together."""
+"""The listing as users see it: filters, drift, signed labels, and contradictory options."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def names(result: dict[str, t.Any]) -> list[str]:
     return [one["name"] for one in result["vms"][0]["snapshots"]]
 
 
-def test_the_listing_can_be_narrowed_by_name_label_age_and_owner(module: Module, state: libvirt.virConnect) -> None:
+def test_listing_can_be_filtered_by_name_label_age_and_owner(module: Module, state: libvirt.virConnect) -> None:
     module("snapshot", vm="test", name="nightly-1", labels={"stage": "test"})
     module("snapshot", vm="test", name="weekly-1")
     state.lookupByName("test").snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>")
@@ -30,14 +30,14 @@ def test_the_listing_can_be_narrowed_by_name_label_age_and_owner(module: Module,
     assert len(names(module("snapshot_info", vm="test", newer_than="2020-01-01"))) == 3
 
 
-def test_the_whole_endpoint_is_listed_when_asked_for(module: Module, state: libvirt.virConnect) -> None:
+def test_scope_endpoint_lists_all_vms(module: Module, state: libvirt.virConnect) -> None:
     state.createXML("<domain type='test'><name>other</name><memory>8192</memory><os><type>hvm</type></os></domain>")
     module("snapshot", vm="other", name="x")
     seen = module("snapshot_info", scope="endpoint")
     assert [(row["vm"]["name"], len(row["snapshots"])) for row in seen["vms"]] == [("other", 1), ("test", 0)]
 
 
-def test_a_check_with_diff_shows_what_a_revert_would_undo(lab: t.Any, module: Module, state: libvirt.virConnect) -> None:
+def test_check_mode_with_diff_shows_what_a_revert_would_undo(lab: t.Any, module: Module, state: libvirt.virConnect) -> None:
     module("snapshot", vm="test", name="a")
     module("snapshot", vm="test", name="lost")
     domain = state.lookupByName("test")
@@ -60,7 +60,7 @@ def test_a_check_with_diff_shows_what_a_revert_would_undo(lab: t.Any, module: Mo
     assert would["vms"][0]["also_removed"] == does["vms"][0]["also_removed"] == ["lost"]
 
 
-def test_the_newest_that_fits_is_gone_back_to(module: Module) -> None:
+def test_select_newest_reverts_to_the_newest_match(module: Module) -> None:
     module("snapshot", vm="test", name="good", labels={"quality": "good"})
     module("snapshot", vm="test", name="bad")
     done = module("snapshot_revert", vm="test", select="newest", labels={"quality": "good"})
@@ -70,7 +70,7 @@ def test_the_newest_that_fits_is_gone_back_to(module: Module) -> None:
     assert "2020-01-01T00:00:00Z" in failed["msg"] and "good, bad" in failed["msg"]
 
 
-def test_children_go_when_asked(module: Module) -> None:
+def test_children_remove_removes_children(module: Module) -> None:
     for name in ("a", "b", "c"):
         module("snapshot", vm="test", name=name)
     done = module("snapshot", vm="test", name="b", state="absent", children="remove")
@@ -78,7 +78,7 @@ def test_children_go_when_asked(module: Module) -> None:
     assert names(module("snapshot_info", vm="test")) == ["a"]
 
 
-def test_the_label_key_makes_unsigned_snapshots_foreign_and_is_never_shown(lab: t.Any, module: Module) -> None:
+def test_label_key_makes_unsigned_snapshots_foreign_and_is_never_shown(lab: t.Any, module: Module) -> None:
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "signed"}
     made, shown = run_module("snapshot", {**options, "label_key": KEY}, "-vvv")
     assert KEY not in shown.split("=> {", 1)[1] and KEY not in json.dumps(made)
@@ -91,13 +91,13 @@ def test_the_label_key_makes_unsigned_snapshots_foreign_and_is_never_shown(lab: 
     assert gone["vms"][0]["action"] == "removed"
 
 
-def test_an_empty_variable_is_as_good_as_none(lab: t.Any, state: libvirt.virConnect) -> None:
+def test_empty_environment_variable_counts_as_not_set(lab: t.Any, state: libvirt.virConnect) -> None:
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "x"}
     made, _shown = run_module("snapshot", options, SAFEPOINT_OWNER="", SAFEPOINT_LABEL_KEY="")
     assert made["vms"][0]["snapshot"]["label"] == {"owner": "safepoint"}
 
 
-def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.virConnect) -> None:
+def test_each_foreign_snapshot_has_the_reason(module: Module, state: libvirt.virConnect) -> None:
     xml = "<domainsnapshot><name>odd</name><description>[safepoint v=1 owner=safepoint] [</description></domainsnapshot>"
     state.lookupByName("test").snapshotCreateXML(xml)
     (one,) = module("snapshot_info", vm="test")["vms"][0]["snapshots"]
@@ -121,17 +121,17 @@ def test_each_snapshot_tells_why_it_is_not_ours(module: Module, state: libvirt.v
         ("snapshot_revert", {"vm": "test", "name": "x", "labels": {"a": "b"}}, ["labels", "select"]),
         ("snapshot_revert", {"vm": "test", "name": "x", "select": "newest"}, ["name", "select"]),
         ("snapshot_revert", {"vm": "test"}, ["name", "id", "select"]),
-        ("snapshot_info", {"vms": None}, ["no VM is named"]),
-        ("snapshot", {"vms": None, "name": "x"}, ["no VM is named"]),
-        ("snapshot", {"vm": "test", "id": None, "state": "absent"}, ["no snapshot is named"]),
+        ("snapshot_info", {"vms": None}, ["no VM is set"]),
+        ("snapshot", {"vms": None, "name": "x"}, ["no VM is set"]),
+        ("snapshot", {"vm": "test", "id": None, "state": "absent"}, ["no snapshot is set"]),
         ("snapshot", {"vm": ["test", "other"], "name": "x"}, ["is a list", "vms: "]),
-        ("snapshot", {"vms": "test, other", "name": "x"}, ["vms: ' other' begins or ends with a blank"]),
+        ("snapshot", {"vms": "test, other", "name": "x"}, ["vms: ' other' begins or ends with a space"]),
         ("snapshot", {"vm": "test", "name": "x", "audit_file": "/tmp/a\0b"}, ["audit_file contains a NUL"]),
         ("snapshot", {"vm": "test", "name": f"x-{KEY}", "label_key": KEY}, ["name contains the value of a secret option"]),
         ("snapshot", {"vm": "test.example.com", "name": "x"}, ["did you mean test?"]),
     ],
 )
-def test_options_that_do_not_go_together_are_named(
+def test_contradictory_options_are_named(
     module: Module, state: libvirt.virConnect, name: str, options: dict[str, t.Any], words: list[str]
 ) -> None:
     failed = module(name, **options)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A module that runs on the controller starts from the installed collection, and is the same module as the one that Ansible packs."""
+"""A module that runs on the controller uses the installed collection, and gives the same results as a packed module."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pathlib import Path
 import pytest
 from running import ROOT, environment
 
-# With the newest and the oldest ansible-core beside the main one.
+# Also with the newest and the oldest ansible-core.
 pytestmark = pytest.mark.core_versions
 
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
 SECRET = "correct-horse-battery-staple"
 THE_SAME = "the URI of the others"
 
-# What each task is: the module, its options, keywords of the task, and whether it fails.
+# Each task: the module, its options, keywords of the task, and True if it fails.
 TASKS: list[tuple[str, dict[str, t.Any], dict[str, t.Any], bool]] = [
     ("snapshot", {"name": "would", "labels": {"change": "CHG0042"}}, {"check_mode": True, "diff": True}, False),
     ("snapshot", {"name": "a", "description": "kernel", "expires": "72h", "labels": {"change": 42}}, {"diff": True}, False),
@@ -46,7 +46,7 @@ TASKS: list[tuple[str, dict[str, t.Any], dict[str, t.Any], bool]] = [
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Path:
-    """The collection as it would be installed: nothing but its files."""
+    """Return a copy of the collection as installed: only its files."""
     folder = tmp_path / "collections" / "ansible_collections" / "safepoint" / "vm"
     for name in ("plugins", "meta"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -56,7 +56,7 @@ def installed(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> str:
-    """The same Python by a name that says nothing, so that Ansible has to send it the module."""
+    """Return the same Python under another path, so that Ansible packs the module for it."""
     path = tmp_path / "python-of-another-name"
     path.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
@@ -74,7 +74,7 @@ def play(
 
 
 def results(lab: t.Any, folder: Path, collections: Path, python: str) -> tuple[list[dict[str, t.Any]], str]:
-    """What TASKS return, one after another on a hypervisor that is new, and what is on the terminal."""
+    """Return the results of TASKS, run in order on a new hypervisor, and the terminal output."""
     tasks = []
     for number, (name, options, keywords, _fails) in enumerate(TASKS):
         given = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", **options}
@@ -91,9 +91,9 @@ def results(lab: t.Any, folder: Path, collections: Path, python: str) -> tuple[l
 
 
 def comparable(value: t.Any) -> t.Any:
-    """Without what differs from one run to the next, and from one way to fail to the other."""
+    """Return the result without values that differ between runs and between the two ways to run a module."""
     if isinstance(value, dict):
-        # A failure that is no exception has one on ansible-core 2.19 and later, which says that there is no traceback.
+        # On ansible-core 2.19 and later, a failure without an exception has the key too, with the text that there is no traceback.
         return {key: comparable(one) for key, one in value.items() if key not in ("exception", "sig", "at", "age_seconds")}
     if isinstance(value, list):
         return [comparable(one) for one in value]
@@ -102,7 +102,7 @@ def comparable(value: t.Any) -> t.Any:
     return value
 
 
-def test_it_is_the_same_module_with_the_same_results(lab: t.Any, tmp_path: Path, installed: Path, packed: str) -> None:
+def test_local_and_packed_module_give_the_same_results(lab: t.Any, tmp_path: Path, installed: Path, packed: str) -> None:
     here, shown = results(lab, tmp_path, installed, sys.executable)
     elsewhere, shown_elsewhere = results(lab, tmp_path, installed, packed)
     for ours, theirs, task in zip(here, elsewhere, TASKS):
@@ -110,13 +110,13 @@ def test_it_is_the_same_module_with_the_same_results(lab: t.Any, tmp_path: Path,
     assert [one.get("failed", False) for one in here] == [fails for *_task, fails in TASKS]
     assert here[1]["changed"] and here[1]["vms"][0]["action"] == "created" and here[1]["diff"]
     assert here[3]["warnings"] and here[4]["vms"][0]["snapshots"]
-    # That they went two ways; one task was a loop of two.
+    # Both ways were used; one task was a loop of two.
     assert shown.count("of the installed collection with") == len(TASKS) + 1
     assert "of the installed collection with" not in shown_elsewhere
     assert SECRET not in shown and "Traceback" not in shown
 
 
-def test_a_process_that_crashes_fails_the_task_and_not_the_run(tmp_path: Path, installed: Path) -> None:
+def test_crashed_process_fails_the_task_but_not_the_run(tmp_path: Path, installed: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         options = {
             "backend": "vsphere",
@@ -152,7 +152,7 @@ def test_a_process_that_crashes_fails_the_task_and_not_the_run(tmp_path: Path, i
 
 
 def processes(collections: Path) -> list[int]:
-    """Those that make the call of a module of the collection there."""
+    """Return the processes that run a module of the collection there."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The modules as a user runs them: by ansible, against a real libvirtd."""
+"""The modules as a user runs them: with ansible and a real libvirtd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pytest
 from running import ANSIBLE, ROOT, Module, environment, run_module
 
 
-def test_would_does_and_again_agree(module: Module) -> None:
+def test_check_mode_agrees_with_two_runs(module: Module) -> None:
     options = {"vm": "test", "name": "before-upgrade", "description": "kernel", "expires": "72h", "labels": {"change": "CHG0042"}}
     would = module("snapshot", "--check", "--diff", **options)
     assert module("snapshot_info", vm="test")["vms"][0]["snapshots"] == []
@@ -40,7 +40,7 @@ def test_would_does_and_again_agree(module: Module) -> None:
     assert seen["ours"] and seen["current"] and seen["description"] == "kernel"
 
 
-def test_a_revert_and_a_removal_and_what_check_mode_says_of_them(module: Module) -> None:
+def test_check_mode_agrees_with_revert_and_removal(module: Module) -> None:
     module("snapshot", vm="test", name="a")
     module("snapshot", vm="test", name="b")
     for flags in (("--check",), (), ()):
@@ -52,7 +52,7 @@ def test_a_revert_and_a_removal_and_what_check_mode_says_of_them(module: Module)
     assert module("snapshot_info", vm="test")["vms"][0]["snapshots"] == []
 
 
-def test_several_vms_each_by_the_id_of_its_own_snapshot(module: Module, state: libvirt.virConnect) -> None:
+def test_targets_name_a_snapshot_id_for_each_vm(module: Module, state: libvirt.virConnect) -> None:
     state.createXML("<domain type='test'><name>other</name><memory>8192</memory><os><type>hvm</type></os></domain>")
     module("snapshot", vm="test", name="one")
     module("snapshot", vm="other", name="two")
@@ -71,14 +71,14 @@ def test_a_revert_to_a_missing_snapshot_fails(module: Module) -> None:
     assert "nowhere" in failed["msg"]
 
 
-def test_the_error_is_that_of_the_vm_that_failed_not_of_those_left_alone(module: Module) -> None:
+def test_error_is_that_of_the_failed_vm_not_of_those_not_started(module: Module) -> None:
     failed = module("snapshot", vms=["test", "nowhere"], name="x")
     assert failed["error"] == "vm_not_found"
     assert failed["msg"].startswith("1 of 2 VMs failed. nowhere: ")
     assert [row["error"] for row in failed["vms"]] == ["not_started", "vm_not_found"]
 
 
-def test_two_processes_at_once_take_one_snapshot(lab: t.Any, state: libvirt.virConnect) -> None:
+def test_two_parallel_processes_take_one_snapshot(lab: t.Any, state: libvirt.virConnect) -> None:
     results: list[dict[str, t.Any]] = []
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "race"}
     threads = [threading.Thread(target=lambda: results.append(run_module("snapshot", options)[0])) for _each in range(2)]
@@ -117,7 +117,7 @@ def test_two_processes_at_once_take_one_snapshot(lab: t.Any, state: libvirt.virC
         ({"vm": "test", "name": "x", "backend": "vmwre"}, ["backend", "libvirt", "vmwre"]),
     ],
 )
-def test_a_wrong_option_is_named_with_its_value_and_nothing_is_written(
+def test_invalid_option_is_named_with_its_value_and_nothing_is_written(
     module: Module, state: libvirt.virConnect, options: dict[str, t.Any], words: list[str]
 ) -> None:
     failed = module("snapshot", **options)
@@ -127,7 +127,7 @@ def test_a_wrong_option_is_named_with_its_value_and_nothing_is_written(
     assert state.lookupByName("test").snapshotNum() == 0
 
 
-def test_without_any_uri_the_message_says_where_it_can_come_from(state: libvirt.virConnect, lab: t.Any) -> None:
+def test_missing_uri_error_names_the_option_and_the_variable(state: libvirt.virConnect, lab: t.Any) -> None:
     failed, _shown = run_module("snapshot_info", {"backend": "libvirt", "vm": "test"}, LIBVIRT_DEFAULT_URI="")
     assert failed["error"] == "invalid_option"
     assert "uri" in failed["msg"] and "LIBVIRT_DEFAULT_URI" in failed["msg"]
@@ -135,7 +135,7 @@ def test_without_any_uri_the_message_says_where_it_can_come_from(state: libvirt.
     assert found["vms"][0]["power"] == "running"
 
 
-def test_the_owner_can_come_from_the_environment(lab: t.Any, state: libvirt.virConnect) -> None:
+def test_owner_can_be_set_in_the_environment(lab: t.Any, state: libvirt.virConnect) -> None:
     options = {"backend": "libvirt", "uri": lab.test_uri, "vm": "test", "name": "theirs"}
     made, _shown = run_module("snapshot", options, SAFEPOINT_OWNER="awx-prod")
     assert made["vms"][0]["snapshot"]["label"]["owner"] == "awx-prod"
@@ -144,7 +144,7 @@ def test_the_owner_can_come_from_the_environment(lab: t.Any, state: libvirt.virC
 
 
 @pytest.mark.parametrize("password", ["Tops3cret", "Top/s3cret", "Top:s3cret["])
-def test_a_password_in_the_uri_is_refused_and_never_shown(password: str) -> None:
+def test_password_in_the_uri_is_refused_and_never_shown(password: str) -> None:
     options = {"backend": "libvirt", "uri": f"qemu+tcp://admin:{password}@127.0.0.1/system", "vm": "test"}
     failed, shown = run_module("snapshot_info", options, "-vvv")
     assert "password" in failed["msg"]
@@ -152,7 +152,7 @@ def test_a_password_in_the_uri_is_refused_and_never_shown(password: str) -> None
     assert password not in shown.split("=> {", 1)[1]
 
 
-def test_a_daemon_that_is_not_there_is_said_at_once() -> None:
+def test_missing_daemon_is_reported_at_once() -> None:
     options = {"backend": "libvirt", "uri": "qemu+unix:///system?socket=/nowhere/libvirt-sock", "vm": "test"}
     failed, _shown = run_module("snapshot_info", options)
     assert failed["error"] == "connection_failed"
@@ -161,13 +161,13 @@ def test_a_daemon_that_is_not_there_is_said_at_once() -> None:
 
 @pytest.fixture
 def mute_port() -> Iterator[int]:
-    """A server that accepts and never says a word."""
+    """A server that accepts connections but never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.mark.parametrize("uri", ["qemu+ssh://root@127.0.0.1:{port}/system", "qemu+tcp://127.0.0.1:{port}/system"])
-def test_a_mute_peer_is_given_up_within_connect_timeout_and_leaves_no_process(mute_port: int, uri: str) -> None:
+def test_silent_server_times_out_within_connect_timeout_and_leaves_no_process(mute_port: int, uri: str) -> None:
     uri = uri.format(port=mute_port)
     began = time.monotonic()
     failed, _shown = run_module("snapshot_info", {"backend": "libvirt", "uri": uri, "vm": "test", "connect_timeout": "2s"})
@@ -178,7 +178,7 @@ def test_a_mute_peer_is_given_up_within_connect_timeout_and_leaves_no_process(mu
     assert not [line for line in processes.splitlines() if line.startswith("ssh ") and str(mute_port) in line]
 
 
-def test_a_daemon_that_stops_answering_is_given_up_within_connect_timeout(lab: t.Any) -> None:
+def test_daemon_that_stops_answering_times_out_within_connect_timeout(lab: t.Any) -> None:
     os.kill(lab.pid, signal.SIGSTOP)
     try:
         failed, _shown = run_module(

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""An outage, a lost answer or a proxy's error at any request: no failure that is not there without it, nothing left, power as asked.
+"""An outage, a lost answer or a proxy's error at any request: no additional failure, no leftovers, power as requested.
 
 The tables are shown with ``-rP``; docs/reliability.md has those of the last full run.
 """
@@ -13,7 +13,7 @@ import time
 import typing as t
 
 import pytest
-from outage_stage import FAULTS, OPERATIONS, STAGES, Row, Stage, prepare, strike, sweep_all, table
+from outage_stage import FAULTS, OPERATIONS, STAGES, OutageStage, Row, prepare, strike, sweep_all, table
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, TimedOut
@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
 pytestmark = [pytest.mark.vcenter, pytest.mark.timeout(900)]
 
 BACKENDS = sorted(STAGES)
-# What a loaded machine may add to the 20 seconds that a call may take after its timeout.
+# Allowance for a loaded machine, in addition to the 20 seconds that a call may take after its timeout.
 LOAD_SECONDS = 5.0
 
 
@@ -38,7 +38,7 @@ def judge(rows: list[Row]) -> None:
 @pytest.mark.parametrize("fault", ["gone", "lost", "502"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fault_at_every_fifth_request_changes_nothing(backend: str, fault: str) -> None:
-    # Each fault begins at another request, so that together they meet most of them.
+    # Each fault starts at another request, so that together they cover most requests.
     judge(sweep_all(STAGES[backend], fault, first=1 + FAULTS.index(fault), step=5))
 
 
@@ -51,13 +51,13 @@ def test_a_fault_at_any_request_changes_nothing(backend: str, fault: str) -> Non
 
 
 @pytest.fixture(params=BACKENDS)
-def stage(request: pytest.FixtureRequest) -> t.Iterator[Stage]:
+def stage(request: pytest.FixtureRequest) -> t.Iterator[OutageStage]:
     made = STAGES[request.param]()
     yield made
     made.close()
 
 
-def test_without_a_fault_all_is_well(stage: Stage) -> None:
+def test_without_a_fault_all_is_well(stage: OutageStage) -> None:
     """Or else the sweeps would show nothing."""
     for operation in OPERATIONS:
         hit, _rows, wrong = strike(stage, operation, "gone", 1000)
@@ -65,7 +65,7 @@ def test_without_a_fault_all_is_well(stage: Stage) -> None:
 
 
 def seconds_of_a_call(backend: str, k: int, timeout: float) -> float:
-    """How long a call takes whose k-th request and all after it get no answer, the log-out included."""
+    """Return the duration of a call whose k-th request and all later ones get no answer, including the log-out."""
     stage = STAGES[backend]()
     try:
         operation = OPERATIONS[0]
@@ -78,7 +78,7 @@ def seconds_of_a_call(backend: str, k: int, timeout: float) -> float:
                 [Target(vm) for vm in vms], operation.plan(), dry_run=False
             )
         except SafepointError:
-            pass  # of the first look
+            pass  # of the first read
         try:
             in_time("the log-out", driver.close, Deadline(1.5))
         except TimedOut:
@@ -104,7 +104,7 @@ def all_seconds(backend: str, numbers: t.Iterable[int], timeout: float) -> dict[
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_call_ends_in_time_when_the_server_falls_silent(backend: str) -> None:
+def test_call_ends_in_time_if_the_server_falls_silent(backend: str) -> None:
     found = all_seconds(backend, (1, 5, 7, 10, 13), timeout=3.0)
     assert len(found) == 5
     assert {k: seconds for k, seconds in found.items() if seconds > 3.0 + 20.0 + LOAD_SECONDS} == {}
@@ -112,7 +112,7 @@ def test_a_call_ends_in_time_when_the_server_falls_silent(backend: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_call_ends_in_time_from_whichever_request_on_the_server_is_silent(backend: str) -> None:
+def test_call_ends_in_time_if_the_server_falls_silent_at_any_request(backend: str) -> None:
     numbers = list(range(1, 25))
     found = {k: seconds for at in range(0, 24, 6) for k, seconds in all_seconds(backend, numbers[at : at + 6], 6.0).items()}
     print(f"the longest call took {max(found.values()):.1f} s with timeout=6")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a terminal shows while a module works for long, and what it costs to know that."""
+"""The progress of long tasks on a terminal, and its cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsph
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
 
-# With the newest ansible-core beside the main one; in `make test-all` with all.
+# Also with the newest ansible-core; in `make test-all` with all.
 pytestmark = [pytest.mark.vcenter, pytest.mark.newest]
 
 PLAYBOOK = Path(sys.executable).parent / "ansible-playbook"
@@ -61,10 +61,10 @@ FILES = {
 
 
 class Run:
-    """One run of ansible-playbook, with the second at which each line came."""
+    """A run of ansible-playbook, with the time of each output line in seconds."""
 
     def __init__(self, play: Path, hosts: Sequence[str], *, terminal: bool = False, until: str = "", **env: str) -> None:
-        """Its output goes to a terminal or into a pipe; with ``until`` nobody reads on after the line that has it."""
+        """The output goes to a terminal or into a pipe; with ``until``, reading stops after the line that contains it."""
         self.lines: list[tuple[float, str]] = []
         self._until = until
         ours, theirs = os.openpty() if terminal else os.pipe()
@@ -73,7 +73,7 @@ class Run:
             self._process = subprocess.Popen(
                 [str(PLAYBOOK), "-i", f"{','.join(hosts)},", str(play)],
                 cwd=ROOT,
-                # Unbuffered: what goes into a pipe would else come in the end, whatever it is.
+                # Unbuffered: otherwise, all output into a pipe would arrive at the end.
                 env=environment(ANSIBLE_ASYNC_DIR=str(play.parent / "async"), ANSIBLE_NOCOLOR="1", PYTHONUNBUFFERED="1", **env),
                 stdin=subprocess.DEVNULL,
                 stdout=theirs,
@@ -92,10 +92,10 @@ class Run:
                     if self._until and self._until in line:
                         return
             except OSError:
-                pass  # EIO: the terminal has been closed
+                pass  # EIO: the terminal was closed
 
     def finish(self) -> Run:
-        """Wait for its end; one that hangs is ended, and has no return code of its own."""
+        """Wait for the end of the run. A hanging run is killed, and has no return code of its own."""
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
@@ -116,7 +116,7 @@ class Run:
         return "\n".join(line for _second, line in self.lines)
 
     def when(self, text: str) -> list[float]:
-        """At which seconds the lines came that have the text."""
+        """Return the times of the lines with the text, in seconds."""
         return [second for second, line in self.lines if text in line]
 
 
@@ -133,7 +133,7 @@ def endpoint() -> Iterator[VCenter]:
 
 @pytest.fixture(scope="module")
 def runs(endpoint: VCenter, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """All at the same time, since most of the time they wait."""
+    """Start all runs in parallel, because they mostly wait."""
     login = {
         "backend": "vsphere",
         "hostname": endpoint.hostname,
@@ -143,7 +143,7 @@ def runs(endpoint: VCenter, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     }
     common = {
         "delegate_to": "localhost",
-        # the one that is missing above; it must reach the module as well
+        # the option that is missing above; it must reach the module too
         "environment": {"VMWARE_USER": endpoint.username},
     }
     options = {"vms": ["{{ inventory_hostname }}", "{{ inventory_hostname }}-2"], "name": "x"}
@@ -180,7 +180,7 @@ def runs(endpoint: VCenter, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 @pytest.mark.core_versions
-def test_a_long_task_says_how_far_it_is_while_it_works_and_a_quick_one_says_nothing(runs: dict[str, Run]) -> None:
+def test_long_task_shows_its_progress_and_short_task_shows_nothing(runs: dict[str, Run]) -> None:
     run = runs["plain"]
     assert run.rc == 0, run.output
     shown, (ended, *_later) = run.when(A_LINE), run.when("changed: [web01 -> localhost]")
@@ -194,7 +194,7 @@ def test_a_long_task_says_how_far_it_is_while_it_works_and_a_quick_one_says_noth
 
 
 @pytest.mark.core_versions
-def test_a_task_is_otherwise_what_it_was_before(runs: dict[str, Run], endpoint: VCenter) -> None:
+def test_task_with_progress_is_otherwise_unchanged(runs: dict[str, Run], endpoint: VCenter) -> None:
     run = runs["plain"]
     assert "one of the following is required: name, id, targets" in run.output
     assert '"invocation"' in run.output and "progress_file" not in run.output
@@ -203,7 +203,7 @@ def test_a_task_is_otherwise_what_it_was_before(runs: dict[str, Run], endpoint: 
 
 @pytest.mark.core_versions
 @pytest.mark.parametrize("host", SILENT)
-def test_nothing_is_said_where_nothing_may_be_or_nobody_would_see_it(runs: dict[str, Run], endpoint: VCenter, host: str) -> None:
+def test_no_progress_with_no_log_or_without_a_terminal(runs: dict[str, Run], endpoint: VCenter, host: str) -> None:
     run = runs["silent"]
     assert run.rc == 0, run.output
     assert not run.when(f"[{host}] Take")
@@ -211,12 +211,12 @@ def test_nothing_is_said_where_nothing_may_be_or_nobody_would_see_it(runs: dict[
 
 
 @pytest.mark.core_versions
-def test_what_a_program_reads_stays_as_it_was(runs: dict[str, Run]) -> None:
+def test_output_for_programs_is_unchanged(runs: dict[str, Run]) -> None:
     assert json.loads(runs["json"].output) == {"changed": {"json": 1}, "failures": {}}
 
 
 @pytest.mark.core_versions
-def test_a_task_whose_time_is_up_does_not_wait_for_the_module(runs: dict[str, Run]) -> None:
+def test_task_timeout_does_not_wait_for_the_module(runs: dict[str, Run]) -> None:
     run = runs["late"]
     assert run.rc == 2
     (began,), (ended,) = run.when("TASK ["), run.when("PLAY RECAP")
@@ -224,7 +224,7 @@ def test_a_task_whose_time_is_up_does_not_wait_for_the_module(runs: dict[str, Ru
 
 
 @pytest.mark.core_versions
-def test_a_play_whose_output_nobody_reads_any_more_does_not_hang(runs: dict[str, Run], endpoint: VCenter) -> None:
+def test_play_does_not_hang_if_its_output_is_not_read(runs: dict[str, Run], endpoint: VCenter) -> None:
     assert "TASK [" in runs["gone"].lines[-1][1]
     assert runs["gone"].rc != -signal.SIGKILL
     assert [one["name"] for one in endpoint.vm("gone")["snapshots"]] == ["x"]
@@ -236,14 +236,12 @@ def crowd() -> Iterator[VCenter]:
         yield vcenter
 
 
-def test_to_know_how_far_tasks_are_makes_them_hardly_slower_and_costs_few_requests(
-    crowd: VCenter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_costs_little_time_and_few_requests(crowd: VCenter, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = VsphereBackend(crowd)
     vms = [f"DC0_C0_RP0_VM{number}" for number in range(100)]
     crowd.set(task_time=2)
     seconds = []
-    # Twice if the first was too slow, since others work on this machine as well.
+    # Twice if the first run was too slow: other processes use this machine too.
     for plan in (Present(Request(name="x")), Absent(Request(name="x"))):
         began = time.monotonic()
         done = backend.run(plan, *vms, max_parallel=32)
@@ -252,7 +250,7 @@ def test_to_know_how_far_tasks_are_makes_them_hardly_slower_and_costs_few_reques
         if seconds[-1] <= 1.2 * 8:
             break
     assert min(seconds) <= 1.2 * 8
-    # A task of minutes in seconds: the pause grows as fast as it else would in ten times the time.
+    # A task of minutes shortened to seconds: the pause grows ten times as fast.
     monkeypatch.setattr(_vsphere_tasks, "_LATE", 1.0)
     crowd.set(task_time=4)
     crowd.reset_counters()
@@ -262,7 +260,7 @@ def test_to_know_how_far_tasks_are_makes_them_hardly_slower_and_costs_few_reques
     backend.close()
 
 
-def test_what_was_not_done_in_time_says_how_far_vcenter_says_it_is(vcenter: t.Any) -> None:
+def test_timeout_error_has_the_progress_that_vcenter_reports(vcenter: t.Any) -> None:
     vcenter.make_vms({"name": "slow01", "power": "poweredOn"})
     before = vcenter.state()["settings"]
     vcenter.set(task_time=10)
@@ -272,4 +270,4 @@ def test_what_was_not_done_in_time_says_how_far_vcenter_says_it_is(vcenter: t.An
     finally:
         vcenter.set(**before)
         backend.close()
-    assert re.search(r"take snapshot x of slow01 \(task task-\d+, [1-9]\d?% done\); it may still end", str(done.error))
+    assert re.search(r"take snapshot x of slow01 \(task task-\d+, [1-9]\d?% done\)\. The job may still complete", str(done.error))

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The modules against a Proxmox VE cluster, as a user runs them."""
+"""The modules on a Proxmox VE cluster, as a user runs them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def module(login: dict[str, t.Any]) -> Run:
 
 
 @pytest.mark.parametrize(("kind", "storage"), [("qemu", "dir-qcow2"), ("lxc", "lvmthin")])
-def test_would_does_and_again_agree_and_a_revert_brings_back_what_was_there(
+def test_check_mode_agrees_with_two_runs_and_revert_restores_the_vm(
     module: Run, cluster: PveServer, kind: str, storage: str
 ) -> None:
     vmid = cluster.make_guest("web01", type=kind, storage=storage)
@@ -69,16 +69,16 @@ def test_would_does_and_again_agree_and_a_revert_brings_back_what_was_there(
     reverted = module("snapshot_revert", vm=str(vmid), name="before-upgrade", power="on")
     assert reverted["vms"][0]["action"] == "reverted"
     seen = cluster.guest(vmid)
-    # The name is a part of the configuration that came back.
+    # The name is part of the restored configuration.
     assert (seen["data"], seen["name"], seen["status"], str(seen["config"]["memory"])) == ("before", "web01", "running", "512")
     (shown,) = module("snapshot_info", vm="web01")["vms"][0]["snapshots"]
     assert (shown["label"]["change"], shown["description"]) == ("CHG0042", "kernel")
-    assert shown["size_bytes"] is None and "does not tell the size" in shown["size_unknown"]
+    assert shown["size_bytes"] is None and "does not report the size" in shown["size_unknown"]
     removed = module("snapshot", vm="web01", name="before-upgrade", state="absent")
     assert (removed["changed"], cluster.guest(vmid)["snapshots"]) == (True, [])
 
 
-def test_all_guests_of_the_cluster_are_listed(module: Run, cluster: PveServer) -> None:
+def test_all_guests_of_the_cluster_are_listed_with_scope_endpoint(module: Run, cluster: PveServer) -> None:
     cluster.make_guest("db01", node="pve2", type="lxc", storage="lvmthin", status="stopped")
     web = cluster.make_guest("web01")
     cluster.snapshot_by_hand(web, "by-hand")
@@ -89,7 +89,7 @@ def test_all_guests_of_the_cluster_are_listed(module: Run, cluster: PveServer) -
     ]
 
 
-def test_the_login_comes_from_the_variables_that_awx_sets(cluster: PveServer) -> None:
+def test_login_uses_the_variables_that_awx_sets(cluster: PveServer) -> None:
     cluster.make_guest("web01")
     options = {"backend": "proxmox", "ca_path": cluster.ca_path, "vm": "web01"}
     address = {"PROXMOX_HOST": cluster.hostname, "PROXMOX_PORT": str(cluster.port), "PROXMOX_VALIDATE_CERTS": "true"}
@@ -106,7 +106,7 @@ def test_the_login_comes_from_the_variables_that_awx_sets(cluster: PveServer) ->
 
 
 @pytest.mark.parametrize("how", ["password", "token_secret"])
-def test_a_refused_login_says_so_and_shows_no_secret(cluster: PveServer, login: dict[str, t.Any], how: str) -> None:
+def test_refused_login_is_reported_without_secrets(cluster: PveServer, login: dict[str, t.Any], how: str) -> None:
     if how == "password":
         login = {**login, "token_id": None, "token_secret": None, "username": cluster.username}
     failed, shown = run_module("snapshot_info", {**login, how: "wr0ng-secret", "vm": "web01"}, "-vvv")
@@ -114,7 +114,7 @@ def test_a_refused_login_says_so_and_shows_no_secret(cluster: PveServer, login: 
     assert "wr0ng-secret" not in shown.split("=> {", 1)[1]
 
 
-def test_a_mute_server_is_given_up_when_the_time_is_up(module: Run, cluster: PveServer) -> None:
+def test_silent_server_times_out(module: Run, cluster: PveServer) -> None:
     cluster.mute()
     began = time.monotonic()
     failed = module("snapshot_info", vm="web01", connect_timeout="1s")
@@ -135,9 +135,9 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, l
     assert failed["error"] == "library_missing" and f"{python} -m pip install proxmoxer" in failed["msg"]
 
 
-def test_a_task_that_outlives_the_timeout_is_named_and_the_next_run_finds_its_snapshot(module: Run, cluster: PveServer) -> None:
+def test_task_longer_than_the_timeout_is_named_and_the_next_run_finds_its_snapshot(module: Run, cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01")
-    # Longer than two runs of ansible, however slow the machine is; the test ends it.
+    # Longer than two runs of ansible even on a slow machine; the test ends it.
     cluster.set_task_seconds(300, "qmsnapshot")
     first = module("snapshot", vm="web01", name="slow", timeout="1s", on_error="stop")
     (task,) = cluster.task_list("qmsnapshot")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the driver does when a Proxmox VE cluster moves, answers late or not at all, and when others are at work."""
+"""The driver with a Proxmox VE cluster that migrates guests, answers late or not at all, and has other users."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
     _proxmox_library,
     _proxmox_tasks,
-    _proxmox_writes,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -48,7 +47,7 @@ def vmid(cluster: PveServer) -> int:
 
 
 class Meanwhile(ProxmoxBackend):
-    """Something happens between the look and the first write."""
+    """Run an action between the read and the first write."""
 
     def __init__(self, pve: PveServer, happens: t.Callable[[], object]) -> None:
         super().__init__(pve)
@@ -71,40 +70,39 @@ def names(cluster: PveServer, vmid: int) -> list[str]:
     return [one["name"] for one in cluster.guest(vmid)["snapshots"]]
 
 
-# -- where guests are ----------------------------------------------------------------------------------------------------
+# -- places of guests ----------------------------------------------------------------------------------------------------
 
 
-def test_a_guest_that_is_migrated_between_look_and_call_is_followed(cluster: PveServer, vmid: int) -> None:
+def test_guest_migrated_between_read_and_write_is_followed(cluster: PveServer, vmid: int) -> None:
     backend = Meanwhile(cluster, lambda: cluster.set_guest(vmid, node="pve2"))
     done = only(backend.run(Present(Request(name="xx")), "web01"))
     assert (done.word, done.error, names(cluster, vmid)) == ("created", None, ["xx"])
 
 
-def test_a_guest_that_is_removed_between_look_and_call_is_told_to_be_gone(cluster: PveServer, vmid: int) -> None:
+def test_guest_removed_between_read_and_write_is_not_found(cluster: PveServer, vmid: int) -> None:
     backend = Meanwhile(cluster, lambda: cluster.remove_guest(vmid))
     done = only(backend.run(Present(Request(name="xx")), "web01"))
     assert code(done) == "vm_not_found" and "does not exist any more" in str(done.error)
     assert done.changed is False
 
 
-def test_guests_on_a_node_that_is_off_are_named_by_vmid_and_the_others_go_on(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_guests_on_an_offline_node_are_named_by_vmid_and_the_others_continue(backend: ProxmoxBackend, cluster: PveServer) -> None:
     here, there = cluster.make_guest("here"), cluster.make_guest("there", node="pve2")
     cluster.node_offline("pve2")
     lost, done, unknown = backend.run(Present(Request(name="xx")), str(there), "here", "there", on_error="continue")
     assert (done.word, names(cluster, here)) == ("created", ["xx"])
     assert code(lost) == "connection_failed" and "595" in str(lost.error) and "the node pve2" in str(lost.error)
     assert lost.changed is False
-    assert code(unknown) == "vm_not_found" and f"name them by vmid, {there}" in str(unknown.error)
+    assert code(unknown) == "vm_not_found" and f"use the vmid, {there}" in str(unknown.error)
     assert names(cluster, there) == []
 
 
 @pytest.mark.parametrize("what", ["create", "describe", "revert", "remove"])
-def test_what_never_got_to_its_node_has_changed_nothing(
+def test_request_that_never_reached_its_node_has_changed_nothing(
     cluster: PveServer, vmid: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 595 there was no connection; then the node stays away, so that nobody can look."""
-    for module in (_proxmox_library, _proxmox_writes):
-        monkeypatch.setattr(f"{module.__name__}._NODE_SECONDS", 0.5)
+    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.5)
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     plan = {
         "create": Present(Request(name="new")),
@@ -118,7 +116,7 @@ def test_what_never_got_to_its_node_has_changed_nothing(
     assert cluster.task_list() == []
 
 
-def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(
+def test_node_that_goes_down_does_not_delay_the_others(
     backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{_proxmox_tasks.__name__}._NODE_SECONDS", 0.5)
@@ -131,7 +129,7 @@ def test_a_node_that_goes_down_during_the_work_does_not_keep_the_others_waiting(
     assert code(lost) == "unverified" and "the node pve2" in str(lost.error) and "node is up" in str(lost.error)
 
 
-def test_a_node_that_answers_slowly_does_not_keep_the_others_waiting(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_slow_node_does_not_delay_the_others(backend: ProxmoxBackend, cluster: PveServer) -> None:
     here = cluster.make_guest("a-here")
     cluster.make_guest("b-there", node="pve2")
     cluster.set_task_seconds(0.3, "qmsnapshot")
@@ -148,12 +146,12 @@ def test_a_node_that_answers_slowly_does_not_keep_the_others_waiting(backend: Pr
     driver.close()
 
 
-def test_a_node_that_is_away_for_a_moment_does_not_fail_its_tasks(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_short_outage_of_a_node_does_not_fail_its_tasks(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.fault("GET", "/nodes/*/tasks", status=596, count=6)
     assert only(backend.run(Present(Request(name="xx")), "web01")).word == "created"
 
 
-def test_a_guest_that_is_new_or_was_renamed_is_found_by_its_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_new_or_renamed_guest_is_found_by_its_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.stale(60)
     cluster.make_guest("fresh")
     cluster.set_guest(vmid, name="renamed")
@@ -162,7 +160,7 @@ def test_a_guest_that_is_new_or_was_renamed_is_found_by_its_name(backend: Proxmo
     assert names(cluster, vmid) == ["xx"]
 
 
-def test_a_name_that_has_moved_to_another_guest_leaves_both_alone(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_name_that_moved_to_another_guest_changes_neither(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     other = cluster.make_guest("web02")
     for one in (vmid, other):
         cluster.snapshot_by_hand(one, "old", description=OURS)
@@ -181,10 +179,10 @@ def test_a_name_that_has_moved_to_another_guest_leaves_both_alone(backend: Proxm
         assert f"'web01-old' now, while 'web01' is pve1/{other}" in str(done.error) and f"id:{vmid}" in str(done.error)
     assert cluster.task_list() == [] and names(cluster, vmid) == names(cluster, other) == ["old"]
     assert only(backend.run(Present(Request(name="new")), f"id:{vmid}")).word == "created"
-    assert backend.look("web01").error is None  # a look may be some seconds old
+    assert backend.look("web01").error is None  # a read may be some seconds old
 
 
-def test_guests_of_one_name_are_listed_with_node_and_vmid(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_guests_with_the_same_name_are_listed_with_node_and_vmid(backend: ProxmoxBackend, cluster: PveServer) -> None:
     one, two = cluster.make_guest("twin"), cluster.make_guest("twin", node="pve2", type="lxc", storage="lvmthin")
     seen = backend.look("twin")
     assert code(seen) == "vm_ambiguous"
@@ -193,7 +191,7 @@ def test_guests_of_one_name_are_listed_with_node_and_vmid(backend: ProxmoxBacken
         assert backend.look(ref).vm.id == str(two)  # type: ignore[union-attr]
 
 
-def test_a_rollback_may_bring_back_another_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_rollback_may_restore_another_name(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     backend.take("web01", "xx")
     cluster.set_guest(vmid, name="web02")
     done = backend.revert("web02", "xx", power="on")
@@ -201,11 +199,11 @@ def test_a_rollback_may_bring_back_another_name(backend: ProxmoxBackend, cluster
     assert (cluster.guest(vmid)["name"], cluster.guest(vmid)["status"]) == ("web01", "running")
 
 
-# -- others --------------------------------------------------------------------------------------------------------------
+# -- other users --------------------------------------------------------------------------------------------------------------
 
 
 def replace_snapshot(cluster: PveServer, vmid: int) -> None:
-    """Another user removes the snapshot and takes one of that name, of another owner and some seconds later."""
+    """As another user, replace the snapshot by one with the same name, another owner and a creation time some seconds later."""
     cluster.remove_snapshot(vmid, "old")
     cluster.set_guest(vmid, data="later")
     cluster.snapshot_by_hand(vmid, "old", description="by another user")
@@ -214,7 +212,7 @@ def replace_snapshot(cluster: PveServer, vmid: int) -> None:
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
 @pytest.mark.parametrize("what", ["absent", "prune", "revert", "describe"])
-def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(cluster: PveServer, kind: str, what: str) -> None:
+def test_new_snapshot_with_the_same_name_is_not_changed(cluster: PveServer, kind: str, what: str) -> None:
     vmid = cluster.make_guest("web01", type=kind, storage="lvmthin")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     begun = len(cluster.task_list())
@@ -228,15 +226,15 @@ def test_another_snapshot_that_has_taken_the_name_since_the_look_is_left_alone(c
     assert not done.changed
     (left,) = cluster.guest(vmid)["snapshots"]
     assert left["description"].rstrip() == "by another user" and len(cluster.task_list()) == begun
-    # A prune finds gone what was to go; the others decide again, about a snapshot that is not theirs.
+    # For prune, the snapshot to remove is gone; the other operations decide again, on a snapshot that is foreign.
     assert code(done) == (None if what == "prune" else "foreign")
     assert cluster.guest(vmid)["data"] == "later"
 
 
-def test_a_write_after_an_outage_does_not_go_to_a_snapshot_that_has_taken_the_name(
+def test_write_after_an_outage_does_not_change_a_new_snapshot_with_the_same_name(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
-    """The first try does not arrive, and in the time until the second the snapshot is replaced."""
+    """The first request does not arrive, and the snapshot is replaced before the second."""
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.fault("DELETE", "*/snapshot/old", status=595, delay=1.5)
     threading.Timer(0.8, replace_snapshot, [cluster, vmid]).start()
@@ -246,12 +244,12 @@ def test_a_write_after_an_outage_does_not_go_to_a_snapshot_that_has_taken_the_na
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.3])
-def test_two_runs_at_the_same_moment_leave_one_snapshot(
+def test_two_simultaneous_runs_create_one_snapshot(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, seconds: float
 ) -> None:
     cluster.set_task_seconds(seconds, "qmsnapshot")
     barrier = threading.Barrier(2)
-    runs = [Meanwhile(cluster, barrier.wait) for _each in range(2)]  # both have looked, and none has created
+    runs = [Meanwhile(cluster, barrier.wait) for _each in range(2)]  # both have read, and none has created
     done = at_once(2, lambda: only(runs.pop().run(Present(Request(name="race")), "web01")))
     assert [one.error for one in done] == [None, None]
     assert sorted(one.word for one in done) == ["created", "lost_race"]
@@ -259,14 +257,14 @@ def test_two_runs_at_the_same_moment_leave_one_snapshot(
     assert names(cluster, vmid) == ["race"]
 
 
-def test_a_lock_that_is_let_go_is_waited_for(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_lock_that_is_released_is_waited_for(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.set_guest(vmid, lock="backup")
     threading.Timer(0.7, cluster.set_guest, [vmid], {"lock": None}).start()
     done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=20.0))
     assert (done.word, done.error) == ("created", None)
 
 
-def test_a_lock_that_comes_between_look_and_write_is_waited_for(cluster: PveServer, vmid: int) -> None:
+def test_lock_between_read_and_write_is_waited_for(cluster: PveServer, vmid: int) -> None:
     backend = Meanwhile(cluster, lambda: cluster.set_guest(vmid, lock="backup"))
     threading.Timer(0.7, cluster.set_guest, [vmid], {"lock": None}).start()
     done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=20.0))
@@ -276,15 +274,15 @@ def test_a_lock_that_comes_between_look_and_write_is_waited_for(cluster: PveServ
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("backup", ["a backup runs"]),
-        ("snapshot", ["no task is seen", "qm unlock {vmid}"]),
-        ("snapshot-delete", ["no task is seen", "qm unlock {vmid}"]),
+        ("backup", ["a backup is running"]),
+        ("snapshot", ["no task that holds the lock", "qm unlock {vmid}"]),
+        ("snapshot-delete", ["no task that holds the lock", "qm unlock {vmid}"]),
         ("rollback", ["qm unlock {vmid}"]),
         ("suspended", ["resume it"]),
         ("migrate", ["being migrated"]),
     ],
 )
-def test_a_lock_that_stays_is_reported_with_its_kind_and_the_way_out(
+def test_permanent_lock_is_reported_with_its_kind_and_the_remedy(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, kind: str, words: list[str]
 ) -> None:
     cluster.set_guest(vmid, lock=kind)
@@ -296,7 +294,7 @@ def test_a_lock_that_stays_is_reported_with_its_kind_and_the_way_out(
     assert f"'{kind}'" in str(done.error) and f"'{kind}'" in finding["msg"]
 
 
-def test_the_age_is_by_the_servers_clock(cluster: PveServer, vmid: int) -> None:
+def test_age_uses_the_clock_of_the_server(cluster: PveServer, vmid: int) -> None:
     ahead = cluster.clock_ahead = 7200
     driver = ProxmoxBackend(cluster).open()
     assert abs(driver.now().timestamp() - time.time() - ahead) < 10

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Every text that Proxmox VE is known to fail with becomes one sentence with PVE's own words, the right code and what to do."""
+"""Every known error text of Proxmox VE becomes one message with PVE's text, the right code and a remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_writes
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_library, _proxmox_writes
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
@@ -35,14 +35,15 @@ PLANS: dict[str, tuple[str, Plan]] = {
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[PveServer]:
     with PveServer() as started:
         started.lock_seconds = 0.1
-        for name in ("_LOOK_SECONDS", "_SLOW_LOOK_SECONDS", "_NODE_SECONDS"):
+        for name in ("_LOOK_SECONDS", "_SLOW_LOOK_SECONDS"):
             monkeypatch.setattr(f"{_proxmox_writes.__name__}.{name}", 0.2)
+        monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.2)
         yield started
         assert started.errors == ""
 
 
 class Meanwhile(ProxmoxBackend):
-    """Something happens between the look and each write, as when another one was faster."""
+    """Run an action between the read and each write, as if another run were faster."""
 
     def __init__(self, pve: PveServer, happens: Callable[[], object]) -> None:
         super().__init__(pve)
@@ -61,7 +62,7 @@ class Meanwhile(ProxmoxBackend):
 
 
 def failing(backend: ProxmoxBackend, what: str) -> Outcome:
-    """What came of it, and one sentence of why."""
+    """Run the operation and return its result; check that it failed with a one-line message."""
     done = only(backend.run(PLANS[what][1], "web01", on_error="stop", lock_timeout=0.0, timeout=5.0))
     assert done.error is not None
     assert "\n" not in str(done.error) and "  " not in str(done.error) and ".;" not in str(done.error)
@@ -70,7 +71,7 @@ def failing(backend: ProxmoxBackend, what: str) -> Outcome:
 
 TEXTS = [
     # what is tried, the text, the code, a word of what to do
-    ("create", "VM is locked (backup)", "locked", "a backup runs"),
+    ("create", "VM is locked (backup)", "locked", "a backup is running"),
     ("create", "VM is locked (clone)", "locked", "try again later"),
     ("create", "VM is locked (create)", "locked", "try again later"),
     ("create", "VM is locked (migrate)", "locked", "being migrated"),
@@ -88,7 +89,7 @@ TEXTS = [
     ("create", "you can't take a snapshot if it's a template", "unsupported", "clone it"),
     ("revert", "you can't rollback if vm is a template", "unsupported", "clone it"),
     ("remove", "you can't delete a snapshot if vm is a template", "backend_failed", "qm unlock"),  # the lock stays
-    ("revert", "unable to rollback to incomplete snapshot (snapstate = prepare)", "unsupported", "never finished"),
+    ("revert", "unable to rollback to incomplete snapshot (snapstate = prepare)", "unsupported", "is incomplete"),
     (
         "revert",
         "can't rollback, 'old' is not most recent snapshot on '150/vm-150-disk-0.qcow2'",
@@ -105,7 +106,7 @@ TEXTS = [
         "revert",
         "can't rollback, snapshot 'old' does not exist on 'local-zfs:vm-100-disk-0'",
         "backend_failed",
-        "a disk has lost it",
+        "missing on one disk",
     ),
     ("create", "can't lock file '/var/lock/qemu-server/lock-170.conf' - got timeout", "locked", "try again later"),
     ("revert", "can't lock file '/var/lock/pve-manager/pve-migrate-170' - got timeout", "locked", "try again later"),
@@ -114,7 +115,7 @@ TEXTS = [
         "remove",
         "snapshot 'old' needed by replication job '100-0' - run replication first",
         "unsupported",
-        "let the replication run",
+        "run the replication job",
     ),
     (
         "remove",
@@ -140,15 +141,17 @@ TEXTS = [
         "remove",
         "top-most snapshot of TPM state 'chain:100/vm-100-disk-1.qcow2' cannot be removed while the VM is running.",
         "backend_failed",  # the simulator leaves the lock behind
-        "switch the VM off",
+        "power the VM off",
     ),
-    ("create", "cluster not ready - no quorum?", "backend_failed", "most of the cluster's nodes"),
+    ("create", "cluster not ready - no quorum?", "backend_failed", "the cluster has no quorum"),
     ("create", "something that nobody has ever seen", "backend_failed", "something"),
 ]
 
 
 @pytest.mark.parametrize(("what", "text", "expected", "word"), TEXTS, ids=[f"{one[0]}-{one[1][:40]}" for one in TEXTS])
-def test_how_a_task_failed_is_told_in_its_own_words(cluster: PveServer, what: str, text: str, expected: str, word: str) -> None:
+def test_failed_task_is_reported_in_the_words_of_proxmox(
+    cluster: PveServer, what: str, text: str, expected: str, word: str
+) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.fault_task(f"qm{PLANS[what][0]}", exitstatus=text, count=None)
@@ -158,7 +161,7 @@ def test_how_a_task_failed_is_told_in_its_own_words(cluster: PveServer, what: st
 
 
 REFUSALS = [
-    # what is tried, the request that is refused, the status, its reason, the code, a word of what to do
+    # operation, refused request, status, reason, code, a word of the remedy
     (
         "memory",
         "POST",
@@ -168,9 +171,9 @@ REFUSALS = [
         "leave memory out",
     ),
     ("create", "POST", 500, "unable to use snapshot name 'new' (reserved name)", "invalid_option", "choose another name"),
-    ("create", "POST", 500, "cluster not ready - no quorum?", "backend_failed", "most of the cluster's nodes"),
+    ("create", "POST", 500, "cluster not ready - no quorum?", "backend_failed", "the cluster has no quorum"),
     ("describe", "PUT", 500, "can't lock file '/var/lock/qemu-server/lock-100.conf' - got timeout", "locked", "try again later"),
-    ("describe", "PUT", 500, "VM is locked (backup)", "locked", "a backup runs"),
+    ("describe", "PUT", 500, "VM is locked (backup)", "locked", "a backup is running"),
     ("create", "POST", 400, "Parameter verification failed.", "invalid_option", "refused to take snapshot"),
     ("create", "POST", 403, "Permission check failed (/vms/100, VM.Snapshot)", "permission_denied", "VM.Snapshot on /vms/100"),
     (
@@ -188,10 +191,10 @@ REFUSALS = [
         500,
         "hostname lookup 'pve1' failed - failed to get address info for: pve1: Name or service not known",
         "connection_failed",
-        "does not know that node",
+        "no node of that name",
     ),
-    ("create", "POST", 595, "Connection refused", "connection_failed", "look whether the node is up"),
-    ("create", "POST", 596, "Connection timed out", "connection_failed", "look whether the node is up"),
+    ("create", "POST", 595, "Connection refused", "connection_failed", "check that the node is up"),
+    ("create", "POST", 596, "Connection timed out", "connection_failed", "check that the node is up"),
     ("create", "POST", 401, "Authentication failed!", "permission_denied", "token_id and token_secret"),
     ("create", "POST", 401, "Permission denied - invalid csrf token", "permission_denied", "token_id and token_secret"),
 ]
@@ -200,7 +203,7 @@ REFUSALS = [
 @pytest.mark.parametrize(
     ("what", "method", "status", "text", "expected", "word"), REFUSALS, ids=[f"{one[2]}-{one[3][:40]}" for one in REFUSALS]
 )
-def test_what_a_request_was_refused_with_is_told_in_its_own_words(
+def test_refused_request_is_reported_in_the_words_of_proxmox(
     cluster: PveServer, what: str, method: str, status: int, text: str, expected: str, word: str
 ) -> None:
     vmid = cluster.make_guest("web01", vmid=100)
@@ -208,12 +211,12 @@ def test_what_a_request_was_refused_with_is_told_in_its_own_words(
     cluster.fault(method, "*", status=status, reason=text, count=None)
     done = failing(ProxmoxBackend(cluster), what)
     assert code(done) == expected and word in str(done.error)
-    # What is wrong with a login is not for PVE to say: to it a wrong token and an old ticket are one.
+    # PVE's text does not explain a refused login: it is the same for a wrong token and an expired ticket.
     assert status == 401 or (text.rstrip(".") in str(done.error) and "web01" in str(done.error))
     assert [one["name"] for one in cluster.guest(vmid)["snapshots"]] == ["old"]
 
 
-# -- the same where the simulator itself has the cause -------------------------------------------------------------------
+# -- errors with a cause in the simulator -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,20 +229,20 @@ def test_what_a_request_was_refused_with_is_told_in_its_own_words(
         ({"config": {"scsi1": "/dev/sdb"}}, "snapshot feature is not available"),
     ],
 )
-def test_disks_without_snapshots_are_refused_by_proxmox_itself(cluster: PveServer, guest: dict[str, t.Any], text: str) -> None:
+def test_disks_without_snapshot_support_are_refused_by_proxmox(cluster: PveServer, guest: dict[str, t.Any], text: str) -> None:
     vmid = cluster.make_guest("web01", **guest)
     done = failing(ProxmoxBackend(cluster), "create")
     assert code(done) == "unsupported" and text in str(done.error)
     assert (done.changed, cluster.guest(vmid)["lock"], cluster.guest(vmid)["snapshots"]) == (False, None, [])
 
 
-def test_memory_of_a_vm_that_cannot_be_kept_is_refused_by_proxmox_itself(cluster: PveServer) -> None:
+def test_memory_that_cannot_be_stored_is_refused_by_proxmox(cluster: PveServer) -> None:
     cluster.make_guest("web01", config={"virtiofs0": "share"})
     done = failing(ProxmoxBackend(cluster), "memory")
     assert code(done) == "unsupported" and "virtiofs" in str(done.error)
 
 
-def test_a_replicated_snapshot_stays(cluster: PveServer) -> None:
+def test_replicated_snapshot_is_not_removed(cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.set_guest(vmid, replicated=True)
@@ -249,7 +252,7 @@ def test_a_replicated_snapshot_stays(cluster: PveServer) -> None:
 
 
 @pytest.mark.parametrize(("what", "held"), [("revert", "migration"), ("remove", "migration"), ("describe", "config")])
-def test_a_lock_file_that_another_has_is_told_as_a_lock(cluster: PveServer, what: str, held: str) -> None:
+def test_lock_file_of_another_task_is_reported_as_a_lock(cluster: PveServer, what: str, held: str) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     hold = cluster.hold_migration_lock if held == "migration" else cluster.hold_config_lock
@@ -262,8 +265,8 @@ def test_a_lock_file_that_another_has_is_told_as_a_lock(cluster: PveServer, what
     "text", ["can't lock file '/var/lock/qemu-server/lock-100.conf' - got timeout", "storage 'gone' does not exist"]
 )
 @pytest.mark.parametrize(("what", "kind", "more"), [("revert", "rollback", ""), ("remove", "snapshot-delete", " old --force")])
-def test_a_task_that_breaks_off_half_way_is_no_refusal(cluster: PveServer, what: str, kind: str, more: str, text: str) -> None:
-    """By PVE's words it could be one. Nothing is tried again, and nobody is told that all is as it was."""
+def test_task_that_fails_half_way_is_no_refusal(cluster: PveServer, what: str, kind: str, more: str, text: str) -> None:
+    """PVE's text is that of a refusal. The request is not repeated, and the VM is not reported as unchanged."""
     vmid = cluster.make_guest("web01", status="stopped")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.fault_task(f"qm{PLANS[what][0]}", exitstatus=text)
@@ -274,8 +277,8 @@ def test_a_task_that_breaks_off_half_way_is_no_refusal(cluster: PveServer, what:
     assert len(cluster.task_list()) == 1 and cluster.guest(vmid)["lock"] == kind
 
 
-def test_a_name_that_another_has_taken_meanwhile_and_its_removal_are_no_errors(cluster: PveServer) -> None:
-    """`snapshot name ... already used`, and `snapshot ... does not exist`: what was wanted is so."""
+def test_snapshot_created_or_removed_by_another_run_is_no_error(cluster: PveServer) -> None:
+    """`snapshot name ... already used`, and `snapshot ... does not exist`: the wanted state is reached."""
     vmid = cluster.make_guest("web01")
     backend = Meanwhile(cluster, lambda: cluster.snapshot_by_hand(vmid, "new", description=OURS))
     taken = only(backend.run(PLANS["create"][1], "web01"))
@@ -287,14 +290,14 @@ def test_a_name_that_another_has_taken_meanwhile_and_its_removal_are_no_errors(c
     assert cluster.task_list("qmdelsnapshot") == []  # seen before the removal is sent
 
 
-def test_a_name_that_a_stranger_has_taken_meanwhile_is_not_taken_over(cluster: PveServer) -> None:
+def test_foreign_snapshot_created_during_the_call_is_not_taken_over(cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01")
     done = only(Meanwhile(cluster, lambda: cluster.snapshot_by_hand(vmid, "new")).run(PLANS["create"][1], "web01"))
     assert code(done) == "foreign" and "choose another name" in str(done.error)
 
 
 @pytest.mark.parametrize("what", ["revert", "describe"])
-def test_a_snapshot_that_has_gone_meanwhile_is_told(cluster: PveServer, what: str) -> None:
+def test_snapshot_removed_during_the_call_is_reported(cluster: PveServer, what: str) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
 
@@ -306,11 +309,11 @@ def test_a_snapshot_that_has_gone_meanwhile_is_told(cluster: PveServer, what: st
     if what == "revert":
         assert code(done) == "snapshot_not_found" and "old" in str(done.error) and done.changed is False
         assert cluster.guest(vmid)["status"] == "running"
-    else:  # it shall be there, and so it is made anew
+    else:  # state=present, so it is created again
         assert (done.error, done.word, [one["name"] for one in cluster.guest(vmid)["snapshots"]]) == (None, "created", ["old"])
 
 
-def test_a_task_that_somebody_stops_is_told_and_leaves_nothing(cluster: PveServer) -> None:
+def test_task_stopped_by_a_user_is_reported_and_leaves_nothing(cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01")
     cluster.set_task_seconds(30, "qmsnapshot")
 
@@ -327,7 +330,7 @@ def test_a_task_that_somebody_stops_is_told_and_leaves_nothing(cluster: PveServe
     assert (done.changed, cluster.guest(vmid)["lock"], cluster.guest(vmid)["snapshots"]) == (False, None, [])
 
 
-def test_a_snapshot_that_was_never_finished_is_no_checkpoint(cluster: PveServer) -> None:
+def test_unfinished_snapshot_is_no_checkpoint(cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "new", description=OURS)
     cluster.set_snapshot(vmid, "new", snapstate="prepare")

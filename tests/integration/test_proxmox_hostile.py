@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Servers that redirect, answer with anything, fall silent, or end the handshake: an error that says so, no secret sent, and no traceback."""
+"""Servers that redirect, send malformed answers, fall silent, or abort the handshake: a clear error, no secret sent, and no traceback."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Quiet(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("login", [PASSWORD, TOKEN], ids=["password", "token"])
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_not_followed_and_named(tmp_path: Path, status: int, login: dict[str, t.Any]) -> None:
+def test_redirect_is_not_followed_but_reported(tmp_path: Path, status: int, login: dict[str, t.Any]) -> None:
     received: list[str] = []
 
     class Plain(Quiet):
@@ -101,7 +101,7 @@ def test_a_redirect_is_not_followed_and_named(tmp_path: Path, status: int, login
     assert "t0ken" not in str(error) and "user:pass" not in str(error) and "set hostname and port" in str(error)
 
 
-# -- answers of a wrong shape ----------------------------------------------------------------------------------------------
+# -- malformed answers ----------------------------------------------------------------------------------------------
 
 BODIES = {
     "null": '{"data": null}',
@@ -126,10 +126,10 @@ PLANS = {
 
 @pytest.mark.parametrize("what", list(PLANS))
 @pytest.mark.parametrize("body", [one if one == "null" else pytest.param(one, marks=pytest.mark.slow) for one in BODIES])
-def test_an_answer_of_a_wrong_shape_is_never_a_traceback_and_no_change_is_lost(
+def test_malformed_answer_gives_no_traceback_and_no_change_is_lost(
     cluster: PveServer, what: str, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For each request of a call."""
+    """Tested at each request of a call."""
     monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
     backend = ProxmoxBackend(cluster)
     k = 1
@@ -143,7 +143,7 @@ def test_an_answer_of_a_wrong_shape_is_never_a_traceback_and_no_change_is_lost(
         except SafepointError:
             assert len(cluster.task_list()) == tasks
         else:
-            # A failed look never says that nothing was done where something was.
+            # After a write, a failed read is never reported as "nothing was done".
             assert done.error is None or done.changed or len(cluster.task_list()) == tasks or code(done) == "unverified", done
         cluster.clear_faults()
         if rule.seen < k:
@@ -152,11 +152,11 @@ def test_an_answer_of_a_wrong_shape_is_never_a_traceback_and_no_change_is_lost(
 
 
 @pytest.mark.parametrize("body", list(BODIES))
-def test_an_estate_of_a_wrong_shape_is_an_error_that_names_the_request(cluster: PveServer, body: str) -> None:
+def test_malformed_inventory_is_an_error_that_names_the_request(cluster: PveServer, body: str) -> None:
     cluster.make_guest("web01")
     backend = ProxmoxBackend(cluster)
     driver = backend.open()
-    driver.find(["web01"])  # the list of the login is used once
+    driver.find(["web01"])  # the list from the login is used once
     cluster.fault("GET", "/cluster/resources", body=BODIES[body], count=None)
     with pytest.raises(SafepointError) as caught:
         driver.vms()
@@ -164,7 +164,7 @@ def test_an_estate_of_a_wrong_shape_is_an_error_that_names_the_request(cluster: 
     driver.close()
 
 
-def test_an_answer_that_is_too_long_is_not_read_to_its_end(cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_answer_is_not_read_completely(cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.make_guest("web01")
     driver = ProxmoxBackend(cluster).open()
     driver.find(["web01"])
@@ -172,7 +172,7 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(cluster: PveServer, m
     cluster.fault("GET", "/cluster/resources", body='{"data": [' + " " * 30_000_000 + "]}", count=None)
     with pytest.raises(SafepointError) as caught:
         driver.vms()
-    assert "is longer than 1 MB and was not read further" in str(caught.value) and "cluster/resources" in str(caught.value)
+    assert "is larger than the limit of 1 MB" in str(caught.value) and "cluster/resources" in str(caught.value)
     driver.close()
 
 
@@ -187,7 +187,7 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(cluster: PveServer, m
         *(pytest.param(*one, marks=pytest.mark.slow) for one in [("create", 5), ("remove", 6), ("revert", 8)]),
     ],
 )
-def test_a_call_ends_in_time_when_the_server_falls_silent(cluster: PveServer, what: str, k: int) -> None:
+def test_call_ends_in_time_if_the_server_falls_silent(cluster: PveServer, what: str, k: int) -> None:
     vmid = cluster.make_guest("web01")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.fault("*", "*", nth=k, silent=True)
@@ -199,7 +199,7 @@ def test_a_call_ends_in_time_when_the_server_falls_silent(cluster: PveServer, wh
     except SafepointError as exc:
         told = exc.code
     assert told in ("connection_failed", "timed_out", "unverified")
-    # Two more for a loaded machine.
+    # Two more seconds for a loaded machine.
     assert time.monotonic() - began < 2.0 + 20.0 + 2.0
 
 
@@ -225,7 +225,7 @@ def accepting(handle: t.Callable[[socket.socket], None]) -> Iterator[int]:
 
 @pytest.mark.parametrize("login", [PASSWORD, TOKEN], ids=["password", "token"])
 @pytest.mark.parametrize("received", [0, 1])
-def test_a_connection_that_is_cut_in_the_handshake_is_no_certificate(received: int, login: dict[str, t.Any]) -> None:
+def test_connection_closed_in_the_handshake_is_no_certificate_error(received: int, login: dict[str, t.Any]) -> None:
     def cut(connection: socket.socket) -> None:
         if received:
             connection.recv(4096)
@@ -235,7 +235,7 @@ def test_a_connection_that_is_cut_in_the_handshake_is_no_certificate(received: i
     assert error.code == "connection_failed" and "certificate" not in str(error) and "check hostname and port" in str(error)
 
 
-def test_a_server_with_an_old_tls_only_is_told_for_what_it_is(tmp_path: Path) -> None:
+def test_server_with_only_an_old_tls_version_is_reported(tmp_path: Path) -> None:
     ca_path, context = make_certificates(tmp_path)
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
@@ -249,7 +249,7 @@ def test_a_server_with_an_old_tls_only_is_told_for_what_it_is(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate\n"])
-def test_a_ca_path_without_certificates_is_an_invalid_option(tmp_path: Path, content: str | None) -> None:
+def test_ca_path_without_certificates_is_an_invalid_option(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "ca.pem"
     if content is not None:
         path.write_text(content)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the driver does when the answer of a Proxmox VE cluster is lost or late, and how it tells what was sent from what was not."""
+"""The driver with lost or late answers of a Proxmox VE cluster: it distinguishes requests that were sent from those that were not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ LOST: list[dict[str, t.Any]] = [{"status": 596}, {"cut": True}, {"status": 502},
         ("remove", False),
     ],
 )
-def test_a_write_whose_answer_is_lost_is_looked_up_and_done_once(
+def test_write_with_a_lost_answer_is_looked_up_and_done_once(
     backend: ProxmoxBackend,
     cluster: PveServer,
     vmid: int,
@@ -77,7 +77,7 @@ def test_a_write_whose_answer_is_lost_is_looked_up_and_done_once(
     how: dict[str, t.Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was done is not done again, and what was not done is sent again."""
+    """A done write is not repeated, and a write that was not done is sent again."""
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     method, path, plan = {
         "create": ("POST", TAKE, Present(Request(name="new"))),
@@ -95,7 +95,7 @@ def test_a_write_whose_answer_is_lost_is_looked_up_and_done_once(
     done = only(backend.run(plan, "web01", on_error="stop"))
     seen = cluster.guest(vmid)
     if what.startswith("revert") and not after and how == {"status": 596}:
-        # The node gave up waiting for another one, which may begin it yet: a second rollback would take what happened since.
+        # The node stopped waiting for another node, which may still start the rollback: a second one would discard later changes.
         assert code(done) == "unverified" and "was sent" in str(done.error) and seen["data"] == "later"
         return
     assert done.error is None and done.changed
@@ -106,27 +106,27 @@ def test_a_write_whose_answer_is_lost_is_looked_up_and_done_once(
     assert "start" not in what or seen["status"] == "running"
 
 
-def test_an_order_of_which_nothing_can_be_known_is_told_as_sent(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_request_with_an_unknown_result_is_reported_as_sent(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.fault("POST", TAKE, cut=True, after=True)
     cluster.fault("GET", "/nodes/pve1/tasks", status=502, count=None)
     done = only(backend.run(Present(Request(name="xx")), "web01", on_error="stop", timeout=2.0))
     assert code(done) == "unverified" and done.word == "unverified" and done.changed
-    assert "take snapshot xx of web01 was sent" in str(done.error) and "task could not be looked for" in str(done.error)
+    assert "take snapshot xx of web01 was sent" in str(done.error) and "the task list could not be read" in str(done.error)
     assert names(cluster, vmid) == ["xx"]
 
 
 LATE: list[tuple[dict[str, t.Any], str]] = [
-    ({"cut": True, "delay": 0.7}, "unverified"),  # it may come yet
-    ({"status": 595, "count": 3}, "connection_failed"),  # it did not get there
+    ({"cut": True, "delay": 0.7}, "unverified"),  # it may still arrive
+    ({"status": 595, "count": 3}, "connection_failed"),  # it did not arrive
 ]
 
 
 @pytest.mark.parametrize(("how", "error"), LATE, ids=["lost", "not sent"])
 @pytest.mark.parametrize("what", ["create", "describe"])
-def test_nothing_is_sent_after_the_time_of_the_work(
+def test_no_write_is_sent_after_the_timeout(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, what: str, how: dict[str, t.Any], error: str
 ) -> None:
-    """The later phases of the call, which begin when it has told how the VM is, have more time."""
+    """The later phases of the call, which start after the state of the VM was read, have more time."""
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     driver = backend.open()
     (vm,) = driver.vms()
@@ -148,7 +148,7 @@ def test_nothing_is_sent_after_the_time_of_the_work(
 
 
 @pytest.mark.parametrize("what", ["name", "snapshot", "privileges", "lock"])
-def test_a_read_before_the_write_that_gets_no_answer_has_changed_nothing(
+def test_unanswered_read_before_the_write_has_changed_nothing(
     backend: ProxmoxBackend, cluster: PveServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.3)
@@ -167,9 +167,7 @@ def test_a_read_before_the_write_that_gets_no_answer_has_changed_nothing(
     assert len(cluster.task_list()) == begun
 
 
-def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_write_that_arrives_after_its_answer_was_lost_is_found(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     def arrive() -> None:
         driver = ProxmoxBackend(cluster).open()
         driver._session.write("post", f"nodes/pve1/qemu/{vmid}/snapshot", str, snapname="xx", description=OURS)  # type: ignore[attr-defined]
@@ -180,14 +178,14 @@ def test_a_write_that_arrives_half_a_second_after_its_answer_was_lost_is_found(
     assert (done.word, done.error, names(cluster, vmid)) == ("created", None, ["xx"])
 
 
-def test_the_task_of_an_earlier_order_is_not_taken_for_one_whose_answer_is_lost(
+def test_task_of_an_earlier_request_is_not_mistaken_for_a_lost_one(
     backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vmid = cluster.make_guest("web01")
     for name in ("a", "b", "c"):
         cluster.snapshot_by_hand(vmid, f"s-{name}", description=OURS)
     monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
-    # Three are removed by one call, and the third order does not arrive.
+    # One call removes three snapshots, and the third request does not arrive.
     cluster.fault("DELETE", "*", nth=3, cut=True)
     cluster.reset_counters()
     done = only(backend.run(Absent(Request(name="s-a", children="remove")), "web01", on_error="stop"))
@@ -197,13 +195,13 @@ def test_the_task_of_an_earlier_order_is_not_taken_for_one_whose_answer_is_lost(
 
 
 @pytest.mark.parametrize("how", [{"status": 596}, {"cut": True}])
-def test_a_read_whose_answer_is_lost_is_sent_again(
+def test_read_with_a_lost_answer_is_sent_again(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, how: dict[str, t.Any]
 ) -> None:
     other = cluster.make_guest("web02")
-    # The lists of the first look are number one and two, those of the second three and four.
+    # The lists of the first read are number one and two, those of the second read three and four.
     cluster.fault("GET", TAKE, nth=3, **how)
-    # The first of the other list belongs to the login.
+    # The first read of the other list belongs to the login.
     cluster.fault("GET", "/cluster/resources", nth=2, **how)
     cluster.fault("GET", "/cluster/resources", nth=4, **how)
     done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo")
@@ -211,9 +209,9 @@ def test_a_read_whose_answer_is_lost_is_sent_again(
     assert names(cluster, vmid) == names(cluster, other) == ["xx"]
 
 
-def test_what_is_not_known_to_be_done_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_write_with_an_unknown_result_is_undone_with_the_others(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     other = cluster.make_guest("web02")
-    # The task is begun, and neither its answer nor the list of tasks comes through.
+    # The task is started, but neither its answer nor the list of tasks arrives.
     cluster.fault("POST", TAKE.replace("*", f"pve1/qemu/{vmid}"), after=True)
     cluster.fault("GET", "/nodes/pve1/tasks", status=502, count=7)
     done = backend.run(Present(Request(name="xx")), "web01", "web02", on_error="undo", timeout=3.0, max_parallel=1)

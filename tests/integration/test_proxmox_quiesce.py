@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Guests of Proxmox VE that are to be quiesced: what is promised before, what came of it, and what nobody can tell."""
+"""Quiescing of Proxmox VE guests: the prediction, the result, and unknown results."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def names(cluster: PveServer, vmid: int) -> list[str]:
         (True, "prefer", "filesystem", None),
         (True, "never", "crash", None),
         ("enabled=1,freeze-fs=0", "prefer", "crash", "its options forbid it (agent: freeze-fs=0)"),
-        (False, "prefer", "crash", "the guest agent is off in its options"),
+        (False, "prefer", "crash", "the guest agent is disabled in its options"),
         ("silent", "prefer", "crash", "agent configured but not running"),
     ],
 )
-def test_a_guest_is_quiesced_as_far_as_its_agent_goes(
+def test_consistency_depends_on_the_guest_agent(
     backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, quiesce: str, consistency: str, why: str | None
 ) -> None:
     vmid = cluster.make_guest("web01", agent=agent)
@@ -58,12 +58,12 @@ def test_a_guest_is_quiesced_as_far_as_its_agent_goes(
     assert backend.list("web01")[0].consistency == consistency
     said = " ".join(done.warnings)
     assert said == "" if why is None else "quiesced: " in said and why in said and "qemu-guest-agent" in said
-    if agent != "silent":  # whether it answers is known when it was asked to freeze
+    if agent != "silent":  # an agent is known to be silent only after the freeze request
         assert would.snapshot is not None and would.snapshot.consistency == consistency
         assert would.warnings == done.warnings
 
 
-@pytest.mark.parametrize(("agent", "why"), [(False, "off in its options"), ("silent", "agent configured but not running")])
+@pytest.mark.parametrize(("agent", "why"), [(False, "disabled in its options"), ("silent", "agent configured but not running")])
 def test_a_guest_that_must_be_quiesced_and_cannot_has_no_snapshot(
     backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, why: str
 ) -> None:
@@ -78,7 +78,7 @@ def test_a_guest_that_must_be_quiesced_and_cannot_has_no_snapshot(
 
 
 LOST = [
-    # the request that goes wrong after the snapshot was taken, and a word of it
+    # the request that fails after the snapshot was taken, and a word of the message
     ("PUT", "*/config", {"status": 500, "reason": "VM is locked (backup)"}, "VM is locked (backup)"),
     ("GET", "*/log", {"status": 500, "reason": "no such log"}, "no such log"),
     ("GET", "*/log", {"status": 596}, "596"),
@@ -87,49 +87,49 @@ LOST = [
 
 @pytest.mark.parametrize(("method", "path", "how", "word"), LOST, ids=[f"{one[0]}-{one[3]}" for one in LOST])
 @pytest.mark.parametrize("on_error", ["stop", "undo"])
-def test_a_snapshot_of_which_nobody_knows_whether_it_is_quiesced_is_not_called_so(
+def test_snapshot_with_unknown_quiescing_is_not_reported_as_quiesced(
     backend: ProxmoxBackend, cluster: PveServer, method: str, path: str, how: dict[str, t.Any], word: str, on_error: str
 ) -> None:
     required, preferred = cluster.make_guest("web01", agent=True), cluster.make_guest("web02", agent=True)
     cluster.fault(method, path, count=None, **how)
     plans = [Present(Request(name="xx", quiesce=quiesce)) for quiesce in ("require", "prefer")]
     done = only(backend.run(plans[0], "web01", on_error=on_error, lock_timeout=20.0))
-    assert code(done) == "backend_failed" and word in str(done.error) and "not known to be quiesced" in str(done.error)
+    assert code(done) == "backend_failed" and word in str(done.error) and "unknown if it is quiesced" in str(done.error)
     assert names(cluster, required) == ([] if on_error == "undo" else ["xx"])
     assert done.changed is (on_error != "undo")
     may_be = only(backend.run(plans[1], "web02"))
-    assert may_be.error is None and word in may_be.warnings[0] and "not known to be" in may_be.warnings[0]
+    assert may_be.error is None and word in may_be.warnings[0] and "could not be verified" in may_be.warnings[0]
     for vmid in (required, preferred):
         assert "consistency" not in "".join(one["description"] for one in cluster.guest(vmid)["snapshots"])
 
 
-def test_a_snapshot_whose_time_is_up_before_its_log_was_read_is_not_called_quiesced(
-    backend: ProxmoxBackend, cluster: PveServer
-) -> None:
+def test_snapshot_with_an_unread_log_is_not_reported_as_quiesced(backend: ProxmoxBackend, cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01", agent=True)
     cluster.fault("GET", "*/log", delay=3.0)
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop", timeout=1.5))
-    assert code(done) == "backend_failed" and "not known to be quiesced" in str(done.error) and done.changed
+    assert code(done) == "backend_failed" and "unknown if it is quiesced" in str(done.error) and done.changed
     assert ["consistency" in one["description"] for one in cluster.guest(vmid)["snapshots"]] == [False]
 
 
-def test_a_log_that_is_gone_tells_nothing(backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_log_with_quiesce_require_leaves_no_snapshot(
+    backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vmid = cluster.make_guest("web01", agent=True)
     monkeypatch.setattr("pve_tasks.Task.say", lambda task, line: None)
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop"))
     assert code(done) == "unsupported" and "no content" in str(done.error) and names(cluster, vmid) == []
 
 
-def test_a_snapshot_that_is_not_quiesced_and_cannot_be_removed_again_is_told(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_unquiesced_snapshot_that_cannot_be_removed_is_reported(backend: ProxmoxBackend, cluster: PveServer) -> None:
     vmid = cluster.make_guest("web01", agent="silent")
     cluster.fault_task("qmdelsnapshot", exitstatus="command '/usr/bin/qemu-img snapshot -d xx /disk' failed: exit code 1 ")
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01", on_error="stop"))
     assert code(done) == "backend_failed" and done.changed
-    assert "is not quiesced (skipping guest" in str(done.error) and "was not removed again: " in str(done.error)
+    assert "is not quiesced (skipping guest" in str(done.error) and "could not be removed: " in str(done.error)
     assert "exit code 1" in str(done.error) and names(cluster, vmid) == ["xx"]
 
 
-def test_an_older_release_that_does_not_tell_is_not_believed(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_older_release_without_quiesce_result_is_not_trusted(backend: ProxmoxBackend, cluster: PveServer) -> None:
     cluster.version = "8.4.10"
     cluster.make_guest("web01", agent=True)
     done = only(backend.run(Present(Request(name="xx", quiesce="require")), "web01"))

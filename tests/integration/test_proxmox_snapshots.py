@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What snapshots of Proxmox VE can do and cannot, what dead workers leave behind, and what it all costs in requests."""
+"""Snapshots of Proxmox VE: limits, leftovers of dead workers, and the number of requests."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def writes(cluster: PveServer) -> int:
     return sum(number for call, number in cluster.counters().items() if not call.startswith("GET"))
 
 
-# -- what cannot be ------------------------------------------------------------------------------------------------------
+# -- refusals ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["qemu", "lxc"])
-def test_a_template_is_refused_before_anything_is_written(backend: ProxmoxBackend, cluster: PveServer, kind: str) -> None:
+def test_template_is_refused_before_any_write(backend: ProxmoxBackend, cluster: PveServer, kind: str) -> None:
     vmid = cluster.make_guest("golden", type=kind, storage="lvmthin", status="stopped")
     chain(cluster, vmid, "old")
     cluster.set_guest(vmid, template=True)
@@ -71,9 +71,7 @@ def test_a_template_is_refused_before_anything_is_written(backend: ProxmoxBacken
 
 
 @pytest.mark.parametrize("ref", ["golden", "100"])
-def test_a_template_that_the_cluster_does_not_know_yet_is_refused_as_well(
-    backend: ProxmoxBackend, cluster: PveServer, ref: str
-) -> None:
+def test_new_template_unknown_to_the_cluster_is_refused(backend: ProxmoxBackend, cluster: PveServer, ref: str) -> None:
     cluster.nameless_seconds = 60.0
     vmid = cluster.make_guest("golden", template=True, status="stopped")
     chain(cluster, vmid, "old")
@@ -85,7 +83,7 @@ def test_a_template_that_the_cluster_does_not_know_yet_is_refused_as_well(
 
 
 @pytest.mark.parametrize(("kind", "storage"), [("qemu", ["dir-qcow2", "raw"]), ("lxc", "raw"), ("qemu", "gone")])
-def test_check_mode_foresees_what_the_task_would_say(
+def test_check_mode_predicts_the_error_of_the_task(
     backend: ProxmoxBackend, cluster: PveServer, kind: str, storage: str | list[str]
 ) -> None:
     cluster.make_guest("web02", type=kind, storage=storage)
@@ -94,21 +92,21 @@ def test_check_mode_foresees_what_the_task_would_say(
     assert code(would) == code(does) == "unsupported"
     assert (would.word, would.changed) == ("none", False)
     if storage != "gone":
-        assert "move it, for example to qcow2" in str(would.error)
+        assert "move the disk, for example to qcow2" in str(would.error)
 
 
-def test_only_check_mode_asks_for_each_guest(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_only_check_mode_reads_the_features_of_each_guest(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.reset_counters()
     backend.run(Present(Request(name="new")), "web01")
     assert not [call for call in cluster.counters() if "feature" in call]
     backend.run(Present(Request(name="new")), "web01", dry_run=True)
-    assert not [call for call in cluster.counters() if "feature" in call]  # there is one of that name, and nothing to be taken
+    assert not [call for call in cluster.counters() if "feature" in call]  # a snapshot with this name exists, so none is taken
     backend.run(Present(Request(name="newer")), "web01", dry_run=True)
     assert sum(number for call, number in cluster.counters().items() if "feature" in call) == 1
 
 
 @pytest.mark.parametrize("name", ["current", "Current", "pending", "vzdump", "a", "1abc", "a.b", "a" * 41, "", "über", "a b"])
-def test_a_name_that_proxmox_refuses_or_leaks_is_refused_at_once(backend: ProxmoxBackend, cluster: PveServer, name: str) -> None:
+def test_name_that_proxmox_refuses_or_leaks_is_refused_at_once(backend: ProxmoxBackend, cluster: PveServer, name: str) -> None:
     cluster.make_guest("web01")
     cluster.reset_counters()
     with pytest.raises(SafepointError) as caught:
@@ -118,11 +116,11 @@ def test_a_name_that_proxmox_refuses_or_leaks_is_refused_at_once(backend: Proxmo
 
 
 @pytest.mark.parametrize("name", ["ab", "A-b_9", "a" * 40, "vzdump2"])
-def test_a_name_that_proxmox_takes_is_taken(backend: ProxmoxBackend, vmid: int, name: str) -> None:
+def test_name_that_proxmox_accepts_is_accepted(backend: ProxmoxBackend, vmid: int, name: str) -> None:
     assert backend.take("web01", name).name == name
 
 
-def test_memory_of_a_guest_that_is_off_is_refused_and_not_left_out(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_memory_of_a_guest_that_is_off_is_refused(backend: ProxmoxBackend, cluster: PveServer) -> None:
     vmid = cluster.make_guest("off", status="stopped")
     done = only(backend.run(Present(Request(name="xx", memory=True)), "off"))
     assert code(done) == "unsupported" and "start it first" in str(done.error)
@@ -130,7 +128,7 @@ def test_memory_of_a_guest_that_is_off_is_refused_and_not_left_out(backend: Prox
 
 
 @pytest.mark.parametrize("options", [{"memory": True}, {"quiesce": "require"}])
-def test_a_container_has_no_memory_and_no_agent(backend: ProxmoxBackend, cluster: PveServer, options: dict[str, t.Any]) -> None:
+def test_container_has_no_memory_and_no_agent(backend: ProxmoxBackend, cluster: PveServer, options: dict[str, t.Any]) -> None:
     vmid = cluster.make_guest("ct", type="lxc", storage="lvmthin")
     done = only(backend.run(Present(Request(name="xx", **options)), "ct"))
     assert code(done) == "unsupported" and "container" in str(done.error)
@@ -141,7 +139,7 @@ def test_a_container_has_no_memory_and_no_agent(backend: ProxmoxBackend, cluster
 
 
 @pytest.mark.parametrize("storage", ["zfs", "chain"])
-def test_a_guest_that_can_go_back_to_its_newest_snapshot_only_is_left_as_it_is(
+def test_newest_only_guest_is_not_changed_without_discard_newer(
     backend: ProxmoxBackend, cluster: PveServer, storage: str
 ) -> None:
     vmid = cluster.make_guest("web01", storage=storage)
@@ -156,9 +154,7 @@ def test_a_guest_that_can_go_back_to_its_newest_snapshot_only_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("storage", ["zfs", "chain", "dir-qcow2"])
-def test_with_discard_newer_it_goes_back_wherever_its_disks_are(
-    backend: ProxmoxBackend, cluster: PveServer, storage: str
-) -> None:
+def test_discard_newer_reverts_on_any_storage(backend: ProxmoxBackend, cluster: PveServer, storage: str) -> None:
     vmid = cluster.make_guest("web01", storage=storage)
     cluster.set_guest(vmid, data="then")
     chain(cluster, vmid, "one", "two", "three")
@@ -172,7 +168,7 @@ def test_with_discard_newer_it_goes_back_wherever_its_disks_are(
 # -- slow and many -------------------------------------------------------------------------------------------------------
 
 
-# A worker waits 10 s for the lock of another one, so that of four that are begun at once and take 7 s each two would fail. The short form has the
+# A worker waits 10 s for the lock of another one, so of four that start together and take 7 s each, two would fail. The short form has the
 # same proportions.
 @pytest.mark.parametrize(("seconds", "lock_seconds"), [(0.4, 0.2), pytest.param(7.0, 10.0, marks=pytest.mark.slow)])
 def test_several_snapshots_of_one_guest_are_removed_one_after_the_other(
@@ -188,15 +184,13 @@ def test_several_snapshots_of_one_guest_are_removed_one_after_the_other(
     assert [task["exitstatus"] for task in cluster.task_list("qmdelsnapshot")] == ["OK"] * 4
 
 
-def test_children_stay_unless_they_are_to_go(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_children_stay_without_children_remove(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     chain(cluster, vmid, "aa", "bb", "cc")
     assert backend.remove("web01", "bb").error is None
     assert [(one.name, one.parent) for one in backend.list("web01")] == [("aa", None), ("cc", "aa")]
 
 
-def test_a_removal_whose_migration_lock_another_has_is_tried_again(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_removal_during_a_migration_lock_is_retried(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     chain(cluster, vmid, "aa")
     held = cluster.hold_migration_lock(vmid)
     held.__enter__()
@@ -206,7 +200,7 @@ def test_a_removal_whose_migration_lock_another_has_is_tried_again(
     assert len(cluster.task_list("qmdelsnapshot")) >= 2
 
 
-def test_a_task_that_outlives_the_timeout_is_named_and_its_snapshot_is_undone(
+def test_task_longer_than_the_timeout_is_named_and_its_snapshot_is_undone(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
     cluster.set_task_seconds(1.0, "qmsnapshot")
@@ -216,7 +210,7 @@ def test_a_task_that_outlives_the_timeout_is_named_and_its_snapshot_is_undone(
     assert (done.changed, names(cluster, vmid)) == (False, [])
 
 
-def test_a_task_that_ends_with_warnings_has_worked(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_task_that_ends_with_warnings_is_a_success(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     for worker in ("qmsnapshot", "qmrollback", "qmdelsnapshot"):
         cluster.fault_task(worker, warnings=2)
     backend.take("web01", "xx")
@@ -225,10 +219,10 @@ def test_a_task_that_ends_with_warnings_has_worked(backend: ProxmoxBackend, clus
     assert {task["exitstatus"] for task in cluster.task_list()} == {"WARNINGS: 2"}
 
 
-# -- what is left behind -------------------------------------------------------------------------------------------------
+# -- leftovers -------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_told_with_what_it_left_and_the_way_out_works(
+def test_killed_worker_is_reported_with_its_leftovers_and_the_remedy_works(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
     cluster.fault_task("qmsnapshot", killed=True)
@@ -244,7 +238,7 @@ def test_a_killed_worker_is_told_with_what_it_left_and_the_way_out_works(
     assert f"qm delsnapshot {vmid} xx --force" in finding["remedy"]
 
 
-def test_a_snapshot_that_was_never_finished_is_refused_for_a_revert_and_a_plain_removal(
+def test_unfinished_snapshot_is_refused_for_revert_and_plain_removal(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
     chain(cluster, vmid, "xx")
@@ -256,22 +250,20 @@ def test_a_snapshot_that_was_never_finished_is_refused_for_a_revert_and_a_plain_
     assert (writes(cluster), cluster.guest(vmid)["lock"]) == (0, None)
 
 
-def test_a_snapshot_that_is_being_finished_while_it_is_listed_is_looked_at_again(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_snapshot_completed_during_the_listing_is_read_again(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     driver = backend.open()
     (vm,) = driver.vms()
     chain(cluster, vmid, "xx")
     cluster.set_snapshot(vmid, "xx", snapstate="prepare")
     driver.snapshots([vm])
     cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two questions
-    assert "not finished with the snapshot xx a moment ago" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
+    assert "has not finished the snapshot xx" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
     driver.snapshots([vm])
     assert driver.inspect([vm], ways=False)[vm.id].busy is None  # type: ignore[union-attr]
     driver.close()
 
 
-def test_a_removal_that_got_stuck_is_recognised_and_never_forced(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_stuck_removal_is_detected_and_never_forced(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     chain(cluster, vmid, "xx")
     cluster.fault_task("qmdelsnapshot", exitstatus="command '/usr/bin/qemu-img snapshot -d xx /disk' failed: exit code 1 ")
     first = backend.remove("web01", "xx")
@@ -283,7 +275,7 @@ def test_a_removal_that_got_stuck_is_recognised_and_never_forced(backend: Proxmo
     assert (cluster.guest(vmid)["lock"], len(cluster.task_list("qmdelsnapshot"))) == ("snapshot-delete", 1)
     cluster.set_guest(vmid, lock=None)  # qm unlock
     assert backend.info("web01")["findings"][0]["code"] == "unfinished_snapshot"
-    assert backend.remove("web01", "xx").word == "removed"  # the disk is well again
+    assert backend.remove("web01", "xx").word == "removed"  # the disk works again
 
 
 # -- power ---------------------------------------------------------------------------------------------------------------
@@ -292,7 +284,7 @@ def test_a_removal_that_got_stuck_is_recognised_and_never_forced(backend: Proxmo
 @pytest.mark.parametrize("managed", [False, True])
 @pytest.mark.parametrize("memory", [False, True])
 @pytest.mark.parametrize(("power", "status"), [("as_snapshot", None), ("on", "running"), ("off", "stopped")])
-def test_the_power_after_a_revert_is_what_was_asked_for(
+def test_power_after_a_revert_is_as_requested(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, power: str, status: str | None, memory: bool, managed: bool
 ) -> None:
     backend.take("web01", "xx", memory=memory)
@@ -305,19 +297,19 @@ def test_the_power_after_a_revert_is_what_was_asked_for(
 @pytest.mark.parametrize(
     "how", [{"exitstatus": "start failed: QEMU exited with code 1"}, {"exitstatus": "VM is locked (backup)"}]
 )
-def test_a_guest_that_does_not_start_after_the_revert_is_told_to_be_back_and_off(
+def test_guest_that_fails_to_start_after_a_revert_is_reported_as_reverted_and_off(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, how: dict[str, str]
 ) -> None:
     backend.take("web01", "xx")
     cluster.fault_task("qmstart", count=None, **how)
     done = only(backend.run(Reverted(Request(name="xx", power="on")), "web01", lock_timeout=20.0))
     assert code(done) == "backend_failed" and done.changed
-    assert "is back at xx, and its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
+    assert "was reverted to xx, but its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
     assert any("is off now" in warning for warning in done.warnings)
     assert len(cluster.task_list("qmrollback")) == 1
 
 
-def test_a_guest_that_others_start_after_the_revert_is_as_it_was_asked_for(
+def test_guest_started_by_others_after_a_revert_has_the_requested_power(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
     backend.take("web01", "xx")
@@ -337,9 +329,9 @@ class WithPassword(ProxmoxBackend):
 
 
 @pytest.mark.parametrize(("kind", "logins"), [(ProxmoxBackend, 0), (WithPassword, 1)])
-def test_what_a_call_costs_in_requests(cluster: PveServer, kind: type[ProxmoxBackend], logins: int) -> None:
+def test_number_of_requests_of_each_call(cluster: PveServer, kind: type[ProxmoxBackend], logins: int) -> None:
     number = 50
-    # By name, which costs one request more for each node that is written on.
+    # By name, which costs one more request for each node with a write.
     guests = [f"app{one:02d}" for one in range(number)]
     vmids = [cluster.make_guest(name, node=f"pve{one % 2 + 1}") for one, name in enumerate(guests)]
     cluster.set_task_seconds(0.2)
@@ -358,10 +350,10 @@ def test_what_a_call_costs_in_requests(cluster: PveServer, kind: type[ProxmoxBac
     requests, polls = count("create", lambda: backend.run(take, *guests, max_parallel=number))
     assert requests <= 3.2 * number and polls <= 30
     assert all(names(cluster, one) == ["xx"] for one in vmids)
-    # One for each node, whether its guests stand still.
+    # One for each node, to check if its guests are idle.
     assert count("create again", lambda: backend.run(take, *guests))[0] <= number + 5
     assert count("look", lambda: backend.looks(*guests))[0] <= number + 5
-    # One more for each, whether the name still belongs to the snapshot that was decided about.
+    # One more for each, to check if the name still belongs to the same snapshot.
     assert count("revert", lambda: backend.run(Reverted(Request(name="xx")), *guests))[0] <= 4.2 * number
     assert count("remove", lambda: backend.run(Absent(Request(name="xx")), *guests))[0] <= 4.2 * number
     for what, (asked, polled, logged_in) in figures.items():

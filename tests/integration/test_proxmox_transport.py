@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The requests themselves: over proxmoxer, and held to their time, their size and their server, with no secret in a log."""
+"""The HTTP requests through proxmoxer: limited in time and size, only to the given server, and without secrets in logs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOKEN = ("a", "s3cret-token")
 PASSWORD = "s3cret-password"
 TICKET = {"data": {"ticket": "PVE:root@pam:t1cket", "CSRFPreventionToken": "t0ken", "username": "root@pam"}}
 SECONDS = 1.0
-# For a machine that does other things too. A drip goes on for much longer.
+# Allowance for a busy machine. A slow answer would take much longer.
 ENOUGH_SECONDS = 6.0
 DRIP_SECONDS = 20.0
 
@@ -52,7 +52,7 @@ def cluster() -> Iterator[PveServer]:
 
 
 class Peer:
-    """A server that does to each connection what it is told to, and knows what it received there."""
+    """A server that runs a function for each connection and records the received data."""
 
     def __init__(self, folder: Path, talk: Callable[[ssl.SSLSocket, bytes], None], address: str = "127.0.0.1") -> None:
         ca_path, self._context = make_certificates(folder)
@@ -90,7 +90,7 @@ class Peer:
                 self._talk(connection, request)
 
     def session(self, **login: t.Any) -> Session:
-        """By default one with a token, for which nothing is sent yet."""
+        """Return a session, by default with a token, which sends no request yet."""
         session = Session(
             hostname=self.address, port=self.port, user="root@pam", ca_path=self.ca_path, **login or {"token": TOKEN}
         )
@@ -140,9 +140,7 @@ DRIPS = {
 
 @pytest.mark.parametrize("where", list(DRIPS))
 @CALLS
-def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(
-    tmp_path: Path, where: str, call: Callable[[Session], t.Any]
-) -> None:
+def test_answer_that_arrives_byte_by_byte_times_out(tmp_path: Path, where: str, call: Callable[[Session], t.Any]) -> None:
     with Peer(tmp_path, lambda connection, _request: drip(connection, *DRIPS[where])) as peer:
         session = peer.session()
         began = time.monotonic()
@@ -153,7 +151,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(
         session.close()
 
 
-def test_a_login_whose_answer_comes_byte_by_byte_is_given_up_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_login_with_an_answer_byte_by_byte_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{_proxmox_http.__name__}._ANSWER_SECONDS", SECONDS)
     with Peer(tmp_path, lambda connection, _request: drip(connection, *DRIPS["body"])) as peer:
         began = time.monotonic()
@@ -162,7 +160,7 @@ def test_a_login_whose_answer_comes_byte_by_byte_is_given_up_in_time(tmp_path: P
         assert time.monotonic() - began < ENOUGH_SECONDS
 
 
-def test_that_is_so_behind_a_proxy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_answers_time_out_behind_a_proxy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def pump(source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
@@ -199,7 +197,7 @@ def test_that_is_so_behind_a_proxy_too(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("status", ["200 OK", "500 no", "401 no"])
 @CALLS
-def test_an_answer_without_an_end_is_refused_while_it_is_read(
+def test_endless_answer_is_refused_while_it_is_read(
     tmp_path: Path, status: str, call: Callable[[Session], t.Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{_proxmox_http.__name__}._LARGEST_BYTES", 2_000_000)
@@ -207,7 +205,7 @@ def test_an_answer_without_an_end_is_refused_while_it_is_read(
     with Peer(tmp_path, lambda connection, _request: drip(connection, start, b" " * 3_000_000)) as peer:
         session = peer.session()
         session.deadline = Deadline(DRIP_SECONDS)
-        with pytest.raises(ConnectionFailed, match="longer than 2 MB and was not read further"):
+        with pytest.raises(ConnectionFailed, match="larger than the limit of 2 MB"):
             call(session)
         session.close()
 
@@ -248,7 +246,7 @@ def test_no_redirect_is_followed_after_the_login(tmp_path: Path, status: int, lo
 
 
 @pytest.mark.parametrize("drop", [b" ", b" " * 1_000_000], ids=["drip", "huge"])
-def test_the_body_of_a_redirect_is_not_read(tmp_path: Path, drop: bytes) -> None:
+def test_body_of_a_redirect_is_not_read(tmp_path: Path, drop: bytes) -> None:
     start = b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 100000000000\r\n\r\n"
     with Peer(tmp_path, lambda connection, _request: drip(connection, start, drop)) as peer:
         session = peer.session()
@@ -257,38 +255,38 @@ def test_the_body_of_a_redirect_is_not_read(tmp_path: Path, drop: bytes) -> None
         session.close()
 
 
-def test_a_redirect_to_what_is_no_url_is_one_all_the_same(tmp_path: Path) -> None:
+def test_redirect_to_an_invalid_url_is_reported_as_a_redirect(tmp_path: Path) -> None:
     talk = answer(None, "Location: https://[x", status="302 Found")
     with Peer(tmp_path, lambda connection, _request: connection.sendall(talk)) as peer:
         session = peer.session()
-        with pytest.raises(ConnectionFailed, match="redirect to what is no URL, which was not followed"):
+        with pytest.raises(ConnectionFailed, match="redirect to an invalid URL, which was not followed"):
             read(session)
         session.close()
 
 
-def test_a_certificate_for_another_name_is_not_trusted(tmp_path: Path) -> None:
+def test_certificate_for_another_name_is_not_trusted(tmp_path: Path) -> None:
     with Peer(tmp_path, lambda connection, _request: connection.sendall(answer(TICKET)), address="127.0.0.2") as peer:
         with pytest.raises(ConnectionFailed, match=r"certificate of 127\.0\.0\.2:.* is not trusted"):
             peer.session(password=PASSWORD)
         assert peer.received == []
 
 
-# -- what is no answer -----------------------------------------------------------------------------------------------------
+# -- invalid answers -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", ["101 Switching Protocols", "204 No Content"])
-def test_a_status_that_proxmox_never_gives_is_no_data(tmp_path: Path, status: str) -> None:
+def test_unexpected_status_code_is_a_connection_error(tmp_path: Path, status: str) -> None:
     with Peer(tmp_path, lambda connection, _request: connection.sendall(f"HTTP/1.1 {status}\r\n\r\n".encode())) as peer:
         session = peer.session()
-        with pytest.raises(ConnectionFailed, match="no Proxmox VE"):
+        with pytest.raises(ConnectionFailed, match="not a working Proxmox VE"):
             session.read("nodes", lambda data: data)
-        with pytest.raises(Lost, match="no Proxmox VE"):
+        with pytest.raises(Lost, match="not a working Proxmox VE"):
             session.write("put", "nodes/a/qemu/1/snapshot/x/config", lambda _data: None, description="x")
         session.close()
 
 
 @pytest.mark.parametrize("date", ["never", "Mon, 01 Jan 2024 00:00:00 +99999999999999999999999"])
-def test_a_date_that_is_none_is_left_alone(tmp_path: Path, date: str) -> None:
+def test_invalid_date_header_is_ignored(tmp_path: Path, date: str) -> None:
     with Peer(tmp_path, lambda connection, _request: connection.sendall(answer({"data": []}, f"Date: {date}"))) as peer:
         session = peer.session()
         assert read(session) == [] and session.ahead == timedelta(0)
@@ -320,23 +318,23 @@ def test_no_secret_reaches_a_log(cluster: PveServer, caplog: pytest.LogCaptureFi
     with pytest.raises(PermissionDenied):
         Session(**where, user=cluster.username, password="wr0ng-secret")
     assert cluster.logins == 4 and len(secrets) == 4
-    # It was listened to, and proxmoxer did the work.
+    # The log was captured, and proxmoxer sent the requests.
     assert f"POST https://{session.where}/api2/json/nodes/pve1/qemu/{vmid}/snapshot" in caplog.text
     assert [one for one in [*secrets, "wr0ng-secret"] if one in caplog.text] == []
 
 
 @pytest.mark.parametrize("secret", ["s3cret\n", "s3cret\u20ac"])
-def test_a_secret_that_no_header_can_have_is_told_without_it(cluster: PveServer, secret: str) -> None:
+def test_secret_that_is_invalid_in_a_header_is_refused_without_showing_it(cluster: PveServer, secret: str) -> None:
     session = Session(hostname=cluster.hostname, port=cluster.port, ca_path=cluster.ca_path, user="root@pam", token=("a", secret))
     for call in (read, write):
-        with pytest.raises(InvalidOption, match="has a character that no header can have") as caught:
+        with pytest.raises(InvalidOption, match="has a character that is invalid in an HTTP header") as caught:
             call(session)
         assert "s3cret" not in str(caught.value) and caught.value.__cause__ is None
     session.close()
 
 
-def test_a_cookie_of_a_proxy_does_not_replace_the_ticket(tmp_path: Path) -> None:
-    """In proxmoxer 2.3 any cookie in the session does."""
+def test_cookie_of_a_proxy_does_not_replace_the_ticket(tmp_path: Path) -> None:
+    """In proxmoxer 2.3, any cookie in the session does replace it."""
     asked = iter([TICKET, {"data": []}, {"data": []}])
     with Peer(
         tmp_path, lambda connection, _request: connection.sendall(answer(next(asked), "Set-Cookie: node=1; Path=/"))
@@ -347,7 +345,7 @@ def test_a_cookie_of_a_proxy_does_not_replace_the_ticket(tmp_path: Path) -> None
         session.close()
 
 
-def test_a_login_of_netrc_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc_login_is_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login ops password s3cret\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -360,7 +358,7 @@ def test_a_login_of_netrc_is_not_sent(tmp_path: Path, monkeypatch: pytest.Monkey
         assert [b"Basic" in one for one in peer.received] == [False, False, False]
 
 
-def test_a_second_factor_is_told(tmp_path: Path) -> None:
+def test_second_factor_is_reported(tmp_path: Path) -> None:
     wanted = {"data": {**TICKET["data"], "NeedTFA": 1}}
     with Peer(tmp_path, lambda connection, _request: connection.sendall(answer(wanted))) as peer:
         with pytest.raises(PermissionDenied, match=r"'root@pam' needs a second factor .* use an API token"):
@@ -382,7 +380,7 @@ IMPORT = "from ansible_collections.safepoint.vm.plugins.module_utils._drivers im
 
 
 @pytest.mark.parametrize("missing", ["requests", "proxmoxer", "urllib3"])
-def test_a_library_that_is_missing_is_named_and_the_process_goes_on(missing: str) -> None:
+def test_missing_library_is_named_and_the_process_continues(missing: str) -> None:
     code = f"""
 import sys
 sys.modules[{missing!r}] = None  # how Python itself says that there is no such module
@@ -395,7 +393,7 @@ except _proxmox_http._errors.LibraryMissing as exc:
     assert run(code) == ("proxmoxer" if missing == "proxmoxer" else "requests")
 
 
-def test_the_warnings_of_urllib3_are_left_as_they_were() -> None:
+def test_urllib3_warnings_are_unchanged() -> None:
     code = f"""
 import warnings, requests
 before = list(warnings.filters)

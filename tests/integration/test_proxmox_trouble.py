@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the driver does about Proxmox VE's own faults, about locks, and beside high availability."""
+"""The driver with faults of Proxmox VE, with locks, and with high availability."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def writes(cluster: PveServer) -> int:
 # -- workers that do not start ---------------------------------------------------------------------------------------------
 
 
-def test_a_fleet_is_worked_on_although_workers_fail_to_start(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_many_guests_are_processed_although_workers_fail_to_start(backend: ProxmoxBackend, cluster: PveServer) -> None:
     vmids = [cluster.make_guest(f"app{number:02d}") for number in range(20)]
     cluster.worker_failure_rate = 0.3
     for plan, word in (
@@ -64,7 +64,7 @@ def test_a_fleet_is_worked_on_although_workers_fail_to_start(backend: ProxmoxBac
     assert [task["exitstatus"] for task in cluster.task_list()] == ["OK"] * 80
 
 
-def test_workers_that_never_start_are_told_when_the_time_is_up(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_workers_that_never_start_are_reported_after_the_timeout(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.fault_task("qmsnapshot", not_started=True, count=None)
     done = only(backend.run(Present(Request(name="xx")), "web01", timeout=1.5))
     assert code(done) == "backend_failed" and "got no worker upid" in str(done.error) and not done.changed
@@ -74,8 +74,8 @@ def test_workers_that_never_start_are_told_when_the_time_is_up(backend: ProxmoxB
 # -- locks -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_lock_that_a_removal_leaves_although_the_snapshot_is_gone_is_told(cluster: PveServer) -> None:
-    """Another call on another machine met ours at a container."""
+def test_lock_left_by_a_finished_removal_is_reported(cluster: PveServer) -> None:
+    """Two calls from different machines ran on one container."""
     ct = cluster.make_guest("ct", type="lxc", storage="lvmthin")
     cluster.snapshot_by_hand(ct, "old", description=OURS)
     cluster.fault_task("vzdelsnapshot", exitstatus="snapshot 'old' does not exist")
@@ -85,9 +85,7 @@ def test_a_lock_that_a_removal_leaves_although_the_snapshot_is_gone_is_told(clus
     assert "--force" not in str(done.error)
 
 
-def test_a_removal_of_what_has_just_become_a_template_tells_the_lock_that_it_leaves(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_removal_on_a_new_template_reports_the_remaining_lock(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     done = only(
         backend.run(
@@ -100,7 +98,7 @@ def test_a_removal_of_what_has_just_become_a_template_tells_the_lock_that_it_lea
 
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("what", ["absent", "prune"])
-def test_calls_that_remove_from_one_container_at_once_leave_no_lock(cluster: PveServer, what: str, number: int) -> None:
+def test_parallel_removals_on_one_container_leave_no_lock(cluster: PveServer, what: str, number: int) -> None:
     backend = ContainerBackend(cluster)
     ct = cluster.make_guest("ct", type="lxc", storage="lvmthin")
     cluster.set_task_seconds(0.2, "vzdelsnapshot")
@@ -117,7 +115,7 @@ def test_calls_that_remove_from_one_container_at_once_leave_no_lock(cluster: Pve
     assert cluster.guest(ct)["lock"] is None
 
 
-def test_a_lock_is_waited_for_with_questions_alone(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_wait_for_a_lock_sends_only_reads(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     threading.Timer(4.0, cluster.set_guest, [vmid], {"lock": None}).start()
     cluster.reset_counters()
@@ -127,11 +125,11 @@ def test_a_lock_is_waited_for_with_questions_alone(backend: ProxmoxBackend, clus
         )
     )
     assert (done.word, done.error, names(cluster, vmid)) == ("removed", None, [])
-    # The one that met the lock, and the one that did it.
+    # The request that met the lock, and the one that succeeded.
     assert writes(cluster) == 2
 
 
-def test_a_migration_lock_is_waited_for_with_questions_while_its_task_is_seen(
+def test_wait_for_a_migration_lock_sends_only_reads_while_its_task_runs(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int
 ) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
@@ -152,7 +150,7 @@ def test_a_migration_lock_is_waited_for_with_questions_while_its_task_is_seen(
 
 @pytest.mark.parametrize("plan", [Absent(Request(name="old")), pruning(everything=True, confirm=1)], ids=["absent", "prune"])
 @pytest.mark.parametrize("when", ["before", "between"])
-def test_a_lock_that_stays_is_told_with_the_way_out(
+def test_permanent_lock_is_reported_with_the_remedy(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, plan: t.Any, when: str
 ) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
@@ -167,7 +165,7 @@ def test_a_lock_that_stays_is_told_with_the_way_out(
     assert f"qm unlock {vmid} on its node" in str(done.error) and "'snapshot-delete'" in str(done.error)
 
 
-def test_an_open_console_holds_nobody_up(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_open_console_does_not_block(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.set_task_seconds(60, "vncproxy")
     cluster.open_console(vmid)
@@ -180,16 +178,14 @@ def test_an_open_console_holds_nobody_up(backend: ProxmoxBackend, cluster: PveSe
     assert only(backend.run(Absent(Request(name="old")), "web01", lock_timeout=20.0)).word == "removed"
 
 
-def test_a_present_that_has_nothing_to_write_does_not_wait_for_a_backup(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_present_without_changes_does_not_wait_for_a_backup(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     backend.take("web01", "xx")
     cluster.set_guest(vmid, lock="backup")
     began = time.monotonic()
     done = only(backend.run(Present(Request(name="xx")), "web01", lock_timeout=60.0))
     assert (done.word, done.error, done.changed) == ("exists", None, False)
     assert time.monotonic() - began < 30
-    # What has something to write does.
+    # A call that has something to write waits.
     cluster.reset_counters()
     waits = only(backend.run(Present(Request(name="xx", labels={"a": "1"})), "web01", lock_timeout=1.0))
     assert code(waits) == "locked" and writes(cluster) == 0
@@ -199,7 +195,7 @@ def test_a_present_that_has_nothing_to_write_does_not_wait_for_a_backup(
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_the_power_after_a_revert_waits_for_the_lock_of_another_operation(
+def test_start_after_a_revert_waits_for_the_lock_of_another_operation(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, memory: bool
 ) -> None:
     backend.take("web01", "xx", memory=memory)
@@ -222,7 +218,7 @@ def test_the_power_after_a_revert_waits_for_the_lock_of_another_operation(
     assert len(cluster.task_list("qmrollback")) == 1
 
 
-def test_reverts_at_the_same_time_end_as_asked(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_parallel_reverts_end_as_requested(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     backend.take("web01", "xx")
     cluster.set_task_seconds(0.3, "qmrollback")
     cluster.set_task_seconds(0.2, "qmstart")
@@ -232,7 +228,9 @@ def test_reverts_at_the_same_time_end_as_asked(backend: ProxmoxBackend, cluster:
         assert cluster.guest(vmid)["status"] == "running"
 
 
-def test_a_new_snapshot_of_a_removed_ones_name_is_another_runs(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_new_snapshot_with_the_name_of_a_removed_one_belongs_to_another_run(
+    backend: ProxmoxBackend, cluster: PveServer, vmid: int
+) -> None:
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     cluster.set_snapshot(vmid, "old", snaptime=int(time.time()) - 3600)
 
@@ -254,7 +252,7 @@ def test_a_new_snapshot_of_a_removed_ones_name_is_another_runs(backend: ProxmoxB
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_a_guest_that_high_availability_keeps_started_is_kept_off_when_that_is_asked_for(
+def test_guest_under_high_availability_is_kept_off_with_power_off(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, memory: bool
 ) -> None:
     backend.take("web01", "xx", memory=memory)
@@ -268,7 +266,7 @@ def test_a_guest_that_high_availability_keeps_started_is_kept_off_when_that_is_a
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
-def test_a_guest_that_high_availability_will_start_again_is_warned_of(
+def test_automatic_start_by_high_availability_is_a_warning(
     backend: ProxmoxBackend, cluster: PveServer, vmid: int, dry_run: bool
 ) -> None:
     backend.take("web01", "xx")
@@ -276,17 +274,15 @@ def test_a_guest_that_high_availability_will_start_again_is_warned_of(
     cluster.ha_watch_seconds = 0.0
     done = only(backend.run(Reverted(Request(name="xx")), "web01", dry_run=dry_run))
     assert (done.word, done.error) == ("reverted", None)
-    assert "high availability starts it again" in done.warnings[0] and "power=off" in done.warnings[0]
+    assert "high availability starts it automatically" in done.warnings[0] and "power=off" in done.warnings[0]
     cluster.set_guest(vmid, ha_state="stopped")
     assert only(backend.run(Reverted(Request(name="xx")), "web01", dry_run=dry_run)).warnings == []
 
 
-# -- what is told ----------------------------------------------------------------------------------------------------------
+# -- messages and results ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_error_of_a_task_has_its_id_and_the_last_line_of_its_log(
-    backend: ProxmoxBackend, cluster: PveServer, vmid: int
-) -> None:
+def test_task_error_has_the_upid_and_the_last_log_line(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.fault_task("qmsnapshot", exitstatus="some storage trouble")
     done = only(backend.run(Present(Request(name="xx")), "web01", on_error="stop"))
     assert cluster.task_list()[0]["upid"] in str(done.error)
@@ -297,17 +293,17 @@ def test_a_paused_guest_is_shown_as_paused(backend: ProxmoxBackend, cluster: Pve
     cluster.set_guest(vmid, paused=True)
     cluster.make_guest("runs")
     assert backend.info("web01")["power"] == "paused" and backend.info("runs")["power"] == "running"
-    cluster.set_guest(vmid, lock="snapshot")  # that stops it for a moment
+    cluster.set_guest(vmid, lock="snapshot")  # it stops the guest for a moment
     assert backend.info("web01")["power"] == "running"
 
 
-def test_guests_of_one_name_have_their_ids_as_refs(backend: ProxmoxBackend, cluster: PveServer) -> None:
+def test_guests_with_the_same_name_have_ids_as_refs(backend: ProxmoxBackend, cluster: PveServer) -> None:
     twins = [cluster.make_guest("twin"), cluster.make_guest("twin", node="pve2")]
     cluster.make_guest("single")
     assert [one.target.ref for one in backend.looks()] == ["single", *map(str, twins)]
 
 
-def test_what_waits_for_the_next_start_is_no_drift_of_today(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_pending_changes_are_no_present_drift(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     backend.take("web01", "xx")
     cluster.set_guest(vmid, pending={"memory": "2048", "net0": "virtio,bridge=vmbr0"})
     info = backend.info("web01", drift=True)

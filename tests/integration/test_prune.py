@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""snapshot_prune as a user meets it: the plan, the table, the removal, and options that do not go together."""
+"""snapshot_prune as users see it: the plan, the table, the removal, and contradictory options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ours(state: libvirt.virConnect, name: str, label: str = "", vm: str = "test"
     by_hand(state, name, f"[safepoint v=1 owner=safepoint{label}]", vm)
 
 
-def test_a_look_shows_the_plan_as_a_table_and_a_run_carries_it_out_once(lab: t.Any, state: libvirt.virConnect) -> None:
+def test_check_mode_shows_the_plan_as_a_table_and_a_run_applies_it_once(lab: t.Any, state: libvirt.virConnect) -> None:
     for name in ("s1", "s2", "s3"):
         ours(state, name, " policy=nightly")
     by_hand(state, "mine")
@@ -64,7 +64,7 @@ def test_a_look_shows_the_plan_as_a_table_and_a_run_carries_it_out_once(lab: t.A
     assert (again["changed"], again["vms"][0]["action"]) == (False, "kept")
 
 
-def test_all_vms_of_the_endpoint_are_pruned_of_what_has_expired(module: Module, state: libvirt.virConnect) -> None:
+def test_expired_snapshots_of_all_vms_of_the_endpoint_are_removed(module: Module, state: libvirt.virConnect) -> None:
     state.createXML("<domain type='test'><name>other</name><memory>8192</memory><os><type>hvm</type></os></domain>")
     for vm in ("test", "other"):
         ours(state, "gone", f" expires={EXPIRED}", vm)
@@ -79,7 +79,7 @@ def test_all_vms_of_the_endpoint_are_pruned_of_what_has_expired(module: Module, 
     assert names(state) == names(state, "other") == []
 
 
-def test_a_hold_has_a_holder_and_a_reason_and_both_go_with_it(module: Module) -> None:
+def test_release_removes_holder_and_reason(module: Module) -> None:
     held = module("snapshot", vm="test", name="kept", hold=True, hold_by="ann", hold_reason="incident 4711", expires="1s")
     label = held["vms"][0]["snapshot"]["label"]
     assert (label["hold_by"], label["hold_reason"]) == ("ann", "incident 4711")

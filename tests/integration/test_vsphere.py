@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The modules against a vCenter, as a user runs them: logins that fail, VMs that cannot, tasks that take their time."""
+"""The modules on a vCenter, as a user runs them: failed logins, unsupported VMs, long tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Run = t.Callable[..., "dict[str, t.Any]"]
 
 @pytest.fixture
 def login(vcenter: t.Any) -> Iterator[dict[str, t.Any]]:
-    """The connection options; what a test sets in the vCenter is set back."""
+    """Return the connection options. Settings of a test in the vCenter are reset after it."""
     before = vcenter.state()["settings"]
     yield {
         "backend": "vsphere",
@@ -59,7 +59,7 @@ def names(result: dict[str, t.Any]) -> list[str]:
     return [one["name"] for one in result["vms"][0]["snapshots"]]
 
 
-def test_would_does_and_again_agree_and_a_revert_brings_back_what_was_there(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_check_mode_agrees_with_two_runs_and_revert_restores_the_vm(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set_vm(vm, data="before")
     options = {"vm": vm, "name": "before-upgrade", "description": "kernel", "expires": "72h", "labels": {"change": "CHG0042"}}
     would = module("snapshot", "--check", **options)
@@ -78,7 +78,7 @@ def test_would_does_and_again_agree_and_a_revert_brings_back_what_was_there(modu
     assert vcenter.vm(vm)["snapshots"] == []
 
 
-def test_the_login_comes_from_the_variables_that_awx_sets(vcenter: t.Any, login: dict[str, t.Any], vm: str) -> None:
+def test_login_uses_the_variables_that_awx_sets(vcenter: t.Any, login: dict[str, t.Any], vm: str) -> None:
     variables = {
         "VMWARE_HOST": vcenter.hostname,
         "VMWARE_PORT": str(vcenter.port),
@@ -95,21 +95,21 @@ def test_the_login_comes_from_the_variables_that_awx_sets(vcenter: t.Any, login:
 
 
 @pytest.mark.parametrize("option", ["username", "password"])
-def test_a_refused_login_says_so_and_shows_no_password(login: dict[str, t.Any], vm: str, option: str) -> None:
+def test_refused_login_is_reported_without_the_password(login: dict[str, t.Any], vm: str, option: str) -> None:
     failed, shown = run_module("snapshot_info", {**login, option: "wr0ng-secret", "vm": vm}, "-vvv")
     assert failed["error"] == "permission_denied" and "refused the login" in failed["msg"]
     if option == "password":
         assert "wr0ng-secret" not in shown.split("=> {", 1)[1]
 
 
-def test_a_certificate_that_is_not_trusted_is_refused_with_the_way_to_trust_it(module: Run, vm: str) -> None:
+def test_untrusted_certificate_is_refused_with_the_remedy(module: Run, vm: str) -> None:
     failed = module("snapshot_info", vm=vm, ca_path=None)
     assert failed["error"] == "connection_failed"
     assert "certificate" in failed["msg"] and "ca_path" in failed["msg"]
     assert module("snapshot_info", vm=vm, ca_path=None, validate_certs=False)["vms"][0]["power"] == "running"
 
 
-def test_a_certificate_for_another_host_is_refused_in_one_clear_sentence(vm: str) -> None:
+def test_certificate_for_another_host_is_refused_with_a_clear_message(vm: str) -> None:
     with VCenter(vms=0, tls_names="vcenter.example.org") as other:
         login = {"hostname": other.hostname, "port": other.port, "username": other.username, "password": other.password}
         failed, _shown = run_module("snapshot_info", {"backend": "vsphere", **login, "ca_path": other.ca_path, "vm": vm})
@@ -131,20 +131,20 @@ def test_a_certificate_for_another_host_is_refused_in_one_clear_sentence(vm: str
         ({"hostname": "https://vc:443"}, ["hostname='https://vc:443'", "use port for the port"]),
     ],
 )
-def test_a_wrong_address_is_named(module: Run, vm: str, options: dict[str, t.Any], words: list[str]) -> None:
+def test_wrong_address_is_reported(module: Run, vm: str, options: dict[str, t.Any], words: list[str]) -> None:
     failed = module("snapshot_info", vm=vm, **options)
     assert failed["error"] in ("connection_failed", "invalid_option")
     for word in words:
         assert word in failed["msg"]
 
 
-def test_a_server_that_is_no_vcenter_is_told_for_what_it_is(module: Run, vm: str) -> None:
+def test_server_that_is_not_a_vcenter_is_reported(module: Run, vm: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         failed = module("snapshot_info", vm=vm, port=server.getsockname()[1], connect_timeout="2s")
     assert failed["error"] == "connection_failed" and "connect_timeout=2" in failed["msg"]
 
 
-def test_a_vcenter_that_falls_silent_is_given_up_when_the_time_is_up(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_silent_vcenter_times_out(module: Run, vcenter: t.Any, vm: str) -> None:
     began = time.monotonic()
     with vcenter.mute():
         failed = module("snapshot_info", vm=vm, connect_timeout="2s")
@@ -152,7 +152,7 @@ def test_a_vcenter_that_falls_silent_is_given_up_when_the_time_is_up(module: Run
     assert time.monotonic() - began < 30
 
 
-def test_a_missing_vm_is_told_with_what_it_might_be(module: Run, vm: str) -> None:
+def test_missing_vm_is_reported_with_similar_names(module: Run, vm: str) -> None:
     failed = module("snapshot_info", vm=vm + "x")
     assert failed["error"] == "vm_not_found" and vm in failed["msg"]
 
@@ -161,7 +161,7 @@ def test_a_missing_privilege_is_named(module: Run, vcenter: t.Any, vm: str) -> N
     failed = module("snapshot", vm=vm, name="x", username="readonly@vsphere.local")
     assert (failed["error"], failed["changed"]) == ("permission_denied", False)
     assert "VirtualMachine.State.CreateSnapshot" in failed["msg"]
-    # all that the collection needs, but for switching VMs on and off
+    # all privileges that the collection needs, except those for power on and off
     for _time in range(2):
         assert "error" not in module("snapshot", vm=vm, name="x", labels={"a": "1"}, username="operator@vsphere.local")
     assert "error" not in module("snapshot_revert", vm=vm, name="x", username="operator@vsphere.local")
@@ -175,13 +175,13 @@ def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, l
     assert failed["error"] == "library_missing" and f"{python} -m pip install pyvmomi" in failed["msg"]
 
 
-def test_a_library_that_refuses_this_python_is_a_missing_one(tmp_path: Path, login: dict[str, t.Any]) -> None:
+def test_library_that_does_not_support_this_python_counts_as_missing(tmp_path: Path, login: dict[str, t.Any]) -> None:
     (tmp_path / "pyVmomi.py").write_text("raise Exception('pyVmomi needs a newer Python')")
     failed, _shown = run_module("snapshot_info", {**login, "vm": "x"}, PYTHONPATH=str(tmp_path))
     assert failed["error"] == "library_missing" and "pip install pyvmomi" in failed["msg"]
 
 
-def test_vms_of_one_name_are_told_apart_by_path_and_id(module: Run, vcenter: t.Any) -> None:
+def test_vms_with_the_same_name_are_listed_with_path_and_id(module: Run, vcenter: t.Any) -> None:
     twin = f"twin{next(_numbers)}"
     vcenter.make_vms({"name": twin, "folder": "/DC0/vm/prod"}, {"name": twin, "folder": "/DC0/vm/test"})
     failed = module("snapshot", vm=twin, name="x")
@@ -209,7 +209,7 @@ def test_vms_of_one_name_are_told_apart_by_path_and_id(module: Run, vcenter: t.A
         ({}, {"name": "a/b"}, ["a/b", "letters"]),
     ],
 )
-def test_what_a_vm_cannot_do_is_refused_with_the_remedy_before_anything_is_written(
+def test_unsupported_vm_is_refused_with_the_remedy_before_any_write(
     module: Run, vcenter: t.Any, vm: str, knobs: dict[str, t.Any], options: dict[str, t.Any], words: list[str]
 ) -> None:
     vcenter.set_vm(vm, **{"tools": True, **knobs})
@@ -220,13 +220,13 @@ def test_what_a_vm_cannot_do_is_refused_with_the_remedy_before_anything_is_writt
     assert vcenter.vm(vm)["snapshots"] == []
 
 
-def test_a_disk_that_a_snapshot_would_miss_is_told(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_disk_excluded_from_a_snapshot_is_reported(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set_vm(vm, disk_mode="independent_persistent")
     made = module("snapshot", vm=vm, name="x")
     assert made["changed"] and any("independent disk" in warning for warning in made["vms"][0]["warnings"])
 
 
-def test_memory_that_the_datastore_has_no_room_for_is_refused(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_memory_larger_than_the_free_space_is_refused(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set_datastore(free_bytes=1024, capacity_bytes=10**12)
     try:
         failed = module("snapshot", vm=vm, name="x", memory=True)
@@ -236,14 +236,14 @@ def test_memory_that_the_datastore_has_no_room_for_is_refused(module: Run, vcent
     assert "LocalDS_0" in failed["msg"] and "1024" in failed["msg"]
 
 
-def test_what_needs_a_person_is_among_the_findings(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_problems_for_an_administrator_are_findings(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set_vm(vm, consolidation_needed=True, question="Retry?")
     found = module("snapshot_info", vm=vm)["vms"][0]["findings"]
     assert [one["code"] for one in found] == ["question_pending", "consolidation_needed"]
     assert "Consolidate" in found[1]["remedy"]
 
 
-def test_a_guest_that_fails_to_quiesce_is_told_or_taken_as_it_is(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_failed_quiescing_is_an_error_or_a_warning(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set_vm(vm, tools=True)
     assert module("snapshot", vm=vm, name="calm", quiesce="require")["vms"][0]["snapshot"]["consistency"] == "filesystem"
     vcenter.fault("CreateSnapshot*", "FilesystemQuiesceFault", vm=vm)
@@ -266,7 +266,7 @@ def test_a_guest_that_fails_to_quiesce_is_told_or_taken_as_it_is(module: Run, vc
         ("GenericVmConfigFault", "backend_failed", "GenericVmConfigFault"),
     ],
 )
-def test_a_fault_comes_with_its_name_the_vm_and_what_to_do(
+def test_fault_is_reported_with_its_name_the_vm_and_the_remedy(
     module: Run, vcenter: t.Any, vm: str, fault: str, code: str, word: str
 ) -> None:
     vcenter.fault("CreateSnapshot*", fault, vm=vm)
@@ -275,11 +275,11 @@ def test_a_fault_comes_with_its_name_the_vm_and_what_to_do(
     assert word in failed["msg"] and vm in failed["msg"] and fault in failed["msg"]
 
 
-def test_a_vm_with_a_task_is_waited_for(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_vm_with_a_running_task_is_waited_for(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set(task_time=3)
     first = module("snapshot", vm=vm, name="slow", timeout="1s", on_error="stop")
     assert first["error"] == "timed_out" and "task-" in first["msg"]
-    # the next run waits for the task that is still under way, and finds its snapshot
+    # the next run waits for the task that is still running, and finds its snapshot
     second = module("snapshot", vm=vm, name="slow")
     assert (second["changed"], second["vms"][0]["action"]) == (False, "exists")
     assert names(module("snapshot_info", vm=vm)) == ["slow"]
@@ -290,14 +290,14 @@ def test_a_vm_with_a_task_is_waited_for(module: Run, vcenter: t.Any, vm: str) ->
     assert locked["error"] == "locked" and "task-" in locked["msg"] and "createSnapshot" in locked["msg"]
 
 
-def test_the_age_is_by_the_servers_clock(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_age_uses_the_clock_of_the_server(module: Run, vcenter: t.Any, vm: str) -> None:
     vcenter.set(clock_offset=7200)
     module("snapshot", vm=vm, name="x")
     (shown,) = module("snapshot_info", vm=vm)["vms"][0]["snapshots"]
     assert 0 <= shown["age_seconds"] < 60
 
 
-def test_snapshots_of_one_name_are_an_error_and_each_can_be_removed_by_its_id(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_snapshots_with_the_same_name_are_an_error_and_can_be_removed_by_id(module: Run, vcenter: t.Any, vm: str) -> None:
     made = module("snapshot", vm=vm, name="twin")["vms"][0]["snapshot"]
     module("snapshot", vm=vm, name="other")
     vcenter.set(task_time=0)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What stands between us and vCenter may answer in its place: a proxy, a balancer, another web server."""
+"""Answers that do not come from vCenter, but from a proxy, a load balancer or another web server."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_args: t.Any) -> None:
-        """Nothing on the terminal."""
+        """Write nothing to the terminal."""
 
 
 @pytest.fixture(scope="module")
 def ask() -> Iterator[t.Callable[[], t.Any]]:
-    """Ask a server that answers everything with what Answer says."""
+    """Send a request to a server that always answers as set in Answer."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        # To pyVmomi a negative port is one without TLS.
+        # For pyVmomi, a negative port means no TLS.
         stub = SoapStubAdapter(host="127.0.0.1", port=-server.server_port, path="/sdk", version="vim.version.version11")
         collector = vmodl.query.PropertyCollector("propertyCollector", LazyStub(stub))
         kind = vmodl.query.PropertyCollector.PropertySpec(type=vim.VirtualMachine, pathSet=["name"])
@@ -63,7 +63,7 @@ def ask() -> Iterator[t.Callable[[], t.Any]]:
         (502, "", "502"),
     ],
 )
-def test_an_answer_that_is_none_of_vcenters_is_an_error_of_the_connection(
+def test_foreign_answer_is_a_connection_error(
     ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch, status: int, body: str, words: str
 ) -> None:
     monkeypatch.setattr(Answer, "status", status)
@@ -74,7 +74,7 @@ def test_an_answer_that_is_none_of_vcenters_is_an_error_of_the_connection(
     assert error.code == "connection_failed" and "vcenter:443" in str(error) and words in str(error)
 
 
-def test_a_packed_answer_is_not_unpacked_without_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_answer_is_unpacked_only_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_vsphere_answers, "LARGEST_ANSWER", 1000)
     assert _vsphere_answers._unpacked(gzip.compress(bytes(1000))) == bytes(1000)
     with pytest.raises(BadAnswer, match="more than 1000 bytes"):
@@ -84,7 +84,7 @@ def test_a_packed_answer_is_not_unpacked_without_a_limit(monkeypatch: pytest.Mon
             _vsphere_answers._unpacked(broken)
 
 
-def test_an_answer_without_a_value_is_none(ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_without_a_value_is_none(ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answer, "status", 200)
     monkeypatch.setattr(Answer, "body", ENVELOPE.format('<RetrievePropertiesExResponse xmlns="urn:vim25"/>'))
     assert ask() is None

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the driver does when vCenter's sessions end, when runs meet, and how little it asks for."""
+"""The driver with expired vCenter sessions, with parallel runs, and its number of requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Safepo
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 
 pytestmark = pytest.mark.vcenter
 
@@ -47,17 +47,15 @@ def backend(vcenter: t.Any) -> Iterator[VsphereBackend]:
     backend.close()
 
 
-def test_a_session_that_ends_in_the_middle_of_a_wait_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_session_that_expires_during_a_wait_is_replaced(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.set(task_time=2)
     threading.Timer(1, vcenter.expire_sessions).start()
     done = only(backend.run(Present(Request(name="x")), vm))
     assert (done.word, done.error) == ("created", None)
 
 
-def test_a_login_that_is_refused_in_the_middle_of_a_wait_does_not_pass_for_a_refusal(
-    backend: VsphereBackend, vcenter: t.Any, vm: str
-) -> None:
-    """The task goes on, and whoever reads the code looks for what it leaves."""
+def test_login_refused_during_a_wait_is_not_reported_as_a_refused_call(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    """The task continues, and with this code the engine looks for its result."""
     vcenter.set(task_time=2)
 
     def lock_out() -> None:
@@ -71,10 +69,8 @@ def test_a_login_that_is_refused_in_the_middle_of_a_wait_does_not_pass_for_a_ref
     assert "cannot be told" in str(done.error) and "refused the login" in str(done.error)
 
 
-def test_a_server_that_ends_every_session_at_once_is_not_flooded_with_logins(
-    backend: VsphereBackend, vcenter: t.Any, vm: str
-) -> None:
-    """As a vCenter whose session service is out of order: it takes each login, and does not know it a moment later."""
+def test_server_that_ends_every_session_is_not_flooded_with_logins(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    """Like a vCenter with a broken session service: it accepts each login and forgets it a moment later."""
     vcenter.set(task_time=5)
     over = threading.Event()
 
@@ -91,11 +87,11 @@ def test_a_server_that_ends_every_session_at_once_is_not_flooded_with_logins(
     thread.join()
     logins = vcenter.counters()["methods"]["Login"]
     assert done.error and done.word == "unverified"
-    assert logins < 40  # with the tries of other requests, the pauses between which grow to 2 seconds
+    assert logins < 40  # with the attempts of other requests, whose pauses grow to 2 seconds
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
+def test_interrupted_wait_is_repeated(backend: VsphereBackend, vcenter: t.Any, vm: str, times: int) -> None:
     vcenter.set(task_time=1)
     for number in range(1, times + 1):
         vcenter.fault("WaitForUpdatesEx", "Disconnect", nth=number, when="call")
@@ -104,11 +100,11 @@ def test_a_wait_that_is_cut_is_begun_anew(backend: VsphereBackend, vcenter: t.An
     assert (done.word, done.error) == ("created", None)
 
 
-def test_a_task_that_got_onto_no_list_is_seen_to_end_all_the_same(backend: VsphereBackend, vcenter: t.Any) -> None:
-    """The list is lost while a second task is put on it, and so is the answer to the first try of a new list."""
+def test_end_of_a_task_missing_in_the_list_is_detected(backend: VsphereBackend, vcenter: t.Any) -> None:
+    """The list is lost while a second task is added, and so is the answer to the first attempt to create a new list."""
     names = [f"app{next(_numbers):02d}" for _each in range(2)]
     vcenter.make_vms(*({"name": name, "power": "poweredOn"} for name in names))
-    vcenter.set(queue_time=3)  # in which no list has anything to tell
+    vcenter.set(queue_time=3)  # without news from any list
     driver = backend.open()
     driver.set_deadline(Deadline(30))
     vms = [vm for vm in driver.find(names).values() if isinstance(vm, Vm)]
@@ -117,7 +113,7 @@ def test_a_task_that_got_onto_no_list_is_seen_to_end_all_the_same(backend: Vsphe
     jobs, ended = [], []
     for one in vms:
         jobs.append(driver.start(Create(one, "x", "text", memory=False)))
-        time.sleep(1)  # the first wait has begun, and the second task comes into it
+        time.sleep(1)  # the first wait has started, and the second task is added to it
     deadline = Deadline(15)
     while len(ended) < len(jobs) and deadline.left() > 0:
         ended += driver.wait([job for job in jobs if job not in [end.job for end in ended]], deadline)
@@ -128,7 +124,7 @@ def test_a_task_that_got_onto_no_list_is_seen_to_end_all_the_same(backend: Vsphe
     assert [end.error for end in ended] == [None, None]
 
 
-def test_a_call_whose_answer_is_lost_is_looked_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_call_with_a_lost_answer_is_looked_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.fault("CreateSnapshotEx_Task", "Disconnect", when="after", nth=1)
     done = only(backend.run(Present(Request(name="x")), vm, on_error="undo"))
     vcenter.clear_faults()
@@ -137,7 +133,7 @@ def test_a_call_whose_answer_is_lost_is_looked_up(backend: VsphereBackend, vcent
 
 
 @pytest.mark.parametrize(("on_error", "changed", "left"), [("stop", True, ["x"]), ("undo", False, [])])
-def test_what_cannot_be_looked_up_in_time_is_unverified_and_undone_when_vcenter_is_back(
+def test_call_not_looked_up_in_time_is_unverified_and_undone_when_vcenter_is_back(
     backend: VsphereBackend, vcenter: t.Any, vm: str, on_error: str, changed: bool, left: list[str]
 ) -> None:
     vcenter.fault("CreateSnapshotEx_Task", "Disconnect", when="after", nth=1)
@@ -158,10 +154,10 @@ def test_what_cannot_be_looked_up_in_time_is_unverified_and_undone_when_vcenter_
 
 
 @pytest.mark.parametrize(("kind", "word"), [("504", "reverted"), ("504_before", "unverified"), ("502_before", "reverted")])
-def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
+def test_revert_is_sent_once_although_a_proxy_timed_out(
     backend: VsphereBackend, vcenter: t.Any, vm: str, monkeypatch: pytest.MonkeyPatch, kind: str, word: str
 ) -> None:
-    """It may come later than any other lost one, and a second one would discard what was written after the first."""
+    """It may run later than any other lost request, and a second revert would discard data written after the first."""
     monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 8.0)
     backend.take(vm, "x")
     vcenter.set_vm(vm, data="written since")
@@ -171,6 +167,67 @@ def test_a_revert_that_a_proxy_gave_up_waiting_for_is_sent_once(
     sent = vcenter.end_outage()
     assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
     assert sent == (2 if kind == "502_before" else 1)
+    assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
+
+
+def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
+    """As a restart of vCenter: when the first task of this method has begun, nobody knows it any more. Returns what waits for that."""
+
+    def forget() -> None:
+        Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
+        vcenter.forget_tasks(undone=undone)
+        if sessions:
+            vcenter.expire_sessions()
+        vcenter.set(task_time=0)
+
+    vcenter.set(task_time=600)
+    vcenter.reset_counters()
+    thread = threading.Thread(target=forget)
+    thread.start()
+    return thread.join
+
+
+@pytest.mark.parametrize("sessions", [True, False], ids=["with the sessions", "alone"])
+@pytest.mark.parametrize(
+    ("what", "undone", "word", "sent"),
+    [
+        ("create", False, "created", 1),
+        ("create", True, "created", 2),
+        ("remove", False, "removed", 1),
+        ("remove", True, "removed", 2),
+        ("revert", False, "reverted", 1),
+        # It may have been done before, so that a second one might discard what was written since.
+        ("revert", True, "unverified", 1),
+    ],
+)
+def test_a_task_that_vcenter_does_not_know_any_more_is_looked_up_at_the_vm(
+    backend: VsphereBackend,
+    vcenter: t.Any,
+    vm: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    undone: bool,
+    word: str,
+    sent: int,
+    sessions: bool,
+) -> None:
+    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 3.0)
+    names = ["old", "new"] if what == "revert" else ["old"] if what == "remove" else []
+    for name in names:
+        backend.take(vm, name)
+    vcenter.set_vm(vm, data="written since")
+    method, plan = {
+        "create": ("CreateSnapshotEx_Task", Present(Request(name="x"))),
+        "remove": ("RemoveSnapshot_Task", Absent(Request(name="old"))),
+        "revert": ("RevertToSnapshot_Task", Reverted(Request(name="old"))),
+    }[what]
+    done_forgetting = forgetting(vcenter, method, undone=undone, sessions=sessions)
+    done = only(backend.run(plan, vm))
+    done_forgetting()
+    assert vcenter.counters()["methods"][method] == sent
+    assert (done.word, done.error.code if done.error else None) == (word, "unverified" if word == "unverified" else None)
+    left = {"create": ["x"], "remove": [], "revert": ["old", "new"]}[what]
+    assert [one["name"] for one in vcenter.vm(vm)["snapshots"]] == left
     assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
@@ -191,9 +248,7 @@ def test_a_write_is_not_sent_again_after_the_call_gave_it_up(backend: VsphereBac
     assert vcenter.vm(vm)["snapshots"] == []
 
 
-def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(
-    backend: VsphereBackend, vcenter: t.Any, vm: str
-) -> None:
+def test_write_without_a_connection_is_sent_when_there_is_one(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     done = only(
         backend.run(Present(Request(name="x")), vm, meanwhile=lambda: vcenter.outage("gone", method="CreateSnapshot*", seconds=2))
     )
@@ -203,7 +258,7 @@ def test_a_write_for_which_there_is_no_connection_is_sent_when_there_is_one(
 
 
 def begun_to_revert(vcenter: VCenter, vm: str, backend: VsphereBackend, then: t.Callable[[t.Any], object]) -> Outcome:
-    """What a revert says when a person does something between its revert and its start of the VM."""
+    """Return the result of a revert if a user acts between its revert and its start of the VM."""
     backend.take(vm, "x")
     vcenter.set_vm(vm, data="written since")
     vcenter.hold("PowerOnVM_Task", 2)
@@ -221,7 +276,7 @@ def begun_to_revert(vcenter: VCenter, vm: str, backend: VsphereBackend, then: t.
     return done
 
 
-def test_a_start_after_a_revert_waits_for_the_removal_of_its_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_start_after_a_revert_waits_for_the_removal_of_its_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.set(task_times={"RemoveSnapshot_Task": 2})
     done = begun_to_revert(vcenter, vm, backend, lambda machine: machine.snapshot.currentSnapshot.RemoveSnapshot_Task(False))
     assert (done.word, done.error, done.changed) == ("reverted", None, True)
@@ -229,15 +284,13 @@ def test_a_start_after_a_revert_waits_for_the_removal_of_its_snapshot(backend: V
     assert (seen["power"], seen["data"], seen["snapshots"]) == ("poweredOn", "", [])
 
 
-def test_a_start_that_another_run_was_faster_with_is_done(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_start_by_another_run_counts_as_done(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     done = begun_to_revert(vcenter, vm, backend, lambda _machine: vcenter.set_vm(vm, power="poweredOn"))
     assert (done.word, done.error) == ("reverted", None)
     assert vcenter.vm(vm)["power"] == "poweredOn"
 
 
-def test_a_start_that_fails_after_a_revert_does_not_pass_for_one_that_was_never_done(
-    backend: VsphereBackend, vcenter: t.Any, vm: str
-) -> None:
+def test_failed_start_after_a_revert_is_not_reported_as_not_started(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     backend.take(vm, "x")
     vcenter.fault("PowerOnVM_Task", "TaskInProgress", when="call", vm=vm)
     done = only(backend.run(Reverted(Request(name="x", power="on")), vm, lock_timeout=1.0))
@@ -246,30 +299,30 @@ def test_a_start_that_fails_after_a_revert_does_not_pass_for_one_that_was_never_
     assert f"{vm} is back at x, and its start failed" in str(done.error)
 
 
-def test_after_the_time_is_up_no_session_is_left(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_no_session_is_left_after_the_timeout(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.set(task_time=3)
     before = vcenter.logins()
     done = only(backend.run(Present(Request(name="x")), vm, timeout=1.0, on_error="stop"))
     assert done.error and done.error.code == "timed_out"
-    time.sleep(3)  # the wait that was under way ends, and must not log in again
+    time.sleep(3)  # the running wait ends, and must not log in again
     assert vcenter.logins() == before
 
 
-def test_a_suspended_vm_comes_back_suspended(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_suspended_vm_is_suspended_after_a_revert(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.set_vm(vm, power="suspended")
     backend.take(vm, "x")
     assert backend.revert(vm, "x").error is None
 
 
-def test_a_kind_is_refused_for_a_snapshot_that_is_there_too(backend: VsphereBackend, vm: str) -> None:
+def test_kind_is_refused_for_an_existing_snapshot_too(backend: VsphereBackend, vm: str) -> None:
     backend.take(vm, "x")
     done = only(backend.run(Present(Request(name="x", kind="internal")), vm))
-    assert done.error and done.error.code == "unsupported" and "leave kind out" in str(done.error)
+    assert done.error and done.error.code == "unsupported" and "remove the option kind" in str(done.error)
 
 
-def test_two_runs_at_the_same_moment_leave_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+def test_two_simultaneous_runs_create_one_snapshot(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
     vcenter.set(busy="queue")
-    vcenter.hold("CreateSnapshot*", 3)  # all have looked, and none has created
+    vcenter.hold("CreateSnapshot*", 3)  # all have read, and none has created
     done = at_once(3, lambda: only(backend.run(Present(Request(name="race")), vm)))
     assert [one.error for one in done] == [None] * 3
     assert sorted(one.word for one in done) == ["created", "lost_race", "lost_race"]
@@ -292,7 +345,7 @@ def counted(vcenter: VCenter, work: t.Callable[[VsphereBackend], object]) -> int
     return requests
 
 
-def test_what_a_call_costs_in_requests_hardly_grows_with_the_number_of_vms(crowd: VCenter) -> None:
+def test_number_of_requests_hardly_grows_with_the_number_of_vms(crowd: VCenter) -> None:
     vms = [f"DC0_C0_RP0_VM{number}" for number in range(500)]
     take = Present(Request(name="x"))
 
@@ -306,7 +359,7 @@ def test_what_a_call_costs_in_requests_hardly_grows_with_the_number_of_vms(crowd
     assert counted(crowd, lambda backend: backend.run(Present(Request(name="y")), vms[0])) <= 18
 
 
-def test_an_inventory_that_comes_in_pages_is_read_to_its_end(crowd: VCenter) -> None:
+def test_paged_inventory_is_read_completely(crowd: VCenter) -> None:
     crowd.set(page_objects=100)
     try:
         seen: list[t.Any] = []
@@ -315,7 +368,7 @@ def test_an_inventory_that_comes_in_pages_is_read_to_its_end(crowd: VCenter) -> 
         crowd.set(page_objects=0)
     assert len({one.vm.id for one in seen}) == 500
     assert all(next(iter(one.after.snapshots)).name == "x" for one in seen)
-    # Four more pages for each: the VMs (and a fifth for the folders), their snapshots, their states, their latest tasks.
+    # Four more pages each: the VMs (and a fifth for the folders), their snapshots, their states, their latest tasks.
     assert requests <= 10 + 5 + 3 * 4
 
 
@@ -325,8 +378,8 @@ def stock() -> Iterator[VCenter]:
         yield vcenter
 
 
-def test_the_unmodified_simulator_is_served_as_far_as_it_goes(stock: VCenter) -> None:
-    """Without CreateSnapshotEx_Task and RenameSnapshot, and with flags that say that nothing can have snapshots."""
+def test_unmodified_simulator_works_within_its_limits(stock: VCenter) -> None:
+    """Without CreateSnapshotEx_Task and RenameSnapshot, and with flags that no VM supports snapshots."""
     backend = VsphereBackend(stock)
     driver = backend.open()
     (vm, _other) = driver.vms()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Answers of a vCenter that are empty, cut off, of a wrong shape or without an end: an error that names the request, and never a wrong result."""
+"""Empty, truncated, malformed or endless answers of a vCenter: an error that names the request, and never a wrong result."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def call(vcenter: VCenter, module: str, **options: t.Any) -> Answer:
 
 
 def each_request(vcenter: VCenter, module: str, **options: t.Any) -> int:
-    """How many requests a call makes."""
+    """Return the number of requests of a call."""
     vcenter.outage("null", nth=10_000)
     assert call(vcenter, module, **options).failure is None
     return vcenter.end_outage()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_listing_is_whole_or_an_error_that_names_the_request(estate: VCenter, kind: str) -> None:
+def test_listing_is_complete_or_an_error_that_names_the_request(estate: VCenter, kind: str) -> None:
     call(estate, "snapshot", vms=VMS, name="listed")
     options = {"scope": "endpoint", "drift": True}
     told = set()
@@ -61,14 +61,14 @@ def test_a_listing_is_whole_or_an_error_that_names_the_request(estate: VCenter, 
             assert answer.failure["error"] in ("connection_failed", "backend_failed"), number
             assert "object has no attribute" not in answer.failure["msg"]
             told.add(answer.failure["msg"])
-    assert any("list the VMs" in one for one in told) or kind == "half"  # half an answer is asked for again
+    assert any("list the VMs" in one for one in told) or kind == "half"  # a truncated answer is requested again
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("work", ["create", "revert", "remove"])
 @pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_call_that_writes_says_what_is_so(estate: VCenter, kind: str, work: str, step: int) -> None:
-    """Whatever request is answered oddly: no traceback, and no row that says other than what is there."""
+def test_writing_call_reports_the_actual_state(estate: VCenter, kind: str, work: str, step: int) -> None:
+    """With a malformed answer to any request: no traceback, and no row that differs from the actual state."""
     vms = [f"odd{next(_numbers)}" for _each in range(2)]
     estate.make_vms(*({"name": vm, "power": "poweredOn"} for vm in vms))
     steps = {
@@ -84,7 +84,7 @@ def test_a_call_that_writes_says_what_is_so(estate: VCenter, kind: str, work: st
         estate.outage(kind, nth=number)
         answer = call(estate, module, vms=vms, name=name, on_error="continue", **more)
         if estate.end_outage() < number:
-            break  # the call makes no more requests
+            break  # the call has no more requests
         there = {vm for vm in vms if any(one["name"] == name for one in estate.vm(vm)["snapshots"])}
         if answer.failure is not None:
             assert answer.failure["error"] in ("connection_failed", "backend_failed", "unverified"), (number, answer.failure)
@@ -100,7 +100,7 @@ def test_a_call_that_writes_says_what_is_so(estate: VCenter, kind: str, work: st
     assert number > 6
 
 
-def test_a_listing_of_which_a_page_is_missing_is_an_error(estate: VCenter) -> None:
+def test_listing_with_a_missing_page_is_an_error(estate: VCenter) -> None:
     estate.set(page_objects=2)
     estate.outage("null", method="ContinueRetrievePropertiesEx")
     answer = call(estate, "snapshot_info", scope="endpoint")
@@ -110,7 +110,7 @@ def test_a_listing_of_which_a_page_is_missing_is_an_error(estate: VCenter) -> No
     assert "asked to list the VMs, answered with no objects at all" in answer.failure["msg"]
 
 
-def test_an_answer_without_an_end_is_refused_while_it_is_read(estate: VCenter) -> None:
+def test_endless_answer_is_refused_while_it_is_read(estate: VCenter) -> None:
     small, large = 4 * 1024**2, 256 * 1024**2
     limits = {"RetrievePropertiesEx": large, "CreateContainerView": small, "RetrieveServiceContent": small}
     for method, limit in limits.items():

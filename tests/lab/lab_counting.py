@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A lab that counts what its daemon is asked, from the daemon's own log. Its log is large: not for long runs."""
+"""A lab that counts the requests to its daemon, from the daemon's log. The log is large: not for long runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lab import Lab
 
 
 class CountingLab(Lab):
-    """A lab whose daemon writes each request into its log."""
+    """A lab whose daemon logs each request."""
 
     def _write_configuration(self) -> None:
         super()._write_configuration()
@@ -24,7 +24,7 @@ class CountingLab(Lab):
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[collections.Counter[int]]:
-        """Requests by their numbers, filled in at the end of the block."""
+        """Count the requests in the block by procedure number; the result is filled in at its end."""
         counts: collections.Counter[int] = collections.Counter()
         begin = len(self.log.read_bytes())
         yield counts

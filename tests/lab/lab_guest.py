@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Real Linux guests of the lab: Debian with Python, sshd and the guest agent, booted under TCG in about ten seconds."""
+"""Real Linux guests: Debian with Python, sshd and the guest agent; boots under TCG in about ten seconds."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if t.TYPE_CHECKING:
 BUILD_SCRIPT = Path(__file__).resolve().parent / "build_guest.sh"
 CACHE = Path(__file__).resolve().parents[2] / ".cache/guest"
 
-# Each guest is new, on a port that another one may have had: there is no host key to remember.
+# Each guest has a new host key, possibly on a port of an earlier guest: do not store host keys.
 SSH_OPTIONS = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
 
 
 class GuestGone(Exception):
-    """The guest did not answer in time; the message carries the end of its console."""
+    """The guest did not answer in time; the message has the end of its console."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GuestImage:
-    """What a guest boots from, readable by the user of the daemon, and the key that its root accepts."""
+    """The files that a guest boots from, readable by the daemon's user, and the ssh key of its root user."""
 
     disk: Path
     kernel: Path
@@ -43,7 +43,7 @@ class GuestImage:
 
     @classmethod
     def for_lab(cls, lab: Lab) -> GuestImage:
-        """Build the image unless it is there, and copy it into the lab where QEMU cannot reach the checkout."""
+        """Build the image if it does not exist, and copy it into the lab if QEMU cannot read the checkout."""
         subprocess.run([str(BUILD_SCRIPT)], stdin=subprocess.DEVNULL, check=True)
         folder = CACHE
         readable = subprocess.run([*lab.as_user(), "test", "-r", str(CACHE / "base.qcow2")], check=False).returncode == 0
@@ -58,7 +58,7 @@ class GuestImage:
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A started Linux guest. Its connection to libvirt is new for each use, so it may outlive a restart of the daemon."""
+    """A started Linux guest. It opens a new connection to libvirt for each use, so it survives a restart of the daemon."""
 
     lab: Lab
     name: str
@@ -68,12 +68,12 @@ class Guest:
 
     @contextlib.contextmanager
     def domain(self) -> t.Iterator[libvirt.virDomain]:
-        """The guest's domain, on a connection that is closed at the end of the block."""
+        """Return the guest's domain, on a connection that is closed at the end of the block."""
         with contextlib.closing(self.lab.connect()) as connection:
             yield connection.lookupByName(self.name)
 
     def wait_ssh(self, timeout: float = 180) -> None:
-        """Wait until sshd shows its banner. QEMU takes connections itself, so that an open port proves nothing."""
+        """Wait until sshd sends its banner. QEMU itself accepts connections, so an open port proves nothing."""
         deadline = time.monotonic() + timeout
         while not self.ssh_answers():
             if time.monotonic() > deadline:
@@ -81,13 +81,13 @@ class Guest:
             time.sleep(0.2)
 
     def ssh_answers(self, timeout: float = 5) -> bool:
-        """Whether sshd shows its banner now."""
+        """Return True if sshd sends its banner now."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as probe:
             return probe.recv(4) == b"SSH-"
         return False
 
     def ssh(self, command: str, *, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        """Run a shell command in the guest as root; the return code 255 is ssh's own."""
+        """Run a shell command in the guest as root; return code 255 is an error of ssh itself."""
         return subprocess.run(
             ["ssh", "-F", "none", "-i", str(self.key), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", *SSH_OPTIONS]
             + ["-o", "ConnectTimeout=30", "-p", str(self.port), "root@127.0.0.1", command],
@@ -99,20 +99,20 @@ class Guest:
         )
 
     def agent(self, command: dict[str, t.Any], *, timeout: int = 30) -> t.Any:
-        """What the guest agent returns to a command such as {"execute": "guest-ping"}."""
+        """Return the guest agent's answer to a command such as {"execute": "guest-ping"}."""
         with self.domain() as domain:
             answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps(command), timeout, 0)
         return json.loads(answer)["return"]
 
     def boot_id(self) -> str:
-        """An id that differs after each boot of the guest, and that a revert to running brings back."""
+        """Return the boot id: each boot has a new one, and a revert with memory restores the old one."""
         result = self.ssh("cat /proc/sys/kernel/random/boot_id")
         if result.returncode != 0:
-            raise GuestGone(f"{self.name} did not tell its boot id: {result.stderr.strip()}")
+            raise GuestGone(f"Reading the boot id of {self.name} failed: {result.stderr.strip()}")
         return result.stdout.strip()
 
     def inventory_vars(self) -> dict[str, t.Any]:
-        """The host variables with which Ansible reaches the guest."""
+        """Return the host variables for Ansible's connection to the guest."""
         return {
             "ansible_host": "127.0.0.1",
             "ansible_port": self.port,
@@ -123,11 +123,11 @@ class Guest:
         }
 
     def inventory_line(self) -> str:
-        """The guest as a line of an INI inventory."""
+        """Return the guest as a line of an INI inventory."""
         return " ".join([self.name, *(f"{key}={str(value)!r}" for key, value in self.inventory_vars().items())])
 
     def console_tail(self) -> str:
-        """The last lines that the guest wrote on its serial console."""
+        """Return the last lines of the guest's serial console."""
         text = self.console.read_text(errors="replace") if self.console.exists() else ""
         return "\n".join(text.splitlines()[-15:])
 
@@ -153,7 +153,7 @@ def start_guest(lab: Lab, image: GuestImage, name: str, *, memory_mib: int) -> G
                 domain.create()
                 break
             except libvirt.libvirtError as exc:
-                # Somebody else took the port between our look and QEMU's.
+                # Another process took the port between our check and QEMU's start.
                 if "Could not set up host forwarding rule" not in str(exc) or attempt == 4:
                     raise
                 domain.undefine()

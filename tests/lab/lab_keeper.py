@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process that stands between a lab and its libvirtd; lab.py starts it, nobody else needs it.
+"""The parent process of a lab's libvirtd; only lab.py starts it.
 
-It ends what it started and removes the folder when its input closes: so also after a test run that was killed and could not
-clean up. And it adopts QEMU, which libvirt starts as an orphan, and reaps it at once: libvirt waits in destroy and revert until
-the process has vanished, which took 1 to 2 s each time in a container whose PID 1 looks after its children in such intervals.
+When its stdin closes it kills all its processes and removes the folder, so a killed test run is cleaned up too. It also adopts QEMU,
+which libvirt starts as an orphan, and reaps it at once: in destroy and revert libvirt waits until the process is gone, which took 1 to
+2 s each time in a container whose PID 1 reaps its children at such intervals.
 
 usage: lab_keeper.py FOLDER COMMAND...   commands on stdin, one a line: `start` (answers the pid), `end SIGNAL` (answers the pid),
 `stop`
@@ -36,16 +36,16 @@ class Keeper:
     def serve(self) -> None:
         signal.signal(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: sys.exit())  # by way of the finally below
+            signal.signal(number, lambda *_: sys.exit())  # runs the finally below
         try:
             for line in sys.stdin:
                 verb, *words = line.split()
-                if verb == "stop":  # said, not only the input closed: a forked child of the tests may hold the pipe open
+                if verb == "stop":  # explicit, since a forked child of the tests may keep the pipe open
                     break
                 pid = self._start() if verb == "start" else self._end(signal.Signals[words[0]])
                 print(pid, flush=True)
         finally:
-            # The daemon first: it might hang on a stopped QEMU, and could start another one while these are being ended.
+            # The daemon first: it could start another QEMU while these are killed. It may also hang on a stopped QEMU.
             self._end(signal.SIGTERM)
             for pid in qemu_pids(self._folder):
                 with contextlib.suppress(ProcessLookupError):
@@ -85,9 +85,9 @@ class Keeper:
 
 
 def qemu_pids(folder: Path) -> list[int]:
-    """The process ids of every QEMU of the lab in `folder`, those that libvirtd starts for its own use included.
+    """Return the process ids of every QEMU of the lab in `folder`, including those that libvirtd starts for its own use.
 
-    libvirt's pid files (run/libvirt/qemu/run) name the domains only; the path of the lab is on every command line.
+    libvirt's pid files (run/libvirt/qemu/run) exist for domains only, but every command line has the path of the lab.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How a controller ends that loses its power."""
+"""Kill a whole process tree, as a power failure of the controller does."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process and all that it has started, at once.
+    """Kill a process and all its descendants at once.
 
-    From ansible-core 2.19 on its workers have sessions of their own, and the modules are below them: a process group is not enough.
+    From ansible-core 2.19 on, workers have separate sessions, with the modules below them: killing the process group is not enough.
     """
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The domain XML of the lab: what a domain needs to start quickly under TCG, and nothing else."""
+"""The domain XML of the lab: the minimum for a fast start under TCG."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def tiny_xml(
     agent: bool,
     extra_devices: str,
 ) -> str:
-    """A domain without a kernel; `loader` is a firmware image that is mapped as flash, like UEFI's.
+    """Return a domain without a kernel; `loader` is a firmware image that is mapped as flash, like UEFI's.
 
-    libvirt wants an image for the variables too: the qcow2 `nvram`, or a raw one that it makes itself. Nobody looks into it here.
+    libvirt also requires an image for the variables: the qcow2 `nvram`, or a raw one that it creates. Its contents are not used here.
     """
     flash = ""
     if loader:
@@ -50,9 +50,9 @@ def tiny_xml(
 
 
 def guest_xml(name: str, *, disk: Path, kernel: Path, initrd: Path, console: Path, port: int, memory_mib: int) -> str:
-    """A Linux guest that boots `kernel` directly and whose SSH is at 127.0.0.1:`port`."""
-    # libvirt 9.0 has no port forwarding for slirp, and Debian's build refuses passt: so QEMU's own option.
-    # restrict=on: the guest cannot reach out. addr: a slot that libvirt's own numbering does not get to. romfile=: no PXE ROM.
+    """Return a Linux guest that boots `kernel` directly, with SSH at 127.0.0.1:`port`."""
+    # libvirt 9.0 has no port forwarding for slirp, and Debian's build refuses passt: so QEMU's own options are used.
+    # restrict=on: no outgoing connections of the guest. addr: a slot that libvirt does not assign itself. romfile=: no PXE ROM.
     network = f"user,id=n0,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:22"
     return f"""
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>

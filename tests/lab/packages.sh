@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Installs the Debian packages of a set, where they are missing. None of them starts a service.
-#   packages.sh setup   what `make setup` needs: to make environments and to compile libvirt-python
-#   packages.sh lab     that, and what tests and demo run: libvirtd, QEMU, and the tools that build the guest image
-#   packages.sh tests   that, and what only `make test` runs: a browser
+# Installs the missing Debian packages of a set. None of them starts a service.
+#   packages.sh setup   for `make setup`: to create virtual environments and to compile libvirt-python
+#   packages.sh lab     the same, and for tests and demo: libvirtd, QEMU, and the tools that build the guest image
+#   packages.sh tests   the same, and for `make test` only: a browser
 set -euo pipefail
 
 setup=(
@@ -16,16 +16,16 @@ setup=(
     pkg-config
     python3-dev
     python3-venv
-    tzdata             # retention reckons in time zones
+    tzdata             # retention uses time zones
 )
 lab=(
     "${setup[@]}"
-    busybox-static     # goes into the guest's initrd
+    busybox-static     # for the guest's initrd
     e2fsprogs
-    golang-go          # compiles the vCenter of the tests, over
+    golang-go          # compiles the simulated vCenter, with the next package
     golang-github-vmware-govmomi-dev
-    libvirt-clients    # virsh, for people
-    libvirt-daemon     # libvirtd without libvirt-daemon-system, which would start it for the whole machine
+    libvirt-clients    # virsh, for manual use
+    libvirt-daemon     # libvirtd without libvirt-daemon-system, which would start a system-wide daemon
     libvirt-daemon-driver-qemu
     mmdebstrap
     openssh-client
@@ -61,7 +61,7 @@ if [ "$(id -u)" = 0 ]; then
 elif command -v sudo > /dev/null; then
     as_root=(sudo)
 else
-    echo "These Debian packages are missing, and there is neither root nor sudo to install them: ${missing[*]}" >&2
+    echo "Debian packages are missing, and installing them needs root or sudo: ${missing[*]}" >&2
     exit 1
 fi
 
@@ -69,7 +69,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 apt() { "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q "$@" < /dev/null >> "$log" 2>&1; }
 
-# A repository of somebody else that does not answer fails the update, and need not matter: the installation decides.
+# A third-party repository that does not answer makes the update fail. That may not matter: only the installation must succeed.
 apt update || true
 if ! apt install --yes --no-install-recommends "${missing[@]}"; then
     cat "$log" >&2

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The lab keeps what it promises to the tests that stand on it."""
+"""Tests of the lab itself."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_stopped_lab_leaves_no_process_and_no_folder() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_interrupted_leaves_no_process_and_no_folder(number: signal.Signals) -> None:
-    # What a shell starts in the background ignores SIGINT, and so does all that it starts.
+    # Background processes of a shell ignore SIGINT, and so do their children.
     program = (
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
         "from lab import Lab; lab = Lab().start(); lab.define_tiny('a', running=True); print(lab.folder, flush=True); input()"

@@ -218,7 +218,7 @@ def _add(row: Data, chance: random.Random) -> None:
         more = {"description": description}
     elif who < 0.82:
         name = "nightly"
-        more = {"why_not_ours": "owner 'awx-test' made it"}
+        more = {"why_not_ours": "it belongs to owner 'awx-test'"}
     else:
         name = chance.choice(_PEOPLE) if chance.random() < 0.97 else HOSTILE
         more = {"description": chance.choice(("", "", "please ask Anna <anna@example.com>\nbefore you remove it"))}

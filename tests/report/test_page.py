@@ -16,8 +16,9 @@ from browser import Browser
 from estate import HOSTILE, NOW, endpoint, iso, snapshot, vm
 from reporting import page, report
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_style import STYLE
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report import page as page_of_report
 
+STYLE = Path(page_of_report.__file__).with_name("templates").joinpath("page.css").read_text(encoding="utf-8")
 TITLE = "Snapshots, 2026-11-25T12:00:00Z"
 
 
@@ -179,8 +180,8 @@ def _luminance(colour: str) -> float:
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_contrast_is_enough_for_weak_eyes(dark: bool) -> None:
     colours: dict[str, str] = {}
-    for block in re.findall(r":root\{(?:color-scheme:light dark;)?(--.*?)\}", STYLE, re.DOTALL)[: 2 if dark else 1]:
-        colours |= dict(re.findall(r"--([\w-]+):(#\w+)", block))
+    for block in re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)[: 2 if dark else 1]:
+        colours |= dict(re.findall(r"--([\w-]+): (#\w+);", block))
     pairs = [(text, ground, 4.5) for text in ("text", "muted", "link") for ground in ("bg", "card")]
     pairs += [(name, f"{name}-bg", 4.5) for name in ("act", "look", "note", "ok")]
     pairs += [(name, "card", 4.5) for name in ("act", "look", "ok")]

@@ -14,7 +14,7 @@ import estate
 import pytest
 from ansible.errors import AnsibleFilterError
 from estate import NOW, endpoint, iso, snapshot, vm
-from reporting import page, report
+from reporting import metrics, page, report
 
 OLD = timedelta(days=5)
 Data = dict[str, t.Any]
@@ -200,3 +200,22 @@ def test_parents_in_a_circle_and_a_thousand_forks_are_drawn() -> None:
     shown = page(report([endpoint("e", vm("v", *circle), vm("w", *forks))]))
     for name in ("a", "b", "1499", "1499x"):
         assert shown.count(f"<b><bdi>{name}</bdi></b>") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": 2}, "version 2"),
+        ({"format": "other"}, "format 'other'"),
+        ({"totals": None}, "what the filter snapshot_report returns"),
+        ({"vms": [{"name": "web01"}]}, "what the filter snapshot_report returns"),
+    ],
+)
+@pytest.mark.parametrize("show", [page, metrics])
+def test_data_that_is_no_report_is_refused_and_keys_that_are_new_are_not(
+    show: t.Callable[[Data], str], change: Data, words: str
+) -> None:
+    data = report([endpoint("e", vm("v", snapshot("x")))])
+    with pytest.raises(AnsibleFilterError, match=words):
+        show({**data, **change})
+    assert show({**data, "new": 1, "vms": [{**one, "new": 1} for one in data["vms"]]}) == show(data)

@@ -101,7 +101,7 @@ def test_a_missing_file_names_the_option_and_where_it_was_looked_for(stage: Stag
     run = look(stage, f"{{{option}: upgrade.yml}}")
     assert run.rc == 2
     assert run.said(
-        f"The option '{option}' names the file 'upgrade.yml', which was not found. Looked for {stage.project}/upgrade.yml"
+        f"The option '{option}' names the file 'upgrade.yml', which was not found. Searched {stage.project}/upgrade.yml"
     )
 
 

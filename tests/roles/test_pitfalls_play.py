@@ -111,10 +111,10 @@ def test_what_would_end_the_change_without_an_end_is_refused(stage: Stage, pve: 
     run = fleet.run()
     told = {
         "unknown": ["unknown.yml", "no.such.module"],
-        "ended": ["ended.yml:3", "meta: end_host would end the change without commit", "Write `when` on a block"],
+        "ended": ["ended.yml:3", "meta: end_host would end the change without commit", "Use `when` on a block"],
         "play": ["nested.yml:1", "meta: end_play would end the change"],
         "batch": ["batch.yml", "meta: end_batch would end the change"],
-        "errors": ["errors.yml", "meta: clear_host_errors would make the run pass"],
+        "errors": ["errors.yml", "meta: clear_host_errors would make the run succeed"],
         "once": ["once.yml", "run_once: when it fails", "ansible_play_batch[0]"],
         "fatal": ["fatal.yml", "any_errors_fatal would end the change of the other hosts"],
         "role": ["roles/ends/tasks/main.yml", "meta: end_host would end the change"],
@@ -132,5 +132,5 @@ def test_errors_that_the_play_ignores_are_refused(stage: Stage, pve: PveServer) 
     fleet.changes(alone="- name: Migrate\n  ansible.builtin.command: 'true'\n  run_once: true\n")
     run = fleet.run(head="ignore_errors: true")
     assert run.rc == 2
-    assert "ignore_errors is on, on this play or on a block around the role." in last_message(run, "alone")
+    assert "ignore_errors is set on this play or on a block around the role," in last_message(run, "alone")
     assert fleet.states() == {"alone": "none"}

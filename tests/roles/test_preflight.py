@@ -52,9 +52,9 @@ def test_each_reason_has_its_code_and_remedy_and_nothing_is_written(change: Chan
     assert run.said(
         "Nothing was changed: unsupported: Proxmox VE failed to allow a snapshot of web02: snapshot feature is not available"
     )
-    assert run.said("move it, for example to qcow2")
+    assert run.said("move the disk, for example to qcow2")
     assert run.said("Nothing was changed: locked: web03 has the lock 'backup': ")
-    assert run.said("web04 stands on a chain of 3 snapshots")
+    assert run.said("web04 has a chain of 3 snapshots")
     assert writes(cluster) == 0
 
 

@@ -103,7 +103,7 @@ def test_what_only_a_person_can_decide_is_left_to_one(change: Change) -> None:
     assert run.said("its lease soon is no time. NEEDS YOU: nobody can tell whether its run is alive.")
     assert run.said("it has no lease. NEEDS YOU: nobody can tell")
     assert run.said("NEEDS YOU: it has 2 such checkpoints")
-    assert run.said("Left alone: it is not ours: owner 'somebody' made it")
+    assert run.said("Left alone: it is not ours: it belongs to owner 'somebody'")
     assert run.said("begun at {{ 7*7 }} by"), "what stands in a label is text, and no template"
     assert [run.recap(f"web0{number}")["failed"] for number in range(1, 6)] == [1, 1, 1, 0, 0]
     assert states(change, "web01", "web02", "web03", "web04", "web05") == [

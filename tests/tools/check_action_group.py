@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Check that the action group ``all`` of meta/runtime.yml holds exactly the modules that connect to a hypervisor.
 
-A module that is missing there silently gets no connection from ``module_defaults: group/safepoint.vm.all``.
+A module that is not in the group gets no connection options from ``module_defaults: group/safepoint.vm.all``, without an error.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CONNECTION = "safepoint.vm._connection"
 
 
 def fragments(module: Path) -> list[str]:
-    """The documentation fragments that a module extends, without the part after the second dot."""
+    """Return the documentation fragments that a module extends, without the part after the second dot."""
     for node in ast.parse(module.read_text()).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["DOCUMENTATION"]:
             extended = yaml.safe_load(ast.literal_eval(node.value)).get("extends_documentation_fragment", [])

@@ -11,7 +11,7 @@ rm -rf "$site"
 mkdir -p "$site"
 chmod 755 "$site"
 
-# --lenient: references into docs.python.org and docs.ansible.com cannot be looked up without a network.
+# --lenient: references to docs.python.org and docs.ansible.com cannot be checked without a network.
 antsibull-docs sphinx-init --use-current --lenient --fail-on-error --dest-dir "$site" safepoint.vm
 cd "$site" || exit
 ./build.sh

@@ -2,21 +2,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # shellcheck shell=bash
 #
-# Sourced by every script here: goes to the root of the checkout and makes an environment that the user's own settings cannot
-# bend, and that writes to nothing outside the checkout.
+# Sourced by every script here: changes to the root of the checkout and sets an environment that is independent of the user's
+# settings and writes nothing outside the checkout.
 
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
 cd "$ROOT"
 
-# The environments: the ansible-core that people develop with and all tools, the oldest supported, the newest.
+# The virtual environments: for development, with all tools; with the oldest supported ansible-core; with the newest.
 export MAIN_VENV=.venv
 export FLOOR_VENV=.venv-2.16
 export NEWEST_VENV=.venv-2.21
 
-# Folders of pyenv's real interpreters. Its shims are of no use: they exist for every version that is installed and exit 127 for
-# all that are not "global", which ansible-test takes for a broken Python.
+# Folders of pyenv's real interpreters. Its shims cannot be used: they exist for every installed version but exit with 127 for
+# all that are not "global", which ansible-test treats as a broken Python.
 pyenv_bins() {
     local passwd_home shims root
     passwd_home=$(getent passwd "$(id -u)" | cut -d: -f6)
@@ -35,7 +35,7 @@ if [ "${SAFEPOINT_ENV:-}" != "$ROOT" ]; then
     done
     PATH=$ROOT/$MAIN_VENV/bin:$PATH
 
-    # The user's ANSIBLE_*, PYTHON* and PYTEST_ADDOPTS would change what is tested.
+    # The user's ANSIBLE_*, PYTHON* and PYTEST_ADDOPTS would influence the tests.
     for name in $(compgen -e | grep -E '^(ANSIBLE_|PYTHON|PYTEST_|VIRTUAL_ENV|LIBVIRT_DEFAULT_URI|SAFEPOINT_)' | grep -v '^PYTHON_BINS$'); do
         unset "$name"
     done
@@ -45,14 +45,14 @@ if [ "${SAFEPOINT_ENV:-}" != "$ROOT" ]; then
     export ANSIBLE_CONFIG=$ROOT/ansible.cfg
     export HYPOTHESIS_STORAGE_DIRECTORY=$ROOT/.cache/hypothesis
     export PIP_CACHE_DIR=$ROOT/.cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-    # ansible-core refuses to start where the encoding is not UTF-8, which is so in a bare container or under cron.
+    # ansible-core does not start if the encoding is not UTF-8, for example in a minimal container or under cron.
     export LC_ALL=C.UTF-8
     umask 022
 fi
 mkdir -p "$HOME"
 
-# The files that belong to the project, tracked or about to be, one a line; `.` or patterns say which. HOME is not the user's here, so git does not see the
-# user's own safe.directory, and would refuse a checkout that belongs to someone else.
+# Lists the files of the project, tracked or not ignored, one per line; the arguments are `.` or patterns. HOME is not the user's here, so git does not see
+# the user's safe.directory, and would refuse a checkout that belongs to another user.
 project_files() {
     git -c safe.directory="$ROOT" ls-files --cached --others --exclude-standard "$@" | while IFS= read -r file; do
         if [ -e "$file" ]; then printf '%s\n' "$file"; fi

@@ -2,13 +2,13 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Runs tests again and again beside a second load on all cores, and says how often which of them failed:
+# Runs tests repeatedly under additional load on all cores, and prints how often each test failed:
 #
-#     tests/tools/flaky.sh 20 daemon                   # all tests with this in their name
-#     tests/tools/flaky.sh 20 'killed and not newer'   # an expression as of pytest -k
-#     tests/tools/flaky.sh 5 quiesce -m 'not slow'     # what follows is for pytest
+#     tests/tools/flaky.sh 20 daemon                   # all tests with this word in their names
+#     tests/tools/flaky.sh 20 'killed and not newer'   # an expression for pytest -k
+#     tests/tools/flaky.sh 5 quiesce -m 'not slow'     # further arguments are passed to pytest
 #
-# The output of a run that failed stays in .cache/flaky. Exits with 1 if any run failed.
+# The output of failed runs is kept in .cache/flaky. Exits with 1 if a run failed.
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -23,7 +23,7 @@ logs=$ROOT/.cache/flaky
 rm -rf "$logs"
 mkdir -p "$logs"
 
-# A process for each core that does nothing but compute, and ends with this script, also when that is killed.
+# One busy process for each core; it ends with this script, also if the script is killed.
 for _core in $(seq "$(nproc)"); do
     while kill -0 "$$" 2>/dev/null; do
         for _turn in {1..20000}; do :; done

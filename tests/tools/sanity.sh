@@ -3,44 +3,44 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # ansible-test sanity without containers: tests/tools/sanity.sh VENV
-# Speaks to PyPI the first time, and keeps the environments that ansible-test builds below .cache/home/.ansible/test.
+# Needs PyPI for the first run, and keeps the environments that ansible-test builds in .cache/home/.ansible/test.
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 venv=$ROOT/$1
 tree=.cache/sanity/core${1#.venv}/ansible_collections/safepoint/vm
 
-# ansible-test insists on a folder ansible_collections/NAMESPACE/NAME, and sees through a link to one. What it gets is what ships;
-# the rest of tests/ has the linters of test.sh.
+# ansible-test requires a folder ansible_collections/NAMESPACE/NAME, and resolves symlinks. It gets the files that are released;
+# for the rest of tests/ there are the linters of test.sh.
 rm -rf "$tree"
 mkdir -p "$tree"
 ansible-galaxy collection build --force --output-path "$tree/.." >/dev/null
 tar -xzf "$tree"/../safepoint-vm-*.tar.gz -C "$tree"
 cp galaxy.yml "$tree"
-# It asks git for the files, and the git around this folder ignores all of .cache.
+# It lists files with git, and the checkout's git ignores all of .cache.
 git init --quiet "$tree"
 
-# It fetches get-pip.py from a server of its own, unless its cache has one. Python brings a pip that does.
-# One name for each that ansible-core 2.16 to 2.21 asks for (ansible_test/_internal/python_requirements.py).
+# It downloads get-pip.py from its own server unless its cache has one. The pip that comes with Python is sufficient.
+# One name for each that ansible-core 2.16 to 2.21 looks for (ansible_test/_internal/python_requirements.py).
 cache=$HOME/.ansible/test/cache
 mkdir -p "$cache"
 for version in 23_1_2 24_2 25_2; do
     printf 'import ensurepip\n\nensurepip.bootstrap(default_pip=True)\n' >"$cache/get_pip_$version.py"
 done
 
-# Modules are compiled and imported with every Python that is found here, so this is where pyenv's belong on PATH.
+# Modules are compiled and imported with every Python on PATH, so only here pyenv's interpreters are added.
 export PATH=$venv/bin:$ROOT/$MAIN_VENV/bin:$PATH${PYTHON_BINS:+:$PYTHON_BINS}
 unset ANSIBLE_CONFIG
 log=$ROOT/.cache/sanity/core${1#.venv}.log
 cd "$tree" || exit
 
-# Most of what it prints is pip's.
+# Most of its output is from pip.
 if "$venv/bin/ansible-test" sanity --local --color no </dev/null 2>&1 |
     tee "$log" | grep --line-buffered -E '^(Running sanity test|WARNING|ERROR|FATAL)'; then
     exit
 fi
-echo "All that it printed is in $log"
-# The ordinary end of a run that found something; without it, ansible-test itself gave up.
+echo "Full output: $log"
+# The normal last line of a run with findings; without it, ansible-test itself failed.
 if ! grep -qE '^FATAL: The [0-9]+ sanity test' "$log"; then
     tail -n 30 "$log"
 fi

@@ -2,19 +2,19 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Makes what the tests need: system packages (only those that are missing), the three virtual environments, and the link through
-# which ansible finds the collection. Run again it takes a moment; an interrupted run is repaired by the next one.
-#   setup.sh        for the linters and the tests alone
+# Sets up the requirements of the tests: missing system packages, the three virtual environments, and the symlink through
+# which ansible finds the collection. Repeated runs are fast; a run after an interrupted one repairs it.
+#   setup.sh        for linters and tests that need no hypervisor
 #   setup.sh lab    also the packages of libvirtd, QEMU and the guest
 #   setup.sh tests  also the browser of the tests
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-# Two `make` at once: the second waits for the first, then finds everything done.
+# With two parallel `make`, the second waits for the first and then finds everything done.
 exec 9>.cache/setup.lock
 flock 9
 
-# Prints the first interpreter of the given versions that can make an environment and compile libvirt-python.
+# Prints the first interpreter of the given versions that can create a virtual environment and compile libvirt-python.
 find_python() {
     local version dir python folders
     mapfile -t folders < <(tr : '\n' <<<"$PYTHON_BINS" | sort -rV; printf '/usr/local/bin\n/usr/bin\n')
@@ -51,8 +51,8 @@ make_venv() {
     fi
     echo "setup: $venv with $("$python" -V) and $requirements"
     rm -f "$venv/.made-from"
-    # .making says that an earlier run was interrupted: pip takes a half-written package for an installed one, so begin anew.
-    # So does another interpreter, which `python -m venv` alone would not change.
+    # .making is left by an interrupted run: pip treats a half-written package as installed, so start from scratch.
+    # The same for another interpreter, which `python -m venv` alone would not change.
     if [ -e "$venv/.making" ] || ! [ "$venv/bin/python" -ef "$python" ]; then
         rm -rf "$venv"
     fi
@@ -65,14 +65,14 @@ make_venv() {
     echo "$wanted" >"$venv/.made-from"
 }
 
-# Without it the rest of the tests still says something, but a run of CI that left it out would look complete.
+# Without it the other tests are still useful, but a CI run without it would look complete.
 missing() {
     echo "setup: $1" >&2
     if [ "${CI:-}" = true ]; then exit 1; fi
 }
 
 if [ "${#ROOT}" -gt 50 ]; then
-    echo "setup: this folder's path has ${#ROOT} characters; ssh's control sockets below it may pass the system's limit of 107" >&2
+    echo "setup: the path of this folder has ${#ROOT} characters; ssh's control sockets in it may exceed the limit of 107 bytes" >&2
 fi
 
 tests/lab/packages.sh "${1:-setup}"

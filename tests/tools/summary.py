@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Add up what test.sh ran: summary.py FOLDER
+"""Summarise the results of test.sh: summary.py FOLDER
 
 The folder holds steps.tsv (name, status, seconds) and the JUnit files of the pytest steps. A pytest step counts with its tests,
-every other step as one. Ends with 1 when anything failed, and under CI also when a test was skipped: a run that leaves
-something out must not look complete. A test marked xfail was run and failed as it had to (xfail_strict): it is named, and neither passed nor
+every other step as one. Exits with 1 if anything failed, and in CI also if a test was skipped: an incomplete run
+must not look complete. A test marked xfail ran and failed as expected (xfail_strict): it is listed, and counts neither as passed nor as
 skipped.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def count(report: Path) -> tuple[int, int, list[str], list[str]]:
-    """Passed, failed, a line for each skipped test, and one for each that failed as expected."""
+    """Return the number of passed and failed tests, and a line for each skipped test and for each that failed as expected."""
     passed = failed = 0
     skipped: list[str] = []
     expected: list[str] = []

@@ -3,14 +3,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Runs the checks and tests: tests/tools/test.sh lint | fast | test | all
-# All steps run, also after one has failed; the end lists them with the seconds each took.
+# All steps run, even after a failed one; the summary lists them with their seconds.
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 REPORTS=$ROOT/.cache/reports
 
-# step LIMIT NAME COMMAND...: LIMIT is what `timeout` takes; what hangs must not eat the time of everything behind it.
-# SIGINT, as from Ctrl-C, lets pytest end the daemons and guests that its fixtures started.
+# step LIMIT NAME COMMAND...: LIMIT is the argument of `timeout`: a command that hangs must not block the later steps.
+# After SIGINT, as from Ctrl-C, pytest stops the daemons and guests of its fixtures.
 step() {
     local limit=$1 name=$2 began=$SECONDS status=ok code=0
     shift 2
@@ -29,8 +29,8 @@ step() {
 tests() {
     local venv=$1 name=$2 workers=$3
     shift 3
-    # Each group with its guest in one process: most of a test is the start of ansible-playbook.
-    # The environment's own ansible-playbook comes first, and its results go where the summary counts them.
+    # Each group of tests with its guest in one process: most of the time of a test is the start of ansible-playbook.
+    # The environment's own ansible-playbook comes first in PATH, and the results are written for the summary.
     step 45m "$name" env PATH="$ROOT/$venv/bin:$PATH" "$ROOT/$venv/bin/python" -m pytest -q -n "$workers" --dist loadgroup --junitxml="$REPORTS/$name.xml" "$@"
 }
 
@@ -52,15 +52,15 @@ lint() {
     step 10m ansible-lint ansible-lint --offline --profile production
 }
 
-# The other ansible-core versions: the roles, but for the guest, which they all treat alike; and each test marked core_versions.
-# core_versions VENV AND-WHAT-ELSE
+# Tests with the other ansible-core versions: the roles, except those with a guest, which are the same for all; and tests marked core_versions.
+# core_versions VENV FURTHER-EXPRESSION
 core_versions() {
     local venv=$1 but=$2 version=${1#.venv-} marked
     if ! [ -e "$venv/.made-from" ]; then
-        printf '\n=== %s does not exist on this machine (see what setup said): its tests are left out\n' "$venv"
+        printf '\n=== %s does not exist on this machine (see the output of setup): its tests are skipped\n' "$venv"
         return
     fi
-    # By name: what else is there imports what only the main environment has.
+    # By name: other test files import packages that only the main environment has.
     mapfile -t marked < <(grep -rl --include='test_*.py' --exclude-dir=roles 'mark\.core_versions' tests)
     tests "$venv" "pytest-$version" 2 -m "((role and not guest) or core_versions)$but" tests/roles "${marked[@]}"
 }
@@ -79,10 +79,10 @@ fast)
 test | all)
     not_slow=" and not slow" not_newest=" and not newest" not_oldest=" and not oldest"
     if [ "$1" = all ]; then not_slow="" not_newest="" not_oldest=""; fi
-    # Beside all that has no use for a second core, and shown when it is over.
+    # Runs in parallel with the steps that use one core only; its output is shown at the end.
     step 20m sanity tests/tools/sanity.sh "$MAIN_VENV" >"$REPORTS/sanity.log" 2>&1 &
     sanity=$!
-    trap 'pkill -P "$sanity" || true' EXIT  # not the shell, which would leave `timeout` and what it runs behind
+    trap 'pkill -P "$sanity" || true' EXIT  # not the shell, which would leave `timeout` and its command running
     lint
     step 20m galaxy tests/tools/galaxy.sh
     step 20m guest tests/lab/build_guest.sh
@@ -90,8 +90,8 @@ test | all)
     if [ "$1" = all ]; then step 20m trixie tests/lab/build_trixie.sh; fi
     wait "$sanity"
     cat "$REPORTS/sanity.log"
-    # The roles run on the oldest and the newest ansible-core below, and in make test-all on this one too.
-    # One worker more than cores: a third of the time these wait for hypervisors and time limits.
+    # The tests of the roles run with the oldest and the newest ansible-core below, and in make test-all with this one too.
+    # One worker more than cores: for a third of the time these tests wait for hypervisors and timeouts.
     tests "$MAIN_VENV" pytest 3 ${not_slow:+-m "(not role or guest) and not slow"} tests
     core_versions "$FLOOR_VENV" "$not_slow$not_newest"
     core_versions "$NEWEST_VENV" "$not_slow$not_oldest"

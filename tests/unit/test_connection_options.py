@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The connection options: what cannot be used is refused before a connection is tried."""
+"""Connection options: invalid values are refused before a connection is opened."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def server(hostname: str, **options: t.Any) -> Server:
     [
         ("https://vc", ["hostname='https://vc'", "without https://, user, port or path", "use port"]),
         ("https://vc:443", ["without https://"]),
-        ("vc:443", ["hostname='vc:443'", "without a port", "use port"]),
+        ("vc:443", ["hostname='vc:443'", "must not contain a port", "use port"]),
         ("vc/sdk", ["without https://, user, port or path"]),
         ("[::1]:443", ["is not an IPv6 address", "use port"]),
         ("[vc]", ["is not an IPv6 address"]),
         ("1:2:3", ["is not an IPv6 address"]),
         ("vc\n", ["hostname='vc\\n'", "line break"]),
         ("vc\r\nHost: other", ["line break"]),
-        (" vc", ["blank"]),
+        (" vc", ["space"]),
         ("vc\x1b[2J", ["control character"]),
-        ("vc..example.com", ["is not a host name"]),
-        ("x" * 64, ["is not a host name"]),
+        ("vc..example.com", ["is not a valid host name"]),
+        ("x" * 64, ["is not a valid host name"]),
         ("", ["hostname is not set"]),
     ],
 )
-def test_a_hostname_that_is_more_than_a_name_is_refused_with_the_fix(backend: str, hostname: str, words: list[str]) -> None:
+def test_invalid_hostname_is_refused_with_the_fix(backend: str, hostname: str, words: list[str]) -> None:
     with pytest.raises(InvalidOption) as refused:
         read_connection({**NONE, "backend": backend, "hostname": hostname, **LOGINS[backend]}, {})
     for word in words:
@@ -56,7 +56,7 @@ def test_a_hostname_that_is_more_than_a_name_is_refused_with_the_fix(backend: st
 
 
 @backends
-def test_a_password_in_a_hostname_is_not_shown(backend: str) -> None:
+def test_password_in_a_hostname_is_not_shown(backend: str) -> None:
     options = {**NONE, "backend": backend, "hostname": "https://root:hidden@vc", **LOGINS[backend]}
     with pytest.raises(InvalidOption) as refused:
         read_connection(options, {})
@@ -77,7 +77,7 @@ def test_a_password_in_a_hostname_is_not_shown(backend: str) -> None:
         ("my_host", "my_host:443"),
     ],
 )
-def test_a_name_or_address_is_shown_with_its_port(hostname: str, shown: str) -> None:
+def test_server_is_shown_with_its_port(hostname: str, shown: str) -> None:
     assert server(hostname).where == shown
 
 
@@ -91,18 +91,18 @@ def test_a_name_or_address_is_shown_with_its_port(hostname: str, shown: str) -> 
         ({"ca_path": ""}, ["ca_path is empty"]),
         ({"ca_path": "/nowhere/ca.pem"}, ["ca_path='/nowhere/ca.pem' is not a file", "PEM"]),
         ({"ca_path": "/"}, ["ca_path='/' is not a file"]),
-        ({"ca_path": __file__}, ["ca_path", "cannot be used", "PEM"]),
+        ({"ca_path": __file__}, ["ca_path", "cannot be read", "PEM"]),
         ({"ca_path": __file__, "validate_certs": False}, ["ca_path", "validate_certs=false"]),
     ],
 )
-def test_the_other_options_of_a_server_are_refused_with_the_fix(options: dict[str, t.Any], words: list[str]) -> None:
+def test_other_invalid_server_options_are_refused_with_the_fix(options: dict[str, t.Any], words: list[str]) -> None:
     with pytest.raises(InvalidOption) as refused:
         server("vc", **options)
     for word in words:
         assert word in str(refused.value)
 
 
-def test_an_empty_file_of_certificates_is_refused(tmp_path: Path) -> None:
+def test_empty_ca_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").touch()
-    with pytest.raises(InvalidOption, match="cannot be used"):
+    with pytest.raises(InvalidOption, match="cannot be read"):
         server("vc", ca_path=str(tmp_path / "empty.pem"))

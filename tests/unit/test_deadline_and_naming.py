@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRu
 
 
 class Time:
-    """A clock that only sleeping moves."""
+    """A clock that advances only in sleep()."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -49,7 +49,7 @@ def test_polling_ends_with_the_first_answer() -> None:
     assert time.pauses == [0.1, 0.2]
 
 
-def test_polling_gives_up_when_the_time_is_up_and_says_what_it_waited_for() -> None:
+def test_polling_times_out_with_an_error_that_names_the_wait() -> None:
     time = Time()
     with pytest.raises(TimedOut, match="the moon after 10 seconds"):
         time.deadline(10).poll("the moon", lambda: None)
@@ -57,7 +57,7 @@ def test_polling_gives_up_when_the_time_is_up_and_says_what_it_waited_for() -> N
     assert max(time.pauses) <= 2.0
 
 
-def test_a_budget_within_a_budget_is_the_shorter_one() -> None:
+def test_nested_deadline_is_the_shorter_one() -> None:
     time = Time()
     outer = time.deadline(10)
     time.now = 7
@@ -69,36 +69,36 @@ def test_a_budget_within_a_budget_is_the_shorter_one() -> None:
     ("text", "seconds"),
     [("90s", 90), ("15m", 900), ("72h", 259200), ("7d", 604800), ("2w", 1209600), ("30", 30), ("1.5h", 5400), (" 5 m ", 300)],
 )
-def test_durations_are_read_as_people_write_them(text: str, seconds: float) -> None:
+def test_valid_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration(text, option="timeout") == seconds
 
 
 @pytest.mark.parametrize("text", ["", "soon", "5 minutes", "-1h", "1h30m", "h", "1e3", "٣h3"])
-def test_what_is_no_duration_is_named_with_the_option(text: str) -> None:
+def test_invalid_duration_is_refused_with_option_and_value(text: str) -> None:
     with pytest.raises(InvalidOption, match="lock_timeout") as caught:
         parse_duration(text, option="lock_timeout")
     assert repr(text) in str(caught.value)
 
 
 @given(st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(9000, 1, 1), timezones=st.just(timezone.utc)))  # noqa: DTZ001
-def test_times_come_back_to_the_second(moment: datetime) -> None:
+def test_times_survive_a_round_trip_to_the_second(moment: datetime) -> None:
     assert parse_time(format_time(moment), option="expires") == moment.replace(microsecond=0)
 
 
-def test_an_expiry_is_an_age_or_a_moment() -> None:
+def test_expiry_is_a_duration_or_a_time() -> None:
     assert parse_expiry("72h") == timedelta(hours=72)
     moment = datetime(2026, 11, 26, 8, tzinfo=timezone.utc)
     assert parse_expiry("2026-11-26T08:00:00Z") == parse_expiry("2026-11-26 09:00:00+01:00") == moment
 
 
 @pytest.mark.parametrize("text", ["never", "2026-13-01", "0", "0h", "", "99999999999d"])
-def test_what_is_no_expiry_is_refused(text: str) -> None:
+def test_invalid_expiry_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="expires"):
         parse_expiry(text)
 
 
 @pytest.mark.parametrize("text", ["3", " 3 ", "3.0", "365"])
-def test_what_decides_what_is_kept_needs_a_unit(text: str) -> None:
+def test_retention_duration_without_unit_is_refused(text: str) -> None:
     for parse in (parse_expiry, parse_moment, parse_age):
         with pytest.raises(
             InvalidOption, match=f"expires={text.strip()} has no unit; write {text.strip()}h for hours or {text.strip()}d"
@@ -107,7 +107,7 @@ def test_what_decides_what_is_kept_needs_a_unit(text: str) -> None:
     assert parse_age(f"{text}d", option="expires") == timedelta(days=float(text))
 
 
-def test_the_proposed_duration_is_one_that_is_accepted() -> None:
+def test_suggested_duration_is_valid() -> None:
     with pytest.raises(InvalidOption, match="write 86400s for seconds or 86400m for minutes"):
         parse_age("86400", option="max_age")
 
@@ -128,12 +128,12 @@ def test_the_proposed_duration_is_one_that_is_accepted() -> None:
         ("zzz", ["db01"], None),
     ],
 )
-def test_the_name_that_was_probably_meant_is_found_across_domains(name: str, there: list[str], told: str | None) -> None:
+def test_similar_names_are_suggested_also_across_domains(name: str, there: list[str], told: str | None) -> None:
     assert did_you_mean(name, there) == told
 
 
 @given(st.text(max_size=100))
-def test_a_name_that_passes_is_short_plain_ascii(name: str) -> None:
+def test_accepted_names_are_short_ascii(name: str) -> None:
     rule = NameRule(max_bytes=40, reserved=frozenset({"current"}))
     with contextlib.suppress(InvalidOption):
         check_name(name, rule)
@@ -141,7 +141,7 @@ def test_a_name_that_passes_is_short_plain_ascii(name: str) -> None:
         assert name.isascii() and name[0].isalnum() and name != "current"
 
 
-def test_a_reserved_name_is_refused() -> None:
+def test_reserved_name_is_refused() -> None:
     with pytest.raises(InvalidOption, match="current"):
         check_name("current", NameRule(max_bytes=40, reserved=frozenset({"current"})))
 
@@ -152,5 +152,5 @@ def test_a_reserved_name_is_refused() -> None:
     + [("\u00b2", False), ("1\u00b2", False), ("\u0663", False), ("9" * 5000, False), ("0" * 5000 + "1", True)],
 )
 def test_only_plain_decimal_digits_make_a_number(name: str, expected: bool) -> None:
-    """libvirt takes any name, and the listing asks this of each."""
+    """libvirt accepts any name, and the listing checks each."""
     assert is_number(name) is expected

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The images that a disk consists of, where a guest may have written into one of them what it liked."""
+"""The images of a disk, with contents that a malicious guest may have written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 
 
 def images() -> Images:
-    return Images(None, local=True)  # nothing here asks the daemon
+    return Images(None, local=True)  # these tests send no request to the daemon
 
 
 def disk(path: Path, fmt: str = "qcow2") -> Disk:
@@ -33,15 +33,15 @@ def header(backing: bytes, *, fmt: bytes | None = b"qcow2", snapshots: int = 0, 
     return fixed + extension + backing
 
 
-def test_a_raw_disk_is_never_taken_for_another_format(tmp_path: Path) -> None:
-    """The guest writes all of it, the first bytes too."""
+def test_raw_disk_is_never_detected_as_another_format(tmp_path: Path) -> None:
+    """The guest can write the whole disk, including the first bytes."""
     raw = tmp_path / "raw.img"
     raw.write_bytes(header(b"/etc/passwd"))
     assert images().layers(disk(raw, "raw"), up=False, asking=False) == [str(raw)]
 
 
 @pytest.mark.parametrize("fmt", [b"raw", None])
-def test_a_base_that_is_not_said_to_be_qcow2_is_not_read(tmp_path: Path, fmt: bytes | None) -> None:
+def test_base_image_without_declared_qcow2_format_is_not_read(tmp_path: Path, fmt: bytes | None) -> None:
     top, base = tmp_path / "top.qcow2", tmp_path / "base.img"
     base.write_bytes(header(b"/etc/passwd"))
     top.write_bytes(header(b"base.img", fmt=fmt))
@@ -50,7 +50,7 @@ def test_a_base_that_is_not_said_to_be_qcow2_is_not_read(tmp_path: Path, fmt: by
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("compat", ["0.10", "1.1"])
-def test_a_chain_that_qemu_img_made_is_followed_to_its_end(tmp_path: Path, compat: str) -> None:
+def test_chain_from_qemu_img_is_followed_to_its_end(tmp_path: Path, compat: str) -> None:
     names = [str(tmp_path / f"{number}.qcow2") for number in range(3)]
     subprocess.run(["qemu-img", "create", "-q", "-f", "raw", names[0], "1M"], check=True)
     for fmt, base, top in (("raw", names[0], names[1]), ("qcow2", names[1], names[2])):
@@ -59,13 +59,13 @@ def test_a_chain_that_qemu_img_made_is_followed_to_its_end(tmp_path: Path, compa
     assert images().layers(disk(Path(names[2])), up=False, asking=False) == names[::-1]
 
 
-def test_images_that_are_based_on_each_other_end(tmp_path: Path) -> None:
+def test_cycle_of_base_images_ends(tmp_path: Path) -> None:
     for name, base in (("a", b"b"), ("b", b"a")):
         (tmp_path / name).write_bytes(header(base))
     assert images().layers(disk(tmp_path / "a"), up=False, asking=False) is None
 
 
-def test_a_name_with_a_zero_byte_is_told_as_damage(tmp_path: Path) -> None:
+def test_image_name_with_a_nul_byte_is_reported_as_damage(tmp_path: Path) -> None:
     top = tmp_path / "top.qcow2"
     top.write_bytes(header(b"ba\0se"))
     assert images().layers(disk(top), up=False, asking=False) is None
@@ -73,28 +73,28 @@ def test_a_name_with_a_zero_byte_is_told_as_damage(tmp_path: Path) -> None:
         images().read(str(top))
 
 
-def test_what_is_neither_a_file_nor_a_block_device_is_not_opened(tmp_path: Path) -> None:
-    """To open a FIFO would block, and to open a device may do something."""
+def test_path_that_is_no_file_or_block_device_is_not_opened(tmp_path: Path) -> None:
+    """Opening a FIFO would block, and opening a device may have side effects."""
     fifo, top = tmp_path / "fifo", tmp_path / "top.qcow2"
     os.mkfifo(fifo)
     top.write_bytes(header(b"fifo"))
     for path in (str(fifo), "/dev/null", str(tmp_path)):
-        with pytest.raises(Unreadable, match="neither a file nor a block device"):
+        with pytest.raises(Unreadable, match="neither a regular file nor a block device"):
             images().read(path)
         assert images().at_hand(path) is None
     assert images().layers(disk(top), up=False, asking=False) is None
 
 
 @pytest.mark.parametrize("where", [2**63 - 8, 2**64 - 8])
-def test_a_table_beyond_the_end_of_every_file_is_told_as_damage(tmp_path: Path, where: int) -> None:
+def test_table_beyond_the_end_of_the_file_is_reported_as_damage(tmp_path: Path, where: int) -> None:
     top = tmp_path / "top.qcow2"
     top.write_bytes(header(b"", snapshots=1, table=where))
     with pytest.raises(Unreadable):
         images().read(str(top))
 
 
-def test_a_table_is_read_only_so_far_as_a_real_one_can_be_long() -> None:
-    """Its entries may have 130 kB each, and be 65536."""
+def test_table_is_read_only_up_to_the_maximum_length() -> None:
+    """The header allows 65536 entries of 130 kB each."""
     entry = struct.pack(">12xHH16xI4x", 0xFFFF, 0xFFFF, 0)[:40]
     entry += bytes(2 * 0xFFFF)
     entry += bytes(-len(entry) % 8)

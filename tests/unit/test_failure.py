@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The message of a call of which some VMs failed."""
+"""The error message of a call in which some VMs failed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def row(ref: str, error: str | None = None, msg: str = "") -> dict[str, t.Any]:
     return {"ref": ref, "changed": False, **({"error": error, "msg": msg or f"no VM {ref!r}"} if error else {})}
 
 
-def test_without_a_failure_there_is_none() -> None:
+def test_no_failure_gives_no_message() -> None:
     assert failure([]) is None
     assert failure([row("a"), row("b")]) is None
 
 
-def test_a_single_vm_says_it_in_its_own_words() -> None:
+def test_single_vm_gives_its_own_message() -> None:
     assert failure([row("a", "vm_not_found", "no VM 'a'")]) == {"error": "vm_not_found", "msg": "no VM 'a'"}
 
 
-def test_of_several_those_are_named_that_caused_it() -> None:
+def test_message_names_only_the_causes() -> None:
     rows = [
         row("a", "undone", "was undone"),
         row("b"),
@@ -33,7 +33,7 @@ def test_of_several_those_are_named_that_caused_it() -> None:
     assert failure(rows) == {"error": "locked", "msg": "1 of 4 VMs failed. c: is locked"}
 
 
-def test_of_300_missing_vms_ten_are_named_and_the_rest_is_counted() -> None:
+def test_message_names_ten_of_300_missing_vms_and_counts_the_rest() -> None:
     seen = failure(
         [
             row(f"web{number:03}", "vm_not_found", f"libvirt at qemu:///system has no VM {number}; check its name")
@@ -47,7 +47,7 @@ def test_of_300_missing_vms_ten_are_named_and_the_rest_is_counted() -> None:
     assert len(seen["msg"]) < 1000
 
 
-def test_each_cause_is_told_and_what_is_the_same_is_told_once() -> None:
+def test_message_has_each_cause_once() -> None:
     rows = [row(f"a{number}", "connection_failed", "kvm01 does not answer") for number in range(30)]
     rows += [row("b", "locked", "is locked"), row("c", "vm_not_found"), row("d", "vm_not_found")]
     seen = failure(rows)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What happens over many VMs when some of them fail, hang, are held, or are lied about."""
+"""Calls on many VMs, some of which fail, hang, are locked, or report a false success."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def names(hypervisor: Hypervisor) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 @pytest.mark.parametrize("on_error", ["undo", "stop", "continue"])
-def test_a_failure_at_any_vm_ends_as_on_error_says(hypervisor: Hypervisor, number: int, on_error: str) -> None:
+def test_failure_at_any_vm_ends_according_to_on_error(hypervisor: Hypervisor, number: int, on_error: str) -> None:
     hypervisor.failures[number] = BackendFailed("no space left on device")
     done = run(hypervisor, Present(Request(name="x")), on_error=on_error)
     before, after = VMS[: number - 1], VMS[number:]
@@ -78,7 +78,7 @@ def test_undo_removes_only_what_the_call_created(hypervisor: Hypervisor) -> None
     assert machine.current is not None
 
 
-def test_an_undo_that_fails_says_what_is_left_behind(hypervisor: Hypervisor) -> None:
+def test_failed_undo_reports_the_remaining_snapshot(hypervisor: Hypervisor) -> None:
     hypervisor.failures[2] = BackendFailed("no space")
     hypervisor.failures[3] = BackendFailed("the disk is gone")
     done = run(hypervisor, Present(Request(name="x")), on_error="undo")
@@ -88,7 +88,7 @@ def test_an_undo_that_fails_says_what_is_left_behind(hypervisor: Hypervisor) -> 
     assert any("left behind" in warning for warning in done[0].warnings)
 
 
-def test_when_the_time_is_up_the_call_ends_and_says_what_goes_on(hypervisor: Hypervisor) -> None:
+def test_timeout_ends_the_call_and_reports_running_jobs(hypervisor: Hypervisor) -> None:
     hypervisor.hangs.add(2)
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="stop")
     assert codes(done) == [None, "timed_out", "not_started", "not_started"]
@@ -96,7 +96,7 @@ def test_when_the_time_is_up_the_call_ends_and_says_what_goes_on(hypervisor: Hyp
     assert "timeout=0.5" in str(done[1].error)
 
 
-def test_a_lie_of_the_hypervisor_is_found_out(hypervisor: Hypervisor) -> None:
+def test_unverified_success_is_an_error(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     for plan in (Present(Request(name="y")), Reverted(Request(name="x", power="off")), Absent(Request(name="x"))):
         hypervisor.actions.clear()
@@ -104,7 +104,7 @@ def test_a_lie_of_the_hypervisor_is_found_out(hypervisor: Hypervisor) -> None:
         assert codes(run(hypervisor, plan, on_error="continue")) == ["unverified", None, None, None]
 
 
-def test_a_vm_held_for_a_moment_is_waited_for(hypervisor: Hypervisor) -> None:
+def test_briefly_locked_vm_is_waited_for(hypervisor: Hypervisor) -> None:
     machine = list(hypervisor.machines.values())[1]
     machine.busy = "a backup"
     seen = 0
@@ -121,7 +121,7 @@ def test_a_vm_held_for_a_moment_is_waited_for(hypervisor: Hypervisor) -> None:
     assert codes(run(hypervisor, Present(Request(name="x")), lock_timeout=5.0)) == [None] * 4
 
 
-def test_a_vm_held_for_too_long_is_reported_with_its_holder_before_any_write(hypervisor: Hypervisor) -> None:
+def test_vm_locked_beyond_lock_timeout_is_reported_before_any_write(hypervisor: Hypervisor) -> None:
     list(hypervisor.machines.values())[1].busy = "a backup"
     done = run(hypervisor, Present(Request(name="x")), lock_timeout=0.3)
     assert codes(done) == ["not_started", "locked", "not_started", "not_started"]
@@ -129,21 +129,17 @@ def test_a_vm_held_for_too_long_is_reported_with_its_holder_before_any_write(hyp
     assert hypervisor.actions == []
 
 
-def test_a_vm_that_somebody_takes_between_look_and_write_is_tried_again(
-    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vm_locked_between_read_and_write_is_retried(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.failures.update({2: Locked("a backup has it"), 5: Locked("a backup has it")})
     done = run(hypervisor, Present(Request(name="x")), lock_timeout=5.0)
     assert codes(done) == [None] * 4
     assert names(hypervisor) == {name: ["x"] for name in VMS}
-    # the others did not wait for it
+    # the other VMs did not wait for it
     assert [str(action).split()[-1] for action in hypervisor.actions] == ["web01", "web02", "web03", "web04", "web02", "web02"]
 
 
-def test_a_vm_that_stays_taken_is_reported_when_lock_timeout_is_over(
-    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vm_that_stays_locked_is_reported_after_lock_timeout(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.failures.update({number: Locked("a backup has it") for number in range(2, 100)})
     done = run(hypervisor, Present(Request(name="x")), lock_timeout=0.3, on_error="stop")
@@ -152,7 +148,7 @@ def test_a_vm_that_stays_taken_is_reported_when_lock_timeout_is_over(
     assert done[1].changed is False
 
 
-def test_a_configuration_that_cannot_be_read_is_a_warning_and_the_revert_goes_on(
+def test_unreadable_configuration_is_a_warning_and_the_revert_continues(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_self: FakeDriver, _wanted: object) -> object:
@@ -177,14 +173,14 @@ def test_the_ways_to_take_a_snapshot_are_read_once_and_only_to_take_one(hypervis
     assert "configurations" not in hypervisor.requests
 
 
-def test_of_two_runs_that_created_the_same_name_the_later_takes_its_own_back(hypervisor: Hypervisor) -> None:
+def test_later_of_two_runs_with_the_same_name_removes_its_snapshot(hypervisor: Hypervisor) -> None:
     hypervisor.unique_names = False
     machine = next(iter(hypervisor.machines.values()))
     original = hypervisor.request
 
     def request(name: str) -> None:
         original(name)
-        if name == "Create web01" and not machine.snapshots:  # the other run is faster by a moment
+        if name == "Create web01" and not machine.snapshots:  # the other run is slightly faster
             FakeDriver(hypervisor)._create(machine, Create(machine.vm, "x", "[safepoint v=1 owner=safepoint]", memory=False))
 
     hypervisor.request = request  # type: ignore[method-assign]
@@ -195,7 +191,7 @@ def test_of_two_runs_that_created_the_same_name_the_later_takes_its_own_back(hyp
     assert done[0].snapshot and done[0].snapshot.id == next(iter(machine.snapshots))
 
 
-def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_of_vms(hypervisor: Hypervisor) -> None:
+def test_number_of_read_requests_does_not_depend_on_the_number_of_vms(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), max_parallel=16)
     looks = [one for one in hypervisor.requests if " " not in one]
     assert looks == ["find", "snapshots", "inspect", "snapshots", "inspect"]
@@ -204,19 +200,17 @@ def test_looking_and_confirming_cost_the_same_number_of_requests_for_any_number_
     assert hypervisor.requests == ["find", "snapshots", "inspect"]
 
 
-def test_one_vm_that_hangs_does_not_keep_the_others_from_being_undone(
-    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_vm_does_not_block_the_undo_of_the_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_phases, "_UNDO_SECONDS", 1.0)
     hypervisor.hangs.add(2)
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=2, on_error="undo")
     assert codes(done) == ["undone", "timed_out", "undone", "undone"]
     assert [one.changed for one in done] == [False, True, False, False]
-    assert any("may yet appear" in warning for warning in done[1].warnings)
+    assert any("may still appear" in warning for warning in done[1].warnings)
     assert set(map(tuple, names(hypervisor).values())) == {()}
 
 
-def test_what_is_finished_too_late_is_undone_and_leaves_no_change(hypervisor: Hypervisor) -> None:
+def test_snapshot_finished_after_the_timeout_is_undone(hypervisor: Hypervisor) -> None:
     late = hypervisor.slow[2] = threading.Event()
     threading.Timer(2.0, late.set).start()
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="undo")
@@ -226,7 +220,7 @@ def test_what_is_finished_too_late_is_undone_and_leaves_no_change(hypervisor: Hy
     assert set(map(tuple, names(hypervisor).values())) == {()}
 
 
-def test_what_was_done_in_time_is_no_failure_although_the_time_is_up(hypervisor: Hypervisor) -> None:
+def test_action_done_in_time_succeeds_although_the_time_is_up(hypervisor: Hypervisor) -> None:
     hypervisor.hangs.add(4)
     hypervisor.latency = 0.05
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, on_error="continue")
@@ -234,14 +228,14 @@ def test_what_was_done_in_time_is_no_failure_although_the_time_is_up(hypervisor:
     assert [one.word for one in done] == ["created", "created", "created", "unverified"]
 
 
-def test_a_creation_that_never_was_needs_no_undoing(hypervisor: Hypervisor) -> None:
+def test_create_that_was_never_sent_needs_no_undo(hypervisor: Hypervisor) -> None:
     hypervisor.lies = {1}
     (done, *_others) = run(hypervisor, Present(Request(name="x")), on_error="undo")
     assert done.error
     assert (done.error.code, done.changed) == ("unverified", False)
 
 
-def test_a_snapshot_that_another_run_begins_between_two_requests_is_not_taken_for_a_finished_one(hypervisor: Hypervisor) -> None:
+def test_unfinished_snapshot_of_another_run_does_not_count_as_finished(hypervisor: Hypervisor) -> None:
     machine = next(iter(hypervisor.machines.values()))
     original, looks = hypervisor.request, 0
 
@@ -249,7 +243,7 @@ def test_a_snapshot_that_another_run_begins_between_two_requests_is_not_taken_fo
         nonlocal looks
         original(name)
         looks += name in ("inspect", "snapshots")
-        if looks == 2:  # the other run begins, and its unfinished snapshot is listed already
+        if looks == 2:  # the other run starts, and its unfinished snapshot is already listed
             machine.busy = "a creation"
             machine.snapshots["theirs"] = Snapshot(
                 "theirs", "x", None, None, "[safepoint v=1 owner=safepoint]", False, "crash", False
@@ -265,7 +259,7 @@ def test_a_snapshot_that_another_run_begins_between_two_requests_is_not_taken_fo
     assert (done.word, done.error) == ("created", None)
 
 
-def test_a_revert_that_is_refused_after_the_vm_was_stopped_is_a_change(hypervisor: Hypervisor) -> None:
+def test_revert_refused_after_the_vm_was_stopped_is_a_change(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     hypervisor.actions.clear()
     hypervisor.failures[1] = Unsupported("the restored configuration cannot start")
@@ -280,10 +274,10 @@ def test_a_revert_that_is_refused_after_the_vm_was_stopped_is_a_change(hyperviso
     done = run(hypervisor, Reverted(Request(name="x")))
     assert codes(done)[0] == "unsupported"
     assert [one.changed for one in done] == [True, False, False, False]
-    assert "web01 was running, and is off now" in done[0].warnings
+    assert "The power state of web01 has changed from running to off" in done[0].warnings
 
 
-def test_a_newer_snapshot_that_somebody_else_has_discarded_meanwhile_is_no_failure(hypervisor: Hypervisor) -> None:
+def test_newer_snapshot_already_removed_by_another_run_is_no_failure(hypervisor: Hypervisor) -> None:
     for name in ("a", "b"):
         run(hypervisor, Present(Request(name=name)))
     hypervisor.actions.clear()
@@ -309,7 +303,7 @@ def test_check_mode_starts_no_action(hypervisor: Hypervisor, plan: Plan) -> None
     assert hypervisor.actions == []
 
 
-def test_an_expiry_is_set_right_when_the_hypervisors_clock_is_not_ours(hypervisor: Hypervisor) -> None:
+def test_expiry_is_corrected_when_the_clocks_differ(hypervisor: Hypervisor) -> None:
 
     ours = datetime.now(timezone.utc) - timedelta(hours=5)
     fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda: ours)
@@ -320,7 +314,7 @@ def test_an_expiry_is_set_right_when_the_hypervisors_clock_is_not_ours(hyperviso
     assert done.snapshot.label.expires == done.snapshot.created + timedelta(hours=72)
 
 
-def test_a_broken_revert_counts_as_a_change(hypervisor: Hypervisor) -> None:
+def test_failed_revert_counts_as_a_change(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     hypervisor.actions.clear()
     hypervisor.failures[1] = ConnectionFailed("the connection broke")
@@ -329,7 +323,7 @@ def test_a_broken_revert_counts_as_a_change(hypervisor: Hypervisor) -> None:
     assert [one.changed for one in done] == [True, False, False, False]
 
 
-def test_an_expiry_that_is_off_by_seconds_is_the_same_one(hypervisor: Hypervisor) -> None:
+def test_expiry_that_differs_by_seconds_is_unchanged(hypervisor: Hypervisor) -> None:
     for late in (0, 20):
         moment = datetime.now(timezone.utc) - timedelta(seconds=late)
         fleet = Fleet(FakeDriver(hypervisor), Bounds(), now=lambda moment=moment: moment)  # type: ignore[misc]
@@ -352,7 +346,7 @@ def test_newer_snapshots_are_discarded_newest_first_and_only_after_the_revert(hy
     ]
 
 
-def test_what_a_failed_discard_leaves_is_told(hypervisor: Hypervisor) -> None:
+def test_failed_discard_reports_the_remaining_snapshots(hypervisor: Hypervisor) -> None:
     for name in ("a", "b"):
         run(hypervisor, Present(Request(name=name)))
     hypervisor.actions.clear()
@@ -364,12 +358,12 @@ def test_what_a_failed_discard_leaves_is_told(hypervisor: Hypervisor) -> None:
 
 
 class NewestOnly(FakeDriver):
-    """A backend that can go back to the newest snapshot only, as ZFS does."""
+    """A backend that can revert to the newest snapshot only, such as ZFS."""
 
     revert_needs_newest = True
 
 
-def test_where_only_the_newest_can_be_reverted_to_the_newer_ones_go_first_or_it_is_refused(hypervisor: Hypervisor) -> None:
+def test_newest_only_backend_removes_newer_snapshots_first_or_refuses(hypervisor: Hypervisor) -> None:
     for name in ("a", "b"):
         run(hypervisor, Present(Request(name=name)))
     hypervisor.actions.clear()

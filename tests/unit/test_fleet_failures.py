@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is left alone, found again and told when something failed on one VM of several."""
+"""Failures on one of several VMs: untouched VMs, snapshots found again, and messages."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     BackendFailed,
     Locked,
     NotStarted,
+    SafepointError,
     SnapshotExists,
     SnapshotNotFound,
     Unsupported,
@@ -59,7 +60,7 @@ def codes(outcomes: list[Outcome]) -> list[str | None]:
 
 
 @pytest.mark.parametrize("refusal", [Locked("a backup has it"), SnapshotNotFound("somebody removed it")])
-def test_what_was_refused_at_first_is_not_begun_after_another_vm_has_failed(
+def test_locked_vm_is_not_retried_after_another_vm_failed(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
     monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.3)
@@ -84,7 +85,7 @@ def test_each_vm_has_the_whole_lock_timeout(hypervisor: Hypervisor, monkeypatch:
 
 
 class FailsAfterwards(FakeDriver):
-    """A backend that reports a failure although it has done what was asked of the second VM."""
+    """A backend that reports a failure for the second VM although the action succeeded."""
 
     def _run(self, job, number):  # type: ignore[no-untyped-def]
         end = super()._run(job, number)
@@ -94,7 +95,7 @@ class FailsAfterwards(FakeDriver):
         return end
 
 
-def test_what_was_made_although_it_was_said_to_have_failed_is_undone(hypervisor: Hypervisor) -> None:
+def test_snapshot_created_despite_a_reported_failure_is_undone(hypervisor: Hypervisor) -> None:
     fleet = Fleet(FailsAfterwards(hypervisor), Bounds(timeout=5, on_error="undo"), now=lambda: datetime.now(timezone.utc))
     done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
     assert codes(done) == ["undone", "backend_failed"]
@@ -102,8 +103,15 @@ def test_what_was_made_although_it_was_said_to_have_failed_is_undone(hypervisor:
     assert [machine.snapshots for machine in hypervisor.machines.values()] == [{}, {}]
 
 
-@pytest.mark.parametrize(("error", "theirs"), [(Locked("a backup has it"), ""), (BackendFailed("no space"), "change=another")])
-def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hypervisor, error: Exception, theirs: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "theirs"),
+    [
+        (Locked("a backup has it"), ""),
+        (Unsupported("the image has no room for it"), ""),
+        (BackendFailed("no space"), "change=another"),
+    ],
+)
+def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hypervisor, error: SafepointError, theirs: str) -> None:
     machine = list(hypervisor.machines.values())[1]
     original = hypervisor.request
 
@@ -114,13 +122,15 @@ def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hyperviso
             FakeDriver(hypervisor)._create(machine, Create(machine.vm, "x", line, memory=False))
 
     hypervisor.request = request  # type: ignore[method-assign]
-    hypervisor.failures[2] = error  # type: ignore[assignment]
+    hypervisor.failures[2] = error
     done = run(hypervisor, Present(Request(name="x")), on_error="undo", lock_timeout=0.0, max_parallel=1)
-    assert codes(done) == ["undone", "locked" if isinstance(error, Locked) else "backend_failed"]
+    assert codes(done) == ["undone", error.code]
+    # After another failure than a refusal, what is there now may be this run's own.
+    assert done[1].changed is isinstance(error, BackendFailed)
     assert [one.name for one in machine.snapshots.values()] == ["x"]
 
 
-def test_what_was_removed_although_it_was_said_to_have_failed_is_a_change(hypervisor: Hypervisor) -> None:
+def test_snapshot_removed_despite_a_reported_failure_is_a_change(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     fleet = Fleet(FailsAfterwards(hypervisor), Bounds(timeout=5), now=lambda: datetime.now(timezone.utc))
     done = fleet.apply([Target(name) for name in VMS], Absent(Request(name="x")), dry_run=False)
@@ -128,8 +138,8 @@ def test_what_was_removed_although_it_was_said_to_have_failed_is_a_change(hyperv
     assert [one.changed for one in done] == [True, True]
 
 
-def test_a_revert_that_fails_when_the_vm_is_back_already_has_changed_it(hypervisor: Hypervisor) -> None:
-    """As where only the memory could not be brought back, for a reason that is a refusal elsewhere."""
+def test_revert_that_fails_after_the_vm_is_back_is_a_change(hypervisor: Hypervisor) -> None:
+    """For example, only the memory could not be restored, with an error that is a refusal elsewhere."""
     for machine in hypervisor.machines.values():
         machine.power = "off"
     for name in ("older", "newer"):
@@ -142,10 +152,10 @@ def test_a_revert_that_fails_when_the_vm_is_back_already_has_changed_it(hypervis
     assert [one.changed for one in done] == [True, False]
 
 
-# the undo of a VM that another operation holds
+# the undo of a locked VM
 
 
-def test_an_undo_that_stays_locked_says_what_is_left_behind_and_why(
+def test_undo_of_a_locked_vm_reports_the_remaining_snapshot_and_the_reason(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_phases, "_UNDO_SECONDS", 0.5)
@@ -170,7 +180,7 @@ def test_a_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) ->
     assert "SIGTERM" in str(done[0].error) and "a backup has it" in str(done[0].error) and done[0].changed
 
 
-def test_a_job_that_its_driver_had_not_begun_when_a_signal_came_has_changed_nothing(hypervisor: Hypervisor) -> None:
+def test_job_not_started_before_the_signal_has_changed_nothing(hypervisor: Hypervisor) -> None:
     stop = Stop()
     hypervisor.before_failing[1] = lambda: stop.tell(signal.SIGTERM)
     hypervisor.failures[1] = NotStarted("it waited for a connection")
@@ -186,23 +196,23 @@ def test_a_job_that_its_driver_had_not_begun_when_a_signal_came_has_changed_noth
 # a VM with several actions
 
 
-def test_the_next_action_of_a_vm_is_not_begun_when_the_time_is_up(hypervisor: Hypervisor) -> None:
+def test_next_action_of_a_vm_is_not_started_after_the_timeout(hypervisor: Hypervisor) -> None:
     for name in ("one", "two", "three", "four", "five", "six"):
         run(hypervisor, Present(Request(name=name)))
     hypervisor.actions.clear()
     hypervisor.latency = 0.3  # of each request, and so of each action
     begun = time.monotonic()
     done = run(hypervisor, Reverted(Request(name="one", discard_newer=True)), timeout=1.5, max_parallel=2)
-    assert time.monotonic() - begun < 6  # all of it would be 4 looks and 12 actions
+    assert time.monotonic() - begun < 6  # the complete call would have 4 reads and 12 actions
     assert set(codes(done)) <= {"timed_out", "not_started"} and "timed_out" in codes(done)
     assert len(hypervisor.actions) < 6
     first = next(one for one in done if one.done)
-    assert (first.changed, first.word) == (True, "failed")  # nothing is in doubt: what was begun has ended
+    assert (first.changed, first.word) == (True, "failed")  # the result is known: all started actions have ended
     assert "could remove snapshot" in str(first.error)
 
 
 class FiveHoursAhead(FakeDriver):
-    """A hypervisor whose clock is not ours, so that the expiry in each new label has to be set right."""
+    """A hypervisor whose clock differs from ours, so that the expiry in each new label must be corrected."""
 
     def now(self) -> datetime:
         return datetime.now(timezone.utc) - timedelta(hours=5)
@@ -213,7 +223,7 @@ def create_with_expiry(driver: FakeDriver, **bounds: object) -> list[Outcome]:
     return fleet.apply([Target(name) for name in VMS], Present(Request(name="x", expires=timedelta(hours=72))), dry_run=False)
 
 
-def test_the_label_of_a_vm_is_set_right_although_another_one_has_failed(hypervisor: Hypervisor) -> None:
+def test_label_is_corrected_although_another_vm_failed(hypervisor: Hypervisor) -> None:
     hypervisor.failures[3] = BackendFailed("no space")  # after two creations
     done = create_with_expiry(FiveHoursAhead(hypervisor))
     assert codes(done) == ["backend_failed", None]
@@ -221,7 +231,7 @@ def test_the_label_of_a_vm_is_set_right_although_another_one_has_failed(hypervis
 
 
 class Slow(FiveHoursAhead):
-    """Ends the creations when the time is up, and says so in time."""
+    """A backend whose creates end with TimedOut at the deadline."""
 
     def _run(self, job, number):  # type: ignore[no-untyped-def]
         end = super()._run(job, number)
@@ -230,7 +240,7 @@ class Slow(FiveHoursAhead):
         return end
 
 
-def test_of_a_vm_whose_snapshot_was_taken_it_is_not_said_that_nothing_was_done(hypervisor: Hypervisor) -> None:
+def test_vm_with_a_new_snapshot_is_not_reported_as_not_started(hypervisor: Hypervisor) -> None:
     done = create_with_expiry(Slow(hypervisor), timeout=1.0, max_parallel=2)
     assert codes(done) == ["timed_out"] * 2
     assert [one.changed for one in done] == [True] * 2
@@ -238,7 +248,7 @@ def test_of_a_vm_whose_snapshot_was_taken_it_is_not_said_that_nothing_was_done(h
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue", "undo"])
-def test_what_was_sent_and_did_not_end_in_time_is_unverified_and_what_was_not_sent_is_not(
+def test_action_sent_but_not_ended_in_time_is_unverified_and_one_not_sent_is_not(
     hypervisor: Hypervisor, on_error: str, short_grace: None
 ) -> None:
     hypervisor.hangs.add(1)
@@ -247,7 +257,7 @@ def test_what_was_sent_and_did_not_end_in_time_is_unverified_and_what_was_not_se
     assert [(one.word, one.changed) for one in done] == [("unverified", True), ("none", False)]
 
 
-def test_what_did_not_end_in_time_and_was_taken_back_is_failed(hypervisor: Hypervisor) -> None:
+def test_action_not_ended_in_time_and_undone_is_failed(hypervisor: Hypervisor) -> None:
     hypervisor.slow[1] = threading.Event()
     threading.Timer(1.5, hypervisor.slow[1].set).start()
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=1, on_error="undo")
@@ -259,7 +269,7 @@ def test_what_did_not_end_in_time_and_was_taken_back_is_failed(hypervisor: Hyper
 
 
 def faster(hypervisor: Hypervisor) -> None:
-    """Have another run take a snapshot of the same name on web01 right before this one does."""
+    """Let another run take a snapshot with the same name on web01 just before this one."""
     machine = next(iter(hypervisor.machines.values()))
     original = hypervisor.request
 
@@ -272,7 +282,7 @@ def faster(hypervisor: Hypervisor) -> None:
 
 
 @pytest.mark.parametrize("unique_names", [True, False])
-def test_who_lost_a_race_does_not_warn_about_its_own_snapshot(hypervisor: Hypervisor, unique_names: bool) -> None:
+def test_run_that_lost_a_race_does_not_warn_about_its_own_snapshot(hypervisor: Hypervisor, unique_names: bool) -> None:
     hypervisor.unique_names = unique_names
     for machine in hypervisor.machines.values():
         machine.agent = "broken"

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Calls on many VMs while the endpoint is gone, answers are lost, and other runs work on the same VMs."""
+"""Calls on many VMs during outages of the endpoint, with lost answers, and with parallel runs on the same VMs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, 9))
-def test_an_outage_from_any_request_on_is_ridden_through(hypervisor: Hypervisor, number: int) -> None:
+def test_outage_at_any_request_is_survived(hypervisor: Hypervisor, number: int) -> None:
     hypervisor.outages[number] = 0.3
     done = run(hypervisor, Present(Request(name="x")), on_error="undo")
     assert codes(done) == [None] * 3
@@ -65,7 +65,7 @@ def test_an_outage_from_any_request_on_is_ridden_through(hypervisor: Hypervisor,
     assert names(hypervisor) == [["x"]] * 3
 
 
-def test_an_undo_rides_through_an_outage_that_begins_with_it(hypervisor: Hypervisor) -> None:
+def test_undo_survives_an_outage_that_starts_with_it(hypervisor: Hypervisor) -> None:
     hypervisor.failures[3] = BackendFailed("no space")
     hypervisor.before_failing[3] = lambda: setattr(hypervisor, "gone_until", time.monotonic() + 1.5)
     done = run(hypervisor, Present(Request(name="x")), on_error="undo", timeout=1.0)
@@ -76,7 +76,7 @@ def test_an_undo_rides_through_an_outage_that_begins_with_it(hypervisor: Hypervi
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_lost_answer_is_no_failure(hypervisor: Hypervisor, number: int, when: str) -> None:
+def test_lost_answer_is_no_failure(hypervisor: Hypervisor, number: int, when: str) -> None:
     hypervisor.lost[number] = when
     done = run(hypervisor, Present(Request(name="x")), on_error="undo")
     assert [(one.word, one.changed) for one in done] == [("created", True)] * 3
@@ -85,7 +85,7 @@ def test_a_lost_answer_is_no_failure(hypervisor: Hypervisor, number: int, when: 
 
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("plan", [Present(Request(name="x")), Absent(Request(name="old")), Reverted(Request(name="old"))])
-def test_what_cannot_be_looked_up_in_time_is_unverified(hypervisor: Hypervisor, plan: Plan) -> None:
+def test_write_that_cannot_be_looked_up_in_time_is_unverified(hypervisor: Hypervisor, plan: Plan) -> None:
     run(hypervisor, Present(Request(name="old")))
     hypervisor.actions.clear()
     hypervisor.lost[1] = "after"
@@ -99,7 +99,7 @@ def test_what_cannot_be_looked_up_in_time_is_unverified(hypervisor: Hypervisor, 
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_what_was_done_and_cannot_be_read_again_is_unverified(hypervisor: Hypervisor) -> None:
+def test_write_that_cannot_be_read_again_is_unverified(hypervisor: Hypervisor) -> None:
     hypervisor.outages[7] = FOR_EVER
     done = run(hypervisor, Present(Request(name="x")), on_error="continue", timeout=1.0)
     assert [(one.word, one.changed) for one in done] == [("unverified", True)] * 3
@@ -115,7 +115,7 @@ def test_a_write_that_was_never_sent_has_changed_nothing(hypervisor: Hypervisor)
 
 @pytest.mark.usefixtures("short_grace")
 @pytest.mark.parametrize("on_error", ["undo", "stop", "continue"])
-def test_a_call_ends_in_time_when_nothing_answers_any_more(hypervisor: Hypervisor, on_error: str) -> None:
+def test_call_ends_in_time_when_the_endpoint_stops_answering(hypervisor: Hypervisor, on_error: str) -> None:
     hypervisor.hangs.update({2, 3})
     hypervisor.before_failing = {}
     hypervisor.outages[6] = FOR_EVER
@@ -125,7 +125,7 @@ def test_a_call_ends_in_time_when_nothing_answers_any_more(hypervisor: Hyperviso
     assert len(done) == 3 and all(one.error for one in done[1:])
 
 
-# a VM that another operation holds
+# a locked VM
 
 
 @pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
@@ -142,7 +142,7 @@ def test_a_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
 
 
 class FreedLate(FakeDriver):
-    """web02 is held, and let go right before the end of lock_timeout."""
+    """web02 is locked, and released just before the end of lock_timeout."""
 
     taken_again = False
     _inspected = 0
@@ -159,7 +159,7 @@ class FreedLate(FakeDriver):
 
 
 @pytest.mark.parametrize("taken_again", [False, True])
-def test_a_vm_that_is_free_at_the_end_of_lock_timeout_is_not_called_held(hypervisor: Hypervisor, taken_again: bool) -> None:
+def test_vm_that_is_free_at_the_end_of_lock_timeout_is_not_reported_as_locked(hypervisor: Hypervisor, taken_again: bool) -> None:
     list(hypervisor.machines.values())[1].busy = "a backup"
     driver = FreedLate(hypervisor)
     driver.taken_again = taken_again
@@ -168,11 +168,11 @@ def test_a_vm_that_is_free_at_the_end_of_lock_timeout_is_not_called_held(hypervi
     assert codes(done) == [None, "locked" if taken_again else None, None]
     assert [one.changed for one in done] == [True, not taken_again, True]
     if taken_again:
-        assert "held by a replication" in str(done[1].error)
+        assert "locked by a replication" in str(done[1].error)
 
 
 class SlowCheck(FakeDriver):
-    """A backend whose check of what would be refused takes a while."""
+    """A backend whose check of the actions in a dry run is slow."""
 
     def foresee(self, actions):  # type: ignore[no-untyped-def]
         time.sleep(1.5)
@@ -192,7 +192,7 @@ def test_in_check_mode_too_a_busy_vm_has_a_row(hypervisor: Hypervisor, on_error:
 
 
 def after(hypervisor: Hypervisor, request: str, call: Callable[[Machine], None]) -> None:
-    """Have another run do something to web01 right before the first look that follows this request."""
+    """Let another run change web01 just before the first read after this request."""
     original = hypervisor.request
     armed: list[bool] = []
 
@@ -207,7 +207,7 @@ def after(hypervisor: Hypervisor, request: str, call: Callable[[Machine], None])
     hypervisor.request = hooked  # type: ignore[method-assign]
 
 
-def test_a_revert_whose_snapshot_is_removed_right_after_it_is_a_revert(hypervisor: Hypervisor) -> None:
+def test_revert_succeeds_although_its_snapshot_is_removed_afterwards(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
 
     def remove(machine: Machine) -> None:
@@ -220,14 +220,14 @@ def test_a_revert_whose_snapshot_is_removed_right_after_it_is_a_revert(hyperviso
     assert any("removed by another run" in warning for warning in done.warnings)
 
 
-def test_a_revert_after_which_another_run_takes_a_snapshot_is_a_revert(hypervisor: Hypervisor) -> None:
+def test_revert_succeeds_although_another_run_takes_a_snapshot_afterwards(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     after(hypervisor, "Revert web01", lambda _machine: run(hypervisor, Present(Request(name="y")), vms=["web01"]) and None)
     (done,) = run(hypervisor, Reverted(Request(name="x")), vms=["web01"])
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_a_revert_is_confirmed_when_another_run_has_stopped_the_vm_for_a_moment(
+def test_revert_is_confirmed_although_another_run_stopped_the_vm_briefly(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 0.3)
@@ -248,6 +248,30 @@ def test_a_revert_is_confirmed_when_another_run_has_stopped_the_vm_for_a_moment(
             machine.power, machine.busy = "running", None
 
     hypervisor.request = go_on  # type: ignore[method-assign]
+    (done,) = run(hypervisor, Reverted(Request(name="x", power="on")), vms=["web01"], lock_timeout=10.0)
+    assert (done.word, done.error) == ("reverted", None)
+
+
+def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them stops the VM and starts it again, and while it is off no operation is seen to hold it (libvirt 9.0)."""
+    monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 1.0)
+    run(hypervisor, Present(Request(name="x")))
+    began: list[float] = []
+    after(hypervisor, "Revert web01", lambda _machine: began.append(time.monotonic()))
+    original = hypervisor.request
+
+    def others(name: str) -> None:
+        original(name)
+        machine = next(iter(hypervisor.machines.values()))
+        over = time.monotonic() - began[0] if began else 9.0
+        if began and over < 2.0:
+            machine.power, machine.busy = "paused", "another run's revert"
+        elif began and over < 2.6:
+            machine.power, machine.busy = "off", None
+        elif began:
+            machine.power, machine.busy = "running", None
+
+    hypervisor.request = others  # type: ignore[method-assign]
     (done,) = run(hypervisor, Reverted(Request(name="x", power="on")), vms=["web01"], lock_timeout=10.0)
     assert (done.word, done.error) == ("reverted", None)
 

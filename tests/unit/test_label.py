@@ -19,7 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._label import (
     replace,
 )
 
-# What XML 1.0 and a line-based text can hold.
+# The characters that XML 1.0 and a line of text can contain.
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="\ufffe\uffff"))
 PROSE = st.lists(TEXT.filter(lambda line: not line.lstrip().startswith("[safepoint")), max_size=4).map("\n".join)
 LABELS = st.builds(
@@ -33,7 +33,7 @@ LABELS = st.builds(
 
 
 @given(LABELS, PROSE)
-def test_a_label_and_its_text_come_back_as_they_went(label: Label, text: str) -> None:
+def test_label_and_text_survive_a_round_trip(label: Label, text: str) -> None:
     seen = parse(render(label, text=text))
     assert (seen.text, seen.problem) == (text, None)
     assert seen.label and seen.label.as_dict() == label.as_dict()
@@ -45,7 +45,7 @@ def test_a_label_is_one_line_of_plain_ascii(label: Label) -> None:
 
 
 @given(LABELS, LABELS, PROSE, PROSE)
-def test_a_label_is_exchanged_where_it_stands(old: Label, new: Label, above: str, below: str) -> None:
+def test_label_is_replaced_in_place(old: Label, new: Label, above: str, below: str) -> None:
     description = f"{above}\n{old.line()}\n{below}"
     seen = parse(replace(description, new))
     assert seen.text == f"{above}\n{below}"
@@ -53,7 +53,7 @@ def test_a_label_is_exchanged_where_it_stands(old: Label, new: Label, above: str
 
 
 @given(st.text())
-def test_no_description_at_all_breaks_the_parser(description: str) -> None:
+def test_parser_accepts_any_description(description: str) -> None:
     seen = parse(description)
     assert seen.label is not None or seen.text == description
 
@@ -66,24 +66,24 @@ def test_no_description_at_all_breaks_the_parser(description: str) -> None:
         ("[safepoint owner=x]", "version 1"),
         ("[safepoint v=1]", "no owner"),
         ("[safepoint v=1 owner=]", "no owner"),
-        ("[safepoint v=1 owner=x owner=y]", "odd word"),
-        ("[safepoint v=1 owner=x stray]", "odd word"),
-        ("[safepoint v=1 owner=%ff]", "odd word"),
+        ("[safepoint v=1 owner=x owner=y]", "invalid word"),
+        ("[safepoint v=1 owner=x stray]", "invalid word"),
+        ("[safepoint v=1 owner=%ff]", "invalid word"),
         ("[safepoint v=1 owner=x]\n[safepoint v=1 owner=x]", "more than one"),
     ],
 )
-def test_a_line_that_is_no_valid_label_is_nobodys_and_says_why(line: str, problem: str) -> None:
+def test_invalid_label_line_gives_no_label_and_a_reason(line: str, problem: str) -> None:
     seen = parse(line)
     assert seen.label is None
     assert seen.text == line
     assert problem in str(seen.problem)
 
 
-def test_prose_that_only_looks_alike_is_prose() -> None:
+def test_similar_text_is_no_label() -> None:
     assert parse("[safepointless]\nsee [safepoint v=1 owner=x]").problem is None
 
 
-def test_the_label_reads_like_the_documentation_says() -> None:
+def test_label_has_the_documented_format() -> None:
     label = Label("awx-prod", {"change": "CHG0042", "expires": "2026-11-26T08:00:00Z", "state": "guarding"})
     assert render(label, text="CHG0042 kernel update") == (
         "CHG0042 kernel update\n[safepoint v=1 owner=awx-prod change=CHG0042 expires=2026-11-26T08:00:00Z state=guarding]"
@@ -92,18 +92,18 @@ def test_the_label_reads_like_the_documentation_says() -> None:
 
 
 @pytest.mark.parametrize("key", ["v", "owner", "expires", "hold", "hold_reason", "sig", "Big", "", "a b", "x" * 41, 7])
-def test_a_key_that_cannot_be_a_label_is_named(key: object) -> None:
+def test_invalid_label_key_is_refused_by_name(key: object) -> None:
     with pytest.raises(InvalidOption, match="labels"):
         check_labels({key: "x"})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("labels", [{"state": "done"}, {"lease": "soon"}, {"x": ["a"]}, {"x": {"a": 1}}])
-def test_a_value_that_cannot_be_a_label_is_named(labels: dict[str, object]) -> None:
+def test_invalid_label_value_is_refused_by_name(labels: dict[str, object]) -> None:
     with pytest.raises(InvalidOption, match=next(iter(labels))):
         check_labels(labels)
 
 
-def test_label_values_become_text_and_nothing_removes_a_key() -> None:
+def test_label_values_become_text_and_empty_values_stay_empty() -> None:
     assert check_labels({"n": 7, "gone": None, "also": "", "lease": "2026-11-23T10:15:00+01:00"}) == {
         "n": "7",
         "gone": "",
@@ -118,5 +118,5 @@ def test_a_description_that_cannot_be_stored_is_refused(text: str) -> None:
         check_description(text)
 
 
-def test_line_ends_of_a_description_are_those_that_backends_store() -> None:
+def test_line_ends_of_a_description_become_line_feeds() -> None:
     assert check_description("a\r\nb\tc\n") == "a\nb\tc\n"

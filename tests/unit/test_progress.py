@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How far a call is: in words, told while it works, and written down for whoever shows it."""
+"""The progress of a call: its text, when it is reported, and the progress file."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def run(hypervisor: Hypervisor, told: list[Progress], **bounds: object) -> list[
     [
         (Progress(12, 40, (("web03", 45),)), "12 of 40 VMs done, web03 45%"),
         (Progress(0, 1, (("web03", 45),)), "web03 45%"),
-        (Progress(0, 1, (("web03", None),)), "web03 under way"),
+        (Progress(0, 1, (("web03", None),)), "web03 in progress"),
         (Progress(0, 1, ()), "0 of 1 VMs done"),
-        (Progress(1, 3, (("a", None), ("b", None))), "1 of 3 VMs done, a, b under way"),
+        (Progress(1, 3, (("a", None), ("b", None))), "1 of 3 VMs done, a, b in progress"),
         (Progress(1, 9, (("a", 0), ("b", None), ("c", 7), ("d", 1), ("e", 2))), "1 of 9 VMs done, a 0%, b, c 7% and 2 more"),
         (Progress(0, 1, (("a", 5),), undoing=True), "0 of 1 new snapshots removed again, a 5%"),
     ],
 )
-def test_progress_in_words(progress: Progress, text: str) -> None:
+def test_text_of_progress(progress: Progress, text: str) -> None:
     assert str(progress) == text
 
 
-def test_it_is_told_while_jobs_run_and_when_one_has_ended(hypervisor: Hypervisor) -> None:
+def test_progress_is_reported_while_jobs_run_and_when_one_has_ended(hypervisor: Hypervisor) -> None:
     go_on = hypervisor.slow[2] = threading.Event()
     hypervisor.percents[2] = 45
     told: list[Progress] = []
@@ -78,7 +78,7 @@ def test_it_is_told_while_jobs_run_and_when_one_has_ended(hypervisor: Hypervisor
     assert counted == sorted(counted)
 
 
-def test_a_vm_that_failed_is_not_done_and_the_undoing_is_told_too(hypervisor: Hypervisor) -> None:
+def test_failed_vm_is_not_counted_as_done_and_undo_is_reported(hypervisor: Hypervisor) -> None:
     hypervisor.slow[3] = threading.Event()
     threading.Timer(0.3, hypervisor.slow[3].set).start()
     hypervisor.failures[3] = BackendFailed("no space")
@@ -90,7 +90,7 @@ def test_a_vm_that_failed_is_not_done_and_the_undoing_is_told_too(hypervisor: Hy
     assert (undoing[0].done, undoing[0].total) == (0, 2) and len(undoing[0].running) == 2
 
 
-def test_nobody_is_told_anything_of_a_dry_run(hypervisor: Hypervisor) -> None:
+def test_dry_run_reports_no_progress(hypervisor: Hypervisor) -> None:
     told: list[Progress] = []
     fleet = Fleet(FakeDriver(hypervisor), Bounds(), progress=told.append)
     fleet.apply([Target("web01")], Present(Request(name="x")), dry_run=True)
@@ -98,22 +98,24 @@ def test_nobody_is_told_anything_of_a_dry_run(hypervisor: Hypervisor) -> None:
 
 
 @pytest.mark.parametrize("percent", [None, 0, 45])
-def test_what_was_not_done_in_time_says_how_far_it_was(hypervisor: Hypervisor, percent: int | None) -> None:
+def test_timeout_error_has_the_progress_of_the_job(hypervisor: Hypervisor, percent: int | None) -> None:
     hypervisor.hangs.add(2)
     if percent is not None:
         hypervisor.percents[2] = percent
     done = run(hypervisor, [], timeout=0.3, on_error="stop")
     how_far = "" if percent is None else f" ({percent}% done)"
-    assert f"timeout=0.3 seconds was not enough to take snapshot x of web02{how_far}; it may still end" in str(done[1].error)
+    assert f"timeout=0.3 seconds was not enough to take snapshot x of web02{how_far}. The job may still complete" in str(
+        done[1].error
+    )
 
 
 def progress_file(path: Path, *secrets: str) -> ProgressFile:
-    """With a clock on which each look is half a second after the one before."""
+    """A progress file with a clock that advances half a second with each read."""
     looks = itertools.count()
     return ProgressFile(str(path), secrets, clock=lambda: next(looks) / 2)
 
 
-def test_work_that_is_quick_writes_nothing_and_what_takes_long_writes_each_second(tmp_path: Path) -> None:
+def test_short_work_writes_nothing_and_long_work_writes_each_second(tmp_path: Path) -> None:
     file = progress_file(tmp_path / "progress")
     seen = []
     for number in range(1, 9):
@@ -123,7 +125,7 @@ def test_work_that_is_quick_writes_nothing_and_what_takes_long_writes_each_secon
     assert [one.name for one in tmp_path.iterdir()] == ["progress"]
 
 
-def test_a_file_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
+def test_unwritable_progress_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     for path in ("nowhere/progress", "folder"):
         file = progress_file(tmp_path / path)
@@ -132,7 +134,7 @@ def test_a_file_that_cannot_be_written_fails_nothing(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
 
 
-def test_neither_secrets_nor_commands_for_a_terminal_are_written(tmp_path: Path) -> None:
+def test_secrets_and_control_characters_are_not_written(tmp_path: Path) -> None:
     file = progress_file(tmp_path / "progress", "hunter22")
     for _time in range(5):
         file.note(Progress(0, 1, (("web-hunter22\x1b[2J\nok", 5),)))

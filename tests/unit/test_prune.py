@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Pruning over many VMs: which are waited for, what is deleted in which order, and what another run has done meanwhile."""
+"""Pruning of many VMs: waits for locked VMs, the order of deletions, and changes by parallel runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def machine(hypervisor: Hypervisor, name: str) -> Machine:
 
 
 def put(hypervisor: Hypervisor, vm: str, name: str, *, days: float = 0, **label: str) -> None:
-    """A snapshot of ours that is so many days old, on the VM's current one."""
+    """Return a snapshot of ours with this age in days, a child of the VM's current snapshot."""
     here = machine(hypervisor, vm)
     fields = "".join(f" {key}={value}" for key, value in label.items())
     here.snapshots[name] = Snapshot(
@@ -68,7 +68,7 @@ def names(hypervisor: Hypervisor) -> dict[str, list[str]]:
     return {one.vm.name: sorted(one.snapshots) for one in hypervisor.machines.values()}
 
 
-def test_all_vms_of_the_endpoint_are_pruned_in_as_many_looks_as_one(hypervisor: Hypervisor) -> None:
+def test_pruning_all_vms_needs_as_many_reads_as_pruning_one(hypervisor: Hypervisor) -> None:
     for vm in VMS:
         put(hypervisor, vm, "old", days=9)
         put(hypervisor, vm, "new")
@@ -81,7 +81,7 @@ def test_all_vms_of_the_endpoint_are_pruned_in_as_many_looks_as_one(hypervisor: 
     ]  # fmt: skip
 
 
-def test_a_vm_that_somebody_holds_is_waited_for_only_when_it_has_something_to_remove(hypervisor: Hypervisor) -> None:
+def test_locked_vm_is_waited_for_only_if_it_has_snapshots_to_remove(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "old", days=9)
     put(hypervisor, "web02", "new")
     machine(hypervisor, "web02").busy = "a backup"
@@ -93,7 +93,7 @@ def test_a_vm_that_somebody_holds_is_waited_for_only_when_it_has_something_to_re
     assert names(hypervisor) == {"web01": [], "web02": ["new", "old"], "web03": []}
 
 
-def test_what_is_there_after_the_wait_is_judged_anew(hypervisor: Hypervisor) -> None:
+def test_decision_is_made_again_after_the_wait(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "old", days=9)
     put(hypervisor, "web01", "unfinished")
     here = machine(hypervisor, "web01")
@@ -104,7 +104,7 @@ def test_what_is_there_after_the_wait_is_judged_anew(hypervisor: Hypervisor) -> 
         nonlocal looks
         original(name)
         looks += name == "snapshots"
-        if looks == 2 and here.busy:  # the other run fails, and somebody puts the old one on hold
+        if looks == 2 and here.busy:  # the other run fails, and a user puts the old snapshot on hold
             here.busy = None
             del here.snapshots["unfinished"]
             here.current = "old"
@@ -115,7 +115,7 @@ def test_what_is_there_after_the_wait_is_judged_anew(hypervisor: Hypervisor) -> 
     assert names(hypervisor)["web01"] == ["old"]
 
 
-def test_only_so_many_are_removed_in_a_run_over_all_vms_and_a_group_goes_whole(hypervisor: Hypervisor) -> None:
+def test_max_delete_per_run_counts_all_vms_and_removes_groups_whole(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "a", days=9, group="g")
     put(hypervisor, "web02", "b", days=8, group="g")
     put(hypervisor, "web03", "c", days=7)
@@ -149,7 +149,7 @@ def test_one_vm_has_one_deletion_at_a_time_and_no_more_vms_than_allowed(hypervis
     assert max(most) <= 2 and names(hypervisor) == {vm: [] for vm in VMS}
 
 
-def test_what_another_run_has_removed_meanwhile_is_no_failure(hypervisor: Hypervisor) -> None:
+def test_snapshot_removed_by_another_run_is_no_failure(hypervisor: Hypervisor) -> None:
     for name in ("s1", "s2", "s3"):
         put(hypervisor, "web01", name, days=9)
         put(hypervisor, "web02", name, days=9)
@@ -171,7 +171,7 @@ def test_what_another_run_has_removed_meanwhile_is_no_failure(hypervisor: Hyperv
     ]
 
 
-def test_stop_leaves_all_alone_when_one_is_refused_and_continue_does_not(hypervisor: Hypervisor) -> None:
+def test_on_error_stop_removes_nothing_when_one_vm_is_refused_and_continue_does(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "old", days=9)
     hypervisor.failures[1] = BackendFailed("the disk is gone")
     put(hypervisor, "web02", "old", days=9)
@@ -183,14 +183,14 @@ def test_stop_leaves_all_alone_when_one_is_refused_and_continue_does_not(hypervi
     assert names(hypervisor)["web02"] == ["old"]
 
 
-def test_everything_needs_the_right_number_also_for_a_look(hypervisor: Hypervisor) -> None:
+def test_all_requires_the_right_confirm_also_in_check_mode(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "s1")
     with pytest.raises(InvalidOption, match="confirm=3"):
         run(hypervisor, pruning(everything=True, confirm=2), endpoint=True, dry_run=True)
     assert run(hypervisor, pruning(everything=True, confirm=3), endpoint=True, dry_run=True)[0].changed
 
 
-def test_a_date_in_the_future_is_told(hypervisor: Hypervisor) -> None:
+def test_creation_time_in_the_future_is_a_warning(hypervisor: Hypervisor) -> None:
     put(hypervisor, "web01", "late", days=-1)
     (done, *_others) = run(hypervisor, pruning(keep_last=1))
     assert (done.word, done.decision and done.decision.verdicts[0].reasons[0].rule) == ("kept", "future")
@@ -218,25 +218,25 @@ def order(seen: View, *going: str) -> tuple[list[str], list[str]]:
     return [one.name for one in ordered], sorted(stuck)
 
 
-def test_branches_go_first_from_their_leaves_on_and_the_chain_from_its_root_on() -> None:
+def test_branches_are_deleted_leaves_first_then_the_chain_from_its_root() -> None:
     seen = view(("root", None), ("left", "root"), ("leaf", "left"), ("right", "root"), ("tip", "right"), current="tip")
     assert order(seen, "root", "left", "leaf", "right", "tip") == (["leaf", "left", "root", "right", "tip"], [])
 
 
-def test_what_stands_on_a_branch_that_stays_stays_as_well() -> None:
+def test_snapshot_below_a_kept_branch_is_kept() -> None:
     seen = view(("root", None), ("left", "root"), ("right", "root"), current="right")
-    # libvirt cannot merge the root while the branch is there, and would lose the branch with what runs beside it.
+    # libvirt cannot merge the root while the branch exists: it would lose the branch.
     assert order(seen, "root", "right") == ([], ["right", "root"])
     assert order(seen, "root", "left") == (["left", "root"], [])
 
 
-def test_what_comes_to_stand_beside_another_by_a_deletion_is_seen() -> None:
-    # With x gone, what runs stands beside y on the root, and libvirt would lose y.
+def test_new_siblings_after_a_deletion_are_considered() -> None:
+    # Without x, the present state and y are siblings on the root, and libvirt would lose y.
     seen = view(("root", None), ("x", "root"), ("y", "root"), ("run", "x"), current="run")
     assert order(seen, "x", "run") == (["x"], ["run"])
 
 
-def test_a_snapshot_that_is_stuck_stays_with_its_reason_and_keeps_its_group(hypervisor: Hypervisor) -> None:
+def test_undeletable_snapshot_is_kept_with_its_reason_and_its_group(hypervisor: Hypervisor) -> None:
     class Stuck(FakeDriver):
         def snapshots(self, vms, *, sizes=False):  # type: ignore[no-untyped-def]
             found = super().snapshots(vms, sizes=sizes)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The options of snapshot_prune: what cannot be meant is refused with a sentence, and the rest becomes a plan."""
+"""The options of snapshot_prune: contradictory ones are refused, valid ones become a plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import
 
 
 def plan(**options: t.Any) -> None:
-    """Take the options as the module does."""
+    """Parse the options like the module."""
     params = {option: spec.get("default") for option, spec in OPTIONS["snapshot_prune"]["argument_spec"].items()}
     pruned(Request(), {**params, **options}).check(FakeDriver(Hypervisor()))
 
@@ -48,7 +48,7 @@ def plan(**options: t.Any) -> None:
         ({"expired": True, "change": ""}, ["change", "empty"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused(options: dict[str, t.Any], words: list[str]) -> None:
+def test_invalid_prune_options_are_refused(options: dict[str, t.Any], words: list[str]) -> None:
     with pytest.raises(InvalidOption) as refused:
         plan(**options)
     for word in words:
@@ -66,5 +66,5 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, t.Any], words: list[
         {"policy": "a", "labels": {"policy": "a"}, "max_count": 3, "min_keep": 3},
     ],
 )
-def test_what_makes_sense_is_taken(options: dict[str, t.Any]) -> None:
+def test_valid_prune_options_are_accepted(options: dict[str, t.Any]) -> None:
     plan(**options)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The header of a qcow2 image, as qemu-img writes it and as a damaged disk has it."""
+"""The header of a qcow2 image, as written by qemu-img and on a damaged disk."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_snapshots_and_backing_file_are_read_as_qemu_img_wrote_them(tmp_path: Pa
     assert below == Image((), None)
 
 
-def test_another_format_is_no_image() -> None:
+def test_other_format_is_no_qcow2_image() -> None:
     assert read_image(reading(b"")) is None
     assert read_image(reading(bytes(1024))) is None
 
 
 @given(st.binary(max_size=300))
-def test_a_damaged_extension_is_told_and_ends(rest: bytes) -> None:
+def test_damaged_extension_is_reported(rest: bytes) -> None:
     header = b"QFI\xfb" + struct.pack(">I64xQQQII", 3, 0, 0, 1, 4, 104)
     assert len(header) == 104
     with contextlib.suppress(ValueError):
@@ -56,7 +56,7 @@ def test_a_damaged_extension_is_told_and_ends(rest: bytes) -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, 2**32 - 1), st.integers(0, 400))
-def test_a_damaged_image_is_told_and_ends(rest: bytes, count: int, table: int) -> None:
+def test_damaged_image_is_reported(rest: bytes, count: int, table: int) -> None:
     header = b"QFI\xfb" + struct.pack(">IQI40xIQ", 3, 0, 0, count, table)
     assert len(header) == 72
     with contextlib.suppress(ValueError):

@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Random calls of the modules, from what a task may say to the result, on a hypervisor in memory.
+"""Random module calls, from the options of a task to the result, on a hypervisor in memory.
 
-The options are made from the real argument specs and checked by Ansible's own validator, as for a module. Then the real call runs. No option
-may be a traceback, and nothing may be written without a row of the result, and a line of the audit, that says so.
+The options are generated from the real argument specs and checked by Ansible's own validator, as for a module. Then the real call runs. No option
+may cause a traceback, and each write must have a row in the result and a line in the audit file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SNAPSHOTS = {
     "mine": "by hand",
 }
 FOLDER = "{folder}"
-"""Stands for a folder of the call in a path."""
+"""Placeholder in a path for the folder of the call."""
 
 TEXTS = [
     "", " ", "web01", "web02", "db01", "id:vm-1", "name:web01", "foo:bar", "nightly", "held", "mine", "snap-0", "['web01']", "a" * 300, "ä", "\0",
@@ -46,19 +46,19 @@ TEXTS = [
     "0123456789abcdef", "vc", "https://u:p@vc", "[::1]", "root@pam", "a!b", "test:///default",
 ]  # fmt: skip
 PATHS = ["", "{folder}/audit", "{folder}", "{folder}/none/audit", "/dev/full", "/\0", "/\ud800", "$HOME/x\n"]
-# Not the infinite ones, which are a traceback in the validator of Ansible itself, for any module (2.19).
+# No infinite values: they cause a traceback in Ansible's own validator, for any module (2.19).
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(-3, 40), st.floats(-1e9, 1e9), st.sampled_from(TEXTS), st.text(max_size=8)
 )
 JUNK = st.recursive(
     SCALARS, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.sampled_from(TEXTS), one, max_size=3), max_leaves=4
 )
-# Waits are short, and a name for a file of progress is made by the action plugin.
+# Waits are short, and the action plugin sets the name of the progress file.
 FIXED = ("timeout", "lock_timeout", "connect_timeout")
 
 
 def fitting(option: str, spec: t.Mapping[str, t.Any]) -> st.SearchStrategy[t.Any]:
-    """Values of the type that an option has."""
+    """Return values of the option's type."""
     if option in FIXED:
         return st.sampled_from(["2s", "1", 1, "0", "", "x", None])
     if "choices" in spec:
@@ -85,7 +85,7 @@ def mapping(options: t.Mapping[str, t.Any]) -> st.SearchStrategy[dict[str, t.Any
     return some.flatmap(lambda chosen: st.fixed_dictionaries({option: values[option] for option in chosen}))
 
 
-# What is about the right thing, so that more calls than a few come to a write.
+# Plausible values, so that many calls reach a write.
 BASES: dict[str, list[dict[str, t.Any]]] = {
     "snapshot": [
         {"vms": ["web01", "web02"], "name": "new"},
@@ -106,7 +106,7 @@ ENDPOINTS = [
 
 @st.composite
 def calls(draw: st.DrawFn) -> tuple[str, dict[str, t.Any], bool, bool]:
-    """The name of a module, its options, and whether it is check mode and wants a diff."""
+    """Return the name of a module, its options, check mode and diff."""
     module = draw(st.sampled_from(sorted(OPTIONS)))
     sound = {**draw(st.sampled_from(ENDPOINTS)), **draw(st.sampled_from(BASES[module])), "lock_timeout": "1s", "timeout": "5s"}
     if module == "snapshot_info":
@@ -139,14 +139,14 @@ def hypervisor() -> Hypervisor:
 
 
 def state(seen: Hypervisor) -> dict[str, t.Any]:
-    """All that a call can change of each VM. Reverting to where a VM is already is a change of what has been written since."""
+    """Return all that a call can change of each VM. A revert to the current snapshot counts: it changes the data written since."""
     return {
         id_: (machine.vm.name, machine.power, machine.current, dict(machine.snapshots)) for id_, machine in seen.machines.items()
     }
 
 
 def check_call(module: str, options: dict[str, t.Any], check_mode: bool, diff: bool, folder: Path) -> str:
-    """Make the call, and see that what it says is what was done; return how far it came."""
+    """Run the call and check that its result matches the actual changes; return how far it got."""
     options = {option: place(value, str(folder)) for option, value in options.items()}
     try:
         given = json.loads(json.dumps(options))
@@ -179,7 +179,7 @@ def check_call(module: str, options: dict[str, t.Any], check_mode: bool, diff: b
 
 
 def check_audit(audit_file: str, answer: Answer, writes: int) -> None:
-    """Each write has its intent and its outcome, each change its result. Where no line can be written, nothing else is."""
+    """Check that each write has an intent and an outcome and each change has a result. If no line can be written, nothing else is."""
     assert Path(audit_file).is_file()
     lines = [json.loads(line) for line in Path(audit_file).read_text().splitlines()]
     assert {row["vm"]["name"] for row in answer.result["vms"] if row["changed"]} <= {
@@ -201,7 +201,7 @@ LIMITS: dict[str, t.Any] = {"deadline": None, "suppress_health_check": list(Heal
 
 def run(call: tuple[str, dict[str, t.Any], bool, bool]) -> str:
     folder, here = Path(tempfile.mkdtemp(prefix="sp")), Path.cwd()
-    # The path of an audit may be a relative one, or have ~ or $HOME in it.
+    # The path of the audit file may be relative or contain ~ or $HOME.
     os.chdir(folder)
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -223,7 +223,7 @@ def test_each_option_alone_may_be_anything(module: str) -> None:
 
 @given(calls())
 @settings(max_examples=300, **LIMITS)
-def test_no_call_is_a_traceback_and_nothing_is_written_without_a_row(call: tuple[str, dict[str, t.Any], bool, bool]) -> None:
+def test_random_calls_never_raise_and_every_write_has_a_row(call: tuple[str, dict[str, t.Any], bool, bool]) -> None:
     event(run(call))
 
 

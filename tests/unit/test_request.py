@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Options as users get them wrong: refused before a connection is opened, with the option and the fix."""
+"""Wrong options: refused before a connection is opened, with the option and the fix in the message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "opensesame"
 
 
 def call(module: str, **options: t.Any) -> tuple[Answer, Hypervisor]:
-    """A call with the options that Ansible has checked already: defaults are set where an option was left out."""
+    """Return a call with options as Ansible has checked them, with defaults for those that are not set."""
     hypervisor = Hypervisor()
     hypervisor.add("web01")
     spec = OPTIONS[module]["argument_spec"]
@@ -30,26 +30,26 @@ def call(module: str, **options: t.Any) -> tuple[Answer, Hypervisor]:
 @pytest.mark.parametrize(
     ("module", "options", "words"),
     [
-        ("snapshot", {"vms": None, "name": "x"}, ["no VM is named", "vm or vms", "targets"]),
-        ("snapshot_info", {"vms": None}, ["no VM is named", "scope to endpoint"]),
-        ("snapshot_revert", {"vm": None, "name": "x"}, ["no VM is named"]),
-        ("snapshot_prune", {"vms": None, "keep_last": 1}, ["no VM is named", "scope to endpoint"]),
-        ("snapshot", {"vm": "web01", "name": None, "state": "absent"}, ["no snapshot is named"]),
-        ("snapshot", {"vm": "web01", "id": None, "state": "absent"}, ["no snapshot is named", "name or id"]),
+        ("snapshot", {"vms": None, "name": "x"}, ["no VM is set", "vm or vms", "targets"]),
+        ("snapshot_info", {"vms": None}, ["no VM is set", "scope to endpoint"]),
+        ("snapshot_revert", {"vm": None, "name": "x"}, ["no VM is set"]),
+        ("snapshot_prune", {"vms": None, "keep_last": 1}, ["no VM is set", "scope to endpoint"]),
+        ("snapshot", {"vm": "web01", "name": None, "state": "absent"}, ["no snapshot is set"]),
+        ("snapshot", {"vm": "web01", "id": None, "state": "absent"}, ["no snapshot is set", "name or id"]),
         ("snapshot", {"vm": "web01", "name": " "}, ["name is empty"]),
-        ("snapshot_revert", {"vm": "web01", "select": None}, ["no snapshot is named", "or select"]),
-        ("snapshot_revert", {"vm": "web01", "select": "before", "time": None}, ["select=before needs time"]),
+        ("snapshot_revert", {"vm": "web01", "select": None}, ["no snapshot is set", "or select"]),
+        ("snapshot_revert", {"vm": "web01", "select": "before", "time": None}, ["select=before requires time"]),
         ("snapshot", {"targets": [{"vm": None, "id": "a", "labels": None}]}, ["targets: vm", "empty"]),
         ("snapshot", {"targets": [{"vm": "web01", "id": None, "labels": None}]}, ["targets: id is empty"]),
-        ("snapshot", {"targets": None, "name": "x"}, ["no VM is named"]),
+        ("snapshot", {"targets": None, "name": "x"}, ["no VM is set"]),
         ("snapshot", {"vm": "['web01', 'web02']", "name": "x"}, ["vm=['web01', 'web02'] is a list", "vms: ['web01', 'web02']"]),
         ("snapshot", {"vm": '["web01"]', "name": "x"}, ["is a list", 'vms: ["web01"]']),
         ("snapshot_info", {"vm": "[]"}, ["is a list"]),
-        ("snapshot", {"vms": ["web01", " web02"], "name": "x"}, ["vms: ' web02' begins or ends with a blank", "'web02'"]),
-        ("snapshot", {"vms": ["web01\n"], "name": "x"}, ["begins or ends with a blank"]),
+        ("snapshot", {"vms": ["web01", " web02"], "name": "x"}, ["vms: ' web02' begins or ends with a space", "'web02'"]),
+        ("snapshot", {"vms": ["web01\n"], "name": "x"}, ["begins or ends with a space"]),
         ("snapshot", {"vms": ["web01 web02"], "name": "x"}, ["'web01 web02'"]),
-        ("snapshot", {"vms": [None], "name": "x"}, ["vms: the name of a VM is empty"]),
-        ("snapshot", {"vms": [""], "name": "x"}, ["vms: the name of a VM is empty"]),
+        ("snapshot", {"vms": [None], "name": "x"}, ["vms has an empty entry"]),
+        ("snapshot", {"vms": [""], "name": "x"}, ["vms has an empty entry"]),
         ("snapshot", {"vm": "web01", "name": "x", "audit_file": "/tmp/a\0b"}, ["audit_file contains a NUL"]),
         ("snapshot", {"vm": "web01", "name": "x", "audit_file": "/tmp/\ud800"}, ["audit_file contains an unpaired surrogate"]),
         ("snapshot", {"vm": "web01", "name": "x", "labels": {"a": "\udcff"}}, ["labels contains an unpaired surrogate"]),
@@ -63,9 +63,7 @@ def call(module: str, **options: t.Any) -> tuple[Answer, Hypervisor]:
         ("snapshot_prune", {"vm": "web01", "keep_last": 1, "policy": SECRET}, ["policy contains the value of a secret option"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_asked_for(
-    module: str, options: dict[str, t.Any], words: list[str]
-) -> None:
+def test_invalid_options_are_refused_before_any_request(module: str, options: dict[str, t.Any], words: list[str]) -> None:
     answer, hypervisor = call(module, **options)
     assert answer.failure is not None
     assert answer.failure["error"] in ("invalid_option", "vm_not_found")

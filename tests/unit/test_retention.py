@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What retention promises whatever the snapshots and the policy are. Each property names the options it is true of."""
+"""Properties of retention that hold for all snapshots and policies. Each docstring names the options for which the property holds."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ examples = settings.get_profile("retention")
 
 NOW = datetime(2026, 3, 29, 12, tzinfo=timezone.utc)
 ZONES: list[tzinfo] = [timezone.utc, ZoneInfo("Europe/Vienna"), ZoneInfo("America/St_Johns")]
-FOREIGN = Reason("foreign", "somebody else made it")
-# How often each is drawn; the last ones are kept whatever the rules say.
+FOREIGN = Reason("foreign", "it belongs to another owner")
+# The frequency of each; the last ones are kept regardless of the rules.
 LABELS = [
     *["[safepoint v=1 owner=safepoint]"] * 6,
     "[safepoint v=1 owner=safepoint quality=good]",
@@ -48,7 +48,7 @@ def _snapshot(number: int, seconds: int, description: str) -> Snapshot:
 
 
 def _snapshots(labels: int) -> st.SearchStrategy[tuple[Snapshot, ...]]:
-    """Up to nine, often in the same second, hour, day or month, and now and then in the future. Of bytes, which are drawn fast."""
+    """Generate up to nine snapshots, often from the same second, hour, day or month, and sometimes from the future. Made of bytes, which are fast to draw."""
     units = (1, 600, 3600, 86400, 12 * 86400)
 
     def made(drawn: bytes) -> tuple[Snapshot, ...]:
@@ -66,7 +66,7 @@ def _drawn(choices: Sequence[int], size: int) -> st.SearchStrategy[tuple[int, ..
 
 
 def _more(policy: Policy, more: tuple[int, ...]) -> Policy:
-    """The same with a choice of the other rules."""
+    """Generate a policy with some of the other rules too."""
     within, labels, age, count, keep, young, expired = more
     return dataclasses.replace(
         policy,
@@ -84,7 +84,7 @@ SOME = _drawn([0, 0, 1, 3], 7)
 PLAIN_ONES = _snapshots(PLAIN)
 ANY_ONES = _snapshots(len(LABELS))
 ESTATES = st.tuples(ANY_ONES, ANY_ONES).map(lambda drawn: {"vm1": drawn[0], "vm2": drawn[1]})
-# At least one rule that counts.
+# At least one rule with a count.
 COUNTS = _drawn([0, 0, 0, 1, 2, 3, 7], 7).map(lambda numbers: Policy(*numbers) if any(numbers) else Policy(keep_last=1))
 POLICIES = st.builds(_more, COUNTS, SOME)
 ZONE = st.sampled_from(ZONES)
@@ -117,7 +117,7 @@ def prune(snapshots: Sequence[Snapshot], policy: Policy, tz: tzinfo = timezone.u
 @examples
 @given(ESTATES, POLICIES, ZONE)
 def test_pruned_twice_is_pruned_once(estate: Estate, policy: Policy, tz: tzinfo) -> None:
-    """All options but max_delete, which leaves the rest to the next run."""
+    """All options except max_delete, which leaves the rest to the next run."""
     once = kept(estate, policy, tz)
     assert kept(once, policy, tz) == once
 
@@ -133,7 +133,7 @@ def test_each_snapshot_is_either_kept_or_removed_and_has_a_reason(estate: Estate
 
 @examples
 @given(ESTATES, POLICIES, st.booleans())
-def test_what_is_not_ours_stays(estate: Estate, policy: Policy, everything: bool) -> None:
+def test_foreign_snapshots_are_kept(estate: Estate, policy: Policy, everything: bool) -> None:
     """All options."""
     left = kept(estate, Policy(everything=True) if everything else policy)
     for vm, snapshots in estate.items():
@@ -142,7 +142,7 @@ def test_what_is_not_ours_stays(estate: Estate, policy: Policy, everything: bool
 
 @examples
 @given(ESTATES, POLICIES, st.booleans())
-def test_what_is_held_or_in_flight_or_of_a_time_that_nobody_knows_stays(estate: Estate, policy: Policy, everything: bool) -> None:
+def test_snapshots_on_hold_in_flight_or_without_time_are_kept(estate: Estate, policy: Policy, everything: bool) -> None:
     """All options."""
     left = kept(estate, Policy(everything=True) if everything else policy)
     for vm, snapshots in estate.items():
@@ -157,8 +157,8 @@ def test_what_is_held_or_in_flight_or_of_a_time_that_nobody_knows_stays(estate: 
 
 @examples
 @given(PLAIN_ONES, st.builds(_more, COUNTS, _drawn([0, 1, 3], 2).map(lambda two: (*two, 0, 0, 0, 0, 0))), ZONE)
-def test_the_newest_stays(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
-    """The keep_* rules, of which at least one counts; keep_labels alone may keep another one."""
+def test_newest_snapshot_is_kept(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
+    """The keep_* rules, at least one with a count; keep_labels alone may keep another snapshot."""
     past = [one for one in snapshots if one.created and one.created <= NOW]
     assume(past)
     newest = max(one.created for one in past if one.created)
@@ -175,10 +175,10 @@ NUMBERS = ["keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthl
     st.sampled_from([*NUMBERS, "keep_within", "max_age", "max_count", "min_keep", "min_age", "max_delete"]),
     ZONE,
 )
-def test_a_greater_number_never_removes_more(snapshots: tuple[Snapshot, ...], policy: Policy, name: str, tz: tzinfo) -> None:
-    """Every number that the policy has set; what makes more of them stay only without max_count, which counts those.
+def test_greater_number_never_removes_more(snapshots: tuple[Snapshot, ...], policy: Policy, name: str, tz: tzinfo) -> None:
+    """Every number of the policy; without max_count for the rules that keep more, because max_count counts the kept ones.
 
-    With max_delete set the number decides which ones have to wait, so it is left out but for its own sake.
+    With max_delete, the numbers decide which snapshots are left for the next run, so it is set only when it is tested itself.
     """
     if name == "max_delete":
         policy = dataclasses.replace(policy, max_delete=2)
@@ -194,7 +194,7 @@ def test_a_greater_number_never_removes_more(snapshots: tuple[Snapshot, ...], po
 
 @examples
 @given(ESTATES, POLICIES, st.integers(0, 3), st.randoms(use_true_random=False))
-def test_the_order_of_the_snapshots_makes_no_difference(
+def test_order_of_the_snapshots_does_not_matter(
     estate: Estate, policy: Policy, at_most: int, random: Callable[..., object]
 ) -> None:
     """All options."""
@@ -213,8 +213,8 @@ def test_the_order_of_the_snapshots_makes_no_difference(
 
 @examples
 @given(ESTATES, ANY_ONES, POLICIES)
-def test_another_vm_makes_no_difference(estate: Estate, others: tuple[Snapshot, ...], policy: Policy) -> None:
-    """All options but max_delete; the other VM has no part of a group."""
+def test_other_vms_do_not_matter(estate: Estate, others: tuple[Snapshot, ...], policy: Policy) -> None:
+    """All options except max_delete; the other VM has no snapshot of a group."""
     unrelated = tuple(one for one in others if not (one.label and "group" in one.label.fields))
     assert {vm: some for vm, some in kept({"vm0": unrelated, **estate}, policy).items() if vm != "vm0"} == kept(estate, policy)
 
@@ -224,7 +224,7 @@ def test_another_vm_makes_no_difference(estate: Estate, others: tuple[Snapshot, 
 def test_pruned_after_every_snapshot_is_pruned_once_at_the_end(
     snapshots: tuple[Snapshot, ...], policy: Policy, within: int, tz: tzinfo
 ) -> None:
-    """The keep_* rules; keep_labels beside a rule that counts."""
+    """The keep_* rules; keep_labels together with a rule with a count."""
     policy = dataclasses.replace(policy, keep_within=timedelta(days=within) if within else None, keep_labels={"quality": "good"})
     in_time = sorted(
         (one for one in snapshots if one.created and one.created <= NOW), key=lambda one: (one.created, len(one.id), one.id)
@@ -237,8 +237,8 @@ def test_pruned_after_every_snapshot_is_pruned_once_at_the_end(
 
 @examples
 @given(PLAIN_ONES, COUNTS, ZONE)
-def test_no_more_stay_than_the_rules_count(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
-    """The keep_* rules that count, and no protected ones."""
+def test_rules_keep_no_more_than_their_counts(snapshots: tuple[Snapshot, ...], policy: Policy, tz: tzinfo) -> None:
+    """The keep_* rules with a count, without protected snapshots."""
     past = [one for one in snapshots if one.created and one.created <= NOW]
     assert len(prune(past, policy, tz)) <= sum(getattr(policy, name) for name in NUMBERS)
 
@@ -256,7 +256,7 @@ def test_min_keep_and_max_delete_hold(estate: Estate, policy: Policy, at_most: i
 
 @examples
 @given(st.integers(2, 8), POLICIES, st.randoms(use_true_random=False))
-def test_of_equal_times_it_is_always_the_same_ones(number: int, policy: Policy, random: Callable[..., object]) -> None:
+def test_result_is_deterministic_for_equal_times(number: int, policy: Policy, random: Callable[..., object]) -> None:
     """All options."""
     twins = [_snapshot(one, 3600, LABELS[0]) for one in range(number)]
     first = ids(prune(twins, policy))
@@ -267,8 +267,8 @@ def test_of_equal_times_it_is_always_the_same_ones(number: int, policy: Policy, 
 
 @examples
 @given(ANY_ONES)
-def test_by_keep_labels_alone_nothing_is_emptied(snapshots: tuple[Snapshot, ...]) -> None:
-    """Without max_age, max_count and expired, which may remove the last one."""
+def test_keep_labels_alone_never_removes_all(snapshots: tuple[Snapshot, ...]) -> None:
+    """Without max_age, max_count and expired, which may remove the last snapshot."""
     policy = Policy(keep_labels={"quality": "good"})
     with contextlib.suppress(Unsupported):
         assert prune(snapshots, policy) or not snapshots

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Retention, case by case: what calendars do, and which rule wins."""
+"""Retention by example: calendar effects, and the precedence of rules."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VIENNA = ZoneInfo("Europe/Vienna")
 
 
 def at(moment: str | None, *, name: str | None = None, **label: str) -> Snapshot:
-    """A snapshot of ours, made at that moment in UTC."""
+    """Return a snapshot of ours with this creation time in UTC."""
     fields = "".join(f" {key}={value}" for key, value in label.items())
     created = datetime.fromisoformat(moment).replace(tzinfo=timezone.utc) if moment else None
     name = name or str(moment)
@@ -46,7 +46,7 @@ def rules(verdict: Verdict) -> list[str]:
 # calendars
 
 
-def test_the_hour_that_comes_twice_is_two_hours() -> None:
+def test_repeated_hour_at_the_end_of_summer_time_counts_twice() -> None:
     # Vienna, 2026-10-25: 02:30 summer time, 02:30 winter time, 03:10.
     autumn = [at("2026-10-25T00:30"), at("2026-10-25T01:30"), at("2026-10-25T02:10")]
     found = decide(autumn, Policy(keep_hourly=3), tz=VIENNA)
@@ -54,8 +54,8 @@ def test_the_hour_that_comes_twice_is_two_hours() -> None:
     assert "2026-10-25 02h+0200" in found["2026-10-25T00:30"].reasons[0].text
 
 
-def test_the_hour_that_is_left_out_costs_nothing() -> None:
-    # Vienna, 2026-03-29: 01:30, and then 03:30, since 02:xx is left out; 03:40.
+def test_skipped_hour_is_not_counted() -> None:
+    # Vienna, 2026-03-29: 01:30, then 03:30, because 02:xx does not exist; 03:40.
     spring = [at("2026-03-29T00:30"), at("2026-03-29T01:30"), at("2026-03-29T01:40")]
     assert kept(decide(spring, Policy(keep_hourly=2), tz=VIENNA)) == ["2026-03-29T00:30", "2026-03-29T01:40"]
 
@@ -70,9 +70,9 @@ def test_a_day_of_23_or_25_hours_is_one_day(day: str, hours: int) -> None:
     assert len(kept(decide(snapshots, Policy(keep_daily=9), tz=VIENNA))) == 3
 
 
-def test_a_day_ends_where_the_time_zone_says() -> None:
+def test_day_ends_at_midnight_of_the_time_zone() -> None:
     evening, night = at("2026-11-24T22:30"), at("2026-11-24T23:30")
-    assert kept(decide([evening, night], Policy(keep_daily=5))) == [evening.name, night.name]  # the oldest, with counts left
+    assert kept(decide([evening, night], Policy(keep_daily=5))) == [evening.name, night.name]  # the oldest, count not reached
     one_more = [at("2026-11-23T10:00"), evening, night]
     assert kept(decide(one_more, Policy(keep_daily=2))) == ["2026-11-23T10:00", night.name]
     assert kept(decide(one_more, Policy(keep_daily=2), tz=VIENNA)) == [evening.name, night.name]
@@ -101,24 +101,24 @@ def test_a_leap_day_is_a_day_of_february_and_of_the_first_quarter() -> None:
     assert kept(decide(snapshots, Policy(keep_yearly=1), now=now)) == ["2028-04-01T00:00"]
 
 
-def test_months_without_a_snapshot_cost_nothing() -> None:
+def test_months_without_a_snapshot_are_not_counted() -> None:
     snapshots = [at("2024-05-05T12:00"), at("2025-01-05T12:00"), at("2026-11-05T12:00"), at("2026-11-06T12:00")]
     assert kept(decide(snapshots, Policy(keep_monthly=3))) == ["2024-05-05T12:00", "2025-01-05T12:00", "2026-11-06T12:00"]
 
 
-def test_what_the_hypervisors_clock_has_not_reached_stays_and_counts_for_nothing() -> None:
+def test_snapshot_from_the_future_is_kept_and_not_counted() -> None:
     snapshots = [at("2026-11-20T12:00"), at("2026-11-21T12:00"), at("2026-11-25T12:00:01")]
     found = decide(snapshots, Policy(keep_last=1))
     assert kept(found) == ["2026-11-21T12:00", "2026-11-25T12:00:01"]
     assert rules(found["2026-11-25T12:00:01"]) == ["future"]
 
 
-def test_of_the_same_second_the_one_that_was_counted_later_is_the_newer() -> None:
+def test_greater_id_is_newer_within_the_same_second() -> None:
     twins = [at("2026-11-20T12:00", name=name) for name in ("snap-10", "snap-9", "snap-8")]
     assert kept(decide(twins, Policy(keep_last=1))) == ["snap-10"]
 
 
-def test_of_the_same_second_what_stands_on_another_one_is_the_newer() -> None:
+def test_child_is_newer_within_the_same_second() -> None:
     names = ("long-name", "mid-name", "s")
     chain = [dataclasses.replace(at("2026-11-20T12:00", name=name), parent=parent) for name, parent in zip(names, (None, *names))]
     for some in (chain, chain[::-1]):
@@ -130,7 +130,7 @@ def test_within_is_counted_from_the_newest_snapshot_and_not_from_now() -> None:
     assert kept(decide(old, Policy(keep_within=timedelta(days=1)))) == ["2020-01-06T00:00", "2020-01-07T00:00"]
 
 
-def test_rules_are_ored_and_each_says_why() -> None:
+def test_any_rule_is_enough_to_keep_and_each_gives_a_reason() -> None:
     snapshots = [at("2026-10-31T10:00"), at("2026-11-23T10:00"), at("2026-11-24T10:00"), at("2026-11-24T20:00")]
     found = decide(snapshots, Policy(keep_last=1, keep_daily=2, keep_monthly=2))
     assert {name: rules(one) for name, one in found.items()} == {
@@ -147,7 +147,7 @@ def test_rules_are_ored_and_each_says_why() -> None:
 @pytest.mark.parametrize(
     "policy", [Policy(keep_last=1), Policy(max_age=timedelta(1)), Policy(max_count=1), Policy(everything=True)]
 )
-def test_what_is_protected_stays_and_counts_for_nothing(policy: Policy) -> None:
+def test_protected_snapshot_is_kept_and_not_counted(policy: Policy) -> None:
     protected = [
         at("2026-01-01T12:00", name="held", hold="yes", hold_by="ann", hold_reason="audit", expires="2026-02-01T00:00:00Z"),
         at("2026-01-02T12:00", name="guarding", state="guarding"),
@@ -162,7 +162,7 @@ def test_what_is_protected_stays_and_counts_for_nothing(policy: Policy) -> None:
     assert len(kept(found)) - len(protected) == (1 if policy.keeps or policy.max_count else 0)
 
 
-def test_a_young_one_stays_and_counts_for_nothing() -> None:
+def test_snapshot_younger_than_min_age_is_kept_and_not_counted() -> None:
     snapshots = [at("2026-11-25T09:00"), at("2026-11-25T10:00"), at("2026-11-25T11:30")]
     found = decide(snapshots, Policy(keep_last=1, min_age=timedelta(hours=1)))
     assert {name: rules(one) for name, one in found.items()} == {
@@ -172,14 +172,14 @@ def test_a_young_one_stays_and_counts_for_nothing() -> None:
     }
 
 
-def test_an_expired_one_goes_although_a_rule_would_keep_it_and_may_be_the_last() -> None:
+def test_expired_snapshot_is_removed_despite_keep_rules_even_if_it_is_the_last() -> None:
     gone = at("2026-11-20T12:00", expires="2026-11-25T12:00:00Z")
     later = at("2026-11-19T12:00", expires="2026-11-25T12:00:01Z")
     found = decide([gone, later], Policy(expired=True, keep_last=1))
     assert (kept(found), rules(found[gone.name])) == ([later.name], ["expired"])
     assert kept(decide([gone], Policy(expired=True))) == []
     assert kept(decide([gone, later], Policy(expired=True))) == [later.name]
-    # Without the rule an expiry means nothing.
+    # Without the rule, an expiry has no effect.
     assert kept(decide([gone, later], Policy(keep_last=1))) == [gone.name]
 
 
@@ -189,25 +189,25 @@ def test_min_keep_keeps_what_has_expired_or_is_too_old_and_max_count_ends_after_
     assert (kept(found), rules(found["2026-01-03T12:00"])) == (["2026-01-02T12:00", "2026-01-03T12:00"], ["min_keep"])
 
 
-def test_max_count_counts_what_stays_so_that_it_does_not_undo_the_rules_that_keep() -> None:
+def test_max_count_counts_only_kept_snapshots() -> None:
     hours = [at(f"2026-11-24T{hour:02d}:00") for hour in range(10)]
     days = [at(f"2026-11-{day}T12:00") for day in (20, 21, 22, 23)]
     assert kept(decide([*days, *hours], Policy(keep_daily=4, max_count=3))) == [days[2].name, days[3].name, hours[-1].name]
 
 
-def test_only_so_many_go_in_one_run_the_oldest_first() -> None:
+def test_max_delete_per_run_removes_the_oldest_first() -> None:
     snapshots = [at(f"2026-01-0{day}T12:00") for day in range(1, 6)]
     found = decide(snapshots, Policy(max_age=timedelta(days=30), max_delete=2))
     assert kept(found) == [one.name for one in snapshots[2:]]
     assert rules(found["2026-01-05T12:00"]) == ["max_delete_per_run"]
 
 
-def test_policies_of_different_names_are_counted_apart() -> None:
+def test_policies_with_different_names_are_counted_separately() -> None:
     snapshots = [at(f"2026-01-0{day}T12:00", policy=name) for day, name in enumerate(["daily", "daily", "weekly", "daily"], 1)]
     assert kept(decide(snapshots, Policy(keep_last=1))) == ["2026-01-03T12:00", "2026-01-04T12:00"]
 
 
-def test_snapshots_of_one_change_on_several_vms_go_together_or_not_at_all() -> None:
+def test_group_over_several_vms_is_removed_whole_or_not_at_all() -> None:
     policy = Policy(max_age=timedelta(days=30), max_delete=3)
     parts = {
         "web01": [at("2026-01-01T12:00", name="w1", group="CHG1"), at("2026-01-01T13:00", name="w2", group="CHG2")],
@@ -223,13 +223,13 @@ def test_snapshots_of_one_change_on_several_vms_go_together_or_not_at_all() -> N
     assert found(policy) == {
         "w1": ["max_age"], "d1": ["max_age"], "e1": ["max_age"], "e3": wait, "w2": ["group"], "d2": ["held"],
     }  # fmt: skip
-    # A group that is more than a run may remove never goes in part.
+    # A group larger than max_delete_per_run is never removed in part.
     two = found(Policy(max_age=timedelta(days=30), max_delete=2))
     assert two == {"w1": wait, "d1": wait, "e1": wait, "e3": ["max_age"], "w2": ["group"], "d2": ["held"]}
 
 
-def test_a_foreign_snapshot_is_no_part_of_a_group() -> None:
-    foreign = {"theirs": Reason("foreign", "somebody made it")}
+def test_foreign_snapshot_is_not_part_of_a_group() -> None:
+    foreign = {"theirs": Reason("foreign", "it belongs to another owner")}
     snapshots = [at("2026-01-01T12:00", name="ours", group="g"), at("2026-01-01T12:00", name="theirs", group="g")]
     policy = Policy(max_age=timedelta(days=1))
     found = settle(judge("vm", snapshots, policy, excluded=foreign, now=NOW, tz=timezone.utc), policy)
@@ -237,12 +237,12 @@ def test_a_foreign_snapshot_is_no_part_of_a_group() -> None:
 
 
 @pytest.mark.parametrize("policy", [Policy(keep_last=1), Policy(max_count=1), Policy(max_age=timedelta(days=1), min_keep=1)])
-def test_a_broken_one_does_not_take_the_place_of_one_that_is_of_use(policy: Policy) -> None:
+def test_broken_snapshot_does_not_count_instead_of_a_usable_one(policy: Policy) -> None:
     good, older = at("2026-11-20T12:00"), at("2026-11-19T12:00")
-    broken = dataclasses.replace(at("2026-11-21T12:00"), obstacles={"revert": "was never finished"})
+    broken = dataclasses.replace(at("2026-11-21T12:00"), obstacles={"revert": "is incomplete"})
     assert good.name in kept(decide([older, good, broken], policy))
     assert older.name not in kept(decide([older, good, broken], policy))
-    # Where all are, they are judged as any others.
+    # If all are broken, they are judged like any others.
     all_broken = [dataclasses.replace(one, obstacles=broken.obstacles) for one in (older, good, broken)]
     assert kept(decide(all_broken, policy)) == [broken.name]
 
@@ -260,7 +260,7 @@ def test_a_broken_one_does_not_take_the_place_of_one_that_is_of_use(policy: Poli
         (Policy(max_count=2, min_keep=3), "min_keep=3"),
     ],
 )
-def test_what_is_no_policy_is_refused(policy: Policy, word: str) -> None:
+def test_invalid_policy_is_refused(policy: Policy, word: str) -> None:
     with pytest.raises(InvalidOption, match=word):
         policy.check()
 
@@ -268,19 +268,19 @@ def test_what_is_no_policy_is_refused(policy: Policy, word: str) -> None:
 def test_rules_that_would_keep_nothing_are_refused() -> None:
     with pytest.raises(Unsupported, match="2026-01-01T12:00"):
         decide([at("2026-01-01T12:00")], Policy(keep_labels={"quality": "good"}))
-    # What goes for another reason, or stays for another, is no such case.
+    # Snapshots removed or kept for another reason are no such case.
     assert kept(decide([at("2026-01-01T12:00", hold="yes")], Policy(keep_labels={"quality": "good"}))) == ["2026-01-01T12:00"]
     assert kept(decide([at("2026-01-01T12:00")], Policy(keep_labels={"quality": "good"}, min_keep=1))) == ["2026-01-01T12:00"]
     assert kept(decide([at("2026-01-01T12:00")], Policy(keep_labels={"quality": "good"}, max_age=timedelta(days=1)))) == []
 
 
 @pytest.mark.parametrize("name", ["Europe/Atlantis", "", "../../etc/passwd", "Europe", "/etc/localtime", "utc\0"])
-def test_a_time_zone_that_nobody_knows_is_refused(name: str) -> None:
+def test_unknown_time_zone_is_refused(name: str) -> None:
     with pytest.raises(InvalidOption, match="timezone="):
         time_zone(name)
 
 
-def test_a_machine_without_time_zones_knows_utc_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_time_zone_data_accepts_utc_and_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     import zoneinfo
 
     monkeypatch.setattr(zoneinfo, "TZPATH", ())

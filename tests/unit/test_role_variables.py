@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Unknown variables of the roles, with the names of each role's own meta/argument_specs.yml."""
+"""Unknown variables of the roles, checked against meta/argument_specs.yml of each role."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def known(role: str) -> set[str]:
         ("snapshot_report", "snapshot_report_htlm", "snapshot_report_html?"),
     ],
 )
-def test_a_misspelled_variable_is_named_with_the_one_that_was_meant(role: str, misspelled: str, meant: str) -> None:
+def test_misspelled_variable_is_refused_with_a_suggestion(role: str, misspelled: str, meant: str) -> None:
     said = unknown_variables([*known(role), misspelled], role=f"safepoint.vm.{role}", known=known(role))
     assert said is not None
     assert said.startswith(f"unknown variable {misspelled}; did you mean {meant}")
@@ -45,7 +45,7 @@ def test_the_variables_of_a_role_and_those_of_others_are_accepted(role: str) -> 
     assert set(defaults) <= known(role)
 
 
-def test_several_are_all_named_and_one_that_resembles_nothing_is_said_to() -> None:
+def test_all_unknown_variables_are_named_also_without_a_suggestion() -> None:
     said = unknown_variables({"r_zzz": 1, "r_tsks": 2}, role="a.b.r", known=["r_tasks", "r_checks"], also=["r_zz"])
     assert said == (
         "unknown variable r_tsks; did you mean r_tasks? unknown variable r_zzz; the role has no variable with a similar name."

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a signal ends, at each moment of a call."""
+"""The effect of a signal at each point of a call."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Told(FakeDriver):
     def __init__(self, hypervisor: Hypervisor) -> None:
         super().__init__(hypervisor)
         self.at_start: type[t.Any] | None = None
-        """The kind of the action that it is sent at."""
+        """The kind of action at which the signal is sent."""
         self.at_look = 0
-        """The number of the look that it is sent at; that look, and with ``mute`` the later ones, never end."""
+        """The number of the read at which the signal is sent; this read, and with ``mute`` all later ones, never end."""
         self.mute = False
         self.at_configurations = 0
-        """The number of the read of configurations that it is sent at."""
+        """The number of the read of configurations at which the signal is sent."""
         self._looks = 0
         self._read = 0
         self._never = threading.Event()
@@ -99,7 +99,7 @@ def names(hypervisor: Hypervisor) -> list[list[str]]:
     return [[one.name for one in machine.snapshots.values()] for machine in hypervisor.machines.values()]
 
 
-def test_while_it_only_looks_the_call_is_left_at_once(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_signal_during_reads_ends_the_call_at_once(hypervisor: Hypervisor, stop: Stop) -> None:
     driver = Told(hypervisor)
     driver.at_look = 1
     with pytest.raises(Stopped):
@@ -107,7 +107,7 @@ def test_while_it_only_looks_the_call_is_left_at_once(hypervisor: Hypervisor, st
     assert stop.by == "SIGTERM" and hypervisor.actions == []
 
 
-def test_what_was_begun_is_seen_to_its_end_where_that_is_near(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_signal_waits_for_jobs_that_are_about_to_end(hypervisor: Hypervisor, stop: Stop) -> None:
     driver = Told(hypervisor)
     driver.at_start = object
     done = run(driver, stop)
@@ -116,7 +116,7 @@ def test_what_was_begun_is_seen_to_its_end_where_that_is_near(hypervisor: Hyperv
     assert names(hypervisor) == [["x"], [], []]
 
 
-def test_what_does_not_end_soon_is_unverified_and_not_taken_back(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_job_still_running_after_a_signal_is_unverified_and_not_undone(hypervisor: Hypervisor, stop: Stop) -> None:
     driver = Told(hypervisor)
     driver.at_start = object
     hypervisor.hangs.add(1)
@@ -127,7 +127,7 @@ def test_what_does_not_end_soon_is_unverified_and_not_taken_back(hypervisor: Hyp
 
 
 @pytest.mark.parametrize("mute", [False, True])
-def test_in_the_second_look_another_short_one_says_what_is_there(hypervisor: Hypervisor, stop: Stop, mute: bool) -> None:
+def test_signal_during_the_confirmation_causes_one_short_read(hypervisor: Hypervisor, stop: Stop, mute: bool) -> None:
     driver = Told(hypervisor)
     driver.at_look, driver.mute = 2, mute
     done = run(driver, stop)
@@ -136,7 +136,7 @@ def test_in_the_second_look_another_short_one_says_what_is_there(hypervisor: Hyp
 
 
 @pytest.mark.parametrize(("number", "raised"), [(1, True), (2, False)])
-def test_a_read_of_the_configurations_after_the_writes_does_not_cost_the_rows(
+def test_signal_during_the_last_read_of_configurations_keeps_the_rows(
     hypervisor: Hypervisor, stop: Stop, number: int, raised: bool
 ) -> None:
     run(FakeDriver(hypervisor), stop)
@@ -153,7 +153,7 @@ def test_a_read_of_the_configurations_after_the_writes_does_not_cost_the_rows(
     assert all("was not read" in one.warnings[-1] for one in done)
 
 
-def test_no_signal_after_the_writes_takes_the_rows(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_signal_after_the_writes_keeps_the_rows(hypervisor: Hypervisor, stop: Stop) -> None:
     fleet = Fleet(FakeDriver(hypervisor), Bounds(timeout=60.0), stop=stop)
     with stop.breakable():
         done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
@@ -161,7 +161,7 @@ def test_no_signal_after_the_writes_takes_the_rows(hypervisor: Hypervisor, stop:
     assert [one.changed for one in done] == [True] * 3
 
 
-def test_an_undo_begins_no_more_removals_and_says_what_is_left(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_signal_during_undo_starts_no_more_removals_and_reports_the_rest(hypervisor: Hypervisor, stop: Stop) -> None:
     driver = Told(hypervisor)
     driver.at_start = Delete
     hypervisor.failures[3] = BackendFailed("no space left on device")
@@ -172,7 +172,7 @@ def test_an_undo_begins_no_more_removals_and_says_what_is_left(hypervisor: Hyper
     assert names(hypervisor) == [[], ["x"], []]
 
 
-def test_a_wait_for_the_lock_of_another_operation_ends(hypervisor: Hypervisor, stop: Stop) -> None:
+def test_signal_ends_the_wait_for_a_lock(hypervisor: Hypervisor, stop: Stop) -> None:
     driver = Told(hypervisor)
     driver.at_start = object
     hypervisor.failures[1] = Locked("a backup has it")
@@ -182,7 +182,7 @@ def test_a_wait_for_the_lock_of_another_operation_ends(hypervisor: Hypervisor, s
     assert len(hypervisor.actions) == 1
 
 
-def test_a_second_signal_changes_nothing(stop: Stop) -> None:
+def test_second_signal_has_no_effect(stop: Stop) -> None:
     reached = []
 
     def work() -> None:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which way a snapshot is taken where a backend has two, and what is said when neither will do."""
+"""The choice between two ways to take a snapshot, and the error if neither is possible."""
 
 from __future__ import annotations
 
@@ -49,37 +49,37 @@ def refused(plan: Plan, *snapshots: Snapshot, ways: tuple[Way, ...] = (INTERNAL,
     return str(caught.value)
 
 
-def test_the_preferred_way_is_taken_unless_something_rules_it_out() -> None:
+def test_preferred_way_is_used_unless_it_is_not_possible() -> None:
     assert (create().kind, create().memory) == ("internal", True)
     raw = dataclasses.replace(INTERNAL, refusals={"create": "vda is raw"})
     assert (create(ways=(raw, EXTERNAL)).kind, create(ways=(raw, EXTERNAL)).memory) == ("external", False)
     assert create(kind="external").kind == "external"
 
 
-def test_what_must_be_quiesced_is_taken_in_the_way_that_can_be() -> None:
+def test_quiesce_require_uses_a_way_that_can_quiesce() -> None:
     action = create(quiesce="require")
     assert (action.kind, action.memory, action.quiesce) == ("external", False, "require")
     assert "consistency=filesystem" in action.description
 
 
-def test_what_is_better_quiesced_keeps_its_way_and_its_memory() -> None:
+def test_quiesce_prefer_keeps_the_way_and_the_memory() -> None:
     action = create(quiesce="prefer")
     assert (action.kind, action.memory, action.quiesce) == ("internal", True, "never")
     assert "consistency" not in action.description
 
 
-def test_what_may_be_quiesced_says_so_only_if_it_was() -> None:
+def test_quiesce_prefer_reports_filesystem_only_if_quiesced() -> None:
     action = create(kind="external", quiesce="prefer")
     assert action.quiesce == "prefer" and "consistency=filesystem" in action.description
     assert action.unquiesced_description and "consistency" not in action.unquiesced_description
 
 
-def test_a_vm_that_is_off_is_at_rest_and_needs_no_quiescing() -> None:
+def test_vm_that_is_off_needs_no_quiescing() -> None:
     action = create(power="off", quiesce="require")
     assert (action.kind, action.quiesce) == ("internal", "never")
 
 
-def test_the_kind_of_the_snapshots_there_decides_and_the_other_is_never_put_beside_it() -> None:
+def test_kind_of_existing_snapshots_is_used_and_never_mixed() -> None:
     assert create(snapshot("a", kind="external")).kind == "external"
     said = refused(Present(Request(name="x", kind="internal")), snapshot("a", kind="external"))
     assert "external snapshot a" in said and "destroy each other" in said
@@ -87,7 +87,7 @@ def test_the_kind_of_the_snapshots_there_decides_and_the_other_is_never_put_besi
     assert "internal ones are not quiesced" in said and "internal snapshot a" in said
 
 
-def test_memory_and_rest_together_are_refused_with_both_reasons() -> None:
+def test_memory_and_quiesce_together_are_refused_with_both_reasons() -> None:
     said = refused(Present(Request(name="x", memory=True, quiesce="require")))
     assert "internal ones are not quiesced" in said and "memory or quiesce, not both" in said
 
@@ -96,13 +96,13 @@ def test_a_kind_that_the_backend_does_not_have_is_refused() -> None:
     assert "kind" in refused(Present(Request(name="x", kind="external")), ways=(Way(),))
 
 
-def test_what_the_backend_cannot_do_with_a_snapshot_is_refused_with_its_reason() -> None:
+def test_operation_with_an_obstacle_is_refused_with_its_reason() -> None:
     stuck = snapshot("a", obstacles={"revert": "is stuck; free it", "remove": "cannot go; unlock it"})
-    assert "The VM cannot go back to it: the snapshot a of web01 is stuck; free it" in refused(Reverted(Request(name="a")), stuck)
+    assert "The VM cannot be reverted: the snapshot a of web01 is stuck; free it" in refused(Reverted(Request(name="a")), stuck)
     assert "unlock it" in refused(Absent(Request(name="a")), stuck)
 
 
-def test_one_that_cannot_go_alone_can_go_with_its_children_the_youngest_first() -> None:
+def test_snapshot_that_cannot_be_removed_alone_is_removed_with_its_children() -> None:
     stays = snapshot("a", obstacles={"remove_alone": "has two children; remove them first"})
     tree = (stays, snapshot("b", "a"), snapshot("c", "b"), snapshot("d", "a"))
     assert "has two children" in refused(Absent(Request(name="a")), *tree)
@@ -114,7 +114,7 @@ def test_one_that_cannot_go_alone_can_go_with_its_children_the_youngest_first() 
     assert Absent(Request(name="a")).decide(without_children, None, now=datetime.now(timezone.utc)).word == "removed"
 
 
-def test_of_a_subtree_the_branch_that_the_vm_is_on_goes_last() -> None:
+def test_current_branch_of_a_subtree_is_removed_last() -> None:
     alone = {"remove_alone": "shares its parent; remove the other branch first"}
     tree = (
         snapshot("a"),
@@ -144,7 +144,7 @@ def test_the_result_says_that_it_was_quiesced(quiesce: str) -> None:
     assert done.warnings == []
 
 
-def test_where_quiescing_fails_the_result_says_what_was_obtained_instead_or_nothing_is_taken() -> None:
+def test_failed_quiescing_gives_the_actual_consistency_or_no_snapshot() -> None:
     done = taken("broken", quiesce="prefer")
     assert done.snapshot and done.snapshot.consistency == "crash"
     assert any("failed to quiesce" in warning for warning in done.warnings)
@@ -153,7 +153,7 @@ def test_where_quiescing_fails_the_result_says_what_was_obtained_instead_or_noth
     assert (refused.changed, refused.snapshot) == (False, None)
 
 
-def test_a_name_that_is_taken_where_it_is_not_listed_is_refused() -> None:
+def test_name_used_by_an_unlisted_snapshot_is_refused() -> None:
     taken = {"x": "an image holds x; remove it"}
     ways = tuple(dataclasses.replace(way, taken=taken) for way in (INTERNAL, EXTERNAL))
     assert "an image holds x" in refused(Present(Request(name="x")), ways=ways)
@@ -161,7 +161,7 @@ def test_a_name_that_is_taken_where_it_is_not_listed_is_refused() -> None:
     assert Present(Request(name="y")).decide(view, None, now=datetime.now(timezone.utc)).word == "created"
 
 
-def test_what_a_snapshot_without_memory_would_miss_is_said_of_that_one_only() -> None:
+def test_warnings_without_memory_appear_only_without_memory() -> None:
     way = dataclasses.replace(EXTERNAL, warnings=("always",), warnings_without_memory=("without",))
     for memory, warnings in ((True, ("always",)), (False, ("always", "without"))):
         plan = Present(Request(name="x", memory=memory))

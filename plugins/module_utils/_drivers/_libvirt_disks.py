@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Disk images, read where they are: files of this host, or volumes that the daemon sends a part of.
+"""Read disk images: as files on this host, or as volumes that the daemon streams a part of.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -21,29 +21,29 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedOut
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
-# A healthy storage answers in milliseconds, one that hangs (NFS, a lost path) never.
+# Healthy storage answers in milliseconds; storage that hangs (NFS, a lost path) never does.
 _FILE_SECONDS = 3.0
 _MOST_HUNG = 2
 
 
 class Unreadable(Exception):
-    """Why an image could not be read, as the end of a sentence that begins with it."""
+    """An image could not be read. The text is the end of a sentence that begins with the image."""
 
     def __init__(self, reason: str, *, gone: bool = False) -> None:
         super().__init__(reason)
         self.gone = gone
-        """Whether it does not exist."""
+        """True if the image does not exist."""
 
 
 class _NotAtHand(Unreadable):
-    """It is no file that can be read here; the daemon may be able to."""
+    """Not a file that can be read on this host; the daemon may be able to read it."""
 
 
 class Images:
     """The images of one daemon."""
 
     def __init__(self, connection: t.Any, *, local: bool) -> None:
-        """``local`` is that the daemon runs on this host, so that its paths mean the same here."""
+        """``local`` is true if the daemon runs on this host, so its paths are valid here."""
         self._connection = connection
         self._local = local
         self._volumes: dict[tuple[str, str], str] = {}
@@ -51,9 +51,9 @@ class Images:
         self._hung = 0
 
     def place(self, disk: Disk) -> str | None:
-        """The path of the image that the disk is written to, on the daemon's host; None for what is no file or block device.
+        """Return the path, on the daemon's host, of the image that the disk writes to; None if it is neither a file nor a block device.
 
-        :raises Unreadable: it is a volume that the daemon does not have.
+        :raises Unreadable: the disk is a volume that the daemon does not have.
         """
         if disk.volume is None:
             return disk.image
@@ -67,16 +67,16 @@ class Images:
             raise Unreadable(f"its volume was not found ({clean(exc)})", gone=True) from exc
 
     def place_or_name(self, disk: Disk) -> str:
-        """The path of the image, or the name of the disk where it has none."""
+        """Return the path of the image, or the name of the disk if it has no path."""
         try:
             return self.place(disk) or disk.target
         except Unreadable:
             return disk.target
 
     def read(self, path: str) -> Image | None:
-        """The qcow2 image, or None for one of another format.
+        """Return the qcow2 image, or None for another format.
 
-        :raises Unreadable: it is not there, or cannot be read from here, or is damaged.
+        :raises Unreadable: it does not exist, cannot be read from here, or is damaged.
         """
         try:
             return self._read_here(path)
@@ -84,7 +84,7 @@ class Images:
             return self._read_volume(path, gone=exc.gone)
 
     def at_hand(self, path: str) -> Image | None:
-        """The image, where it is a qcow2 file that can be read here without a request; else None."""
+        """Return the image if it is a qcow2 file that can be read on this host without a request, else None."""
         try:
             return self._read_here(path)
         except Unreadable:
@@ -93,12 +93,12 @@ class Images:
     def layers(
         self, disk: Disk, *, up: bool, asking: bool, already: Mapping[str, Image | None] | None = None
     ) -> Sequence[str] | None:
-        """The images that the disk consists of, its own first and then those that it is based on; None where that cannot be found out.
+        """Return the chain of images of the disk, the active image first and its backing files after it; None if it cannot be determined.
 
-        libvirt tells it of a VM that is ``up``. With ``asking`` images of one that is off are read through the daemon too, which costs requests.
-        Only what is said to be qcow2 is read as such, by the definition or by the image above it: a guest writes all of a raw one, and with a
-        header in it would choose the files of the host that are opened. libvirt probes a base without a format too, and allows raw only. What was
-        read ``already``, by its path, is not read again.
+        For a VM that is ``up`` the definition has the chain. With ``asking``, images of a VM that is off are also read through the daemon, which costs
+        requests. An image is read as qcow2 only if the definition or the image above it declares that format: a guest controls all bytes of a raw
+        image, and with a qcow2 header in it could choose which files of the host are opened. libvirt too probes a backing file without a format, and
+        accepts raw only. ``already`` holds images that were read before, by their paths.
         """
         if up:
             return disk.chain
@@ -106,16 +106,16 @@ class Images:
         try:
             for path in self._walk(disk, asking=asking, already=already or {}):
                 if path in found:
-                    return None  # images that are based on each other
+                    return None  # a loop of backing files
                 found.append(path)
         except Unreadable:
             return None
         return found
 
     def in_use(self, disk: Disk) -> set[str]:
-        """The images that the disk of a VM or of a snapshot consists of, as far as they exist.
+        """Return the chain of images of a disk of a VM or snapshot, as far as they exist.
 
-        :raises Unreadable: one of them cannot be read, so that those below it are not known.
+        :raises Unreadable: an image cannot be read, so its backing files are unknown.
         """
         found: set[str] = set()
         try:
@@ -139,9 +139,9 @@ class Images:
             path = os.path.normpath(os.path.join(os.path.dirname(path), backing)) if backing is not None else None
 
     def owner(self, path: str, name: str, *, but: str) -> str | None:
-        """The VM that knows the snapshot ``name`` in the image, where another one than that with the UUID ``but`` is defined on it too.
+        """Return the name of another VM, not the one with the UUID ``but``, that uses the image and has a record of the snapshot ``name``; else None.
 
-        One request for each VM of the daemon, once, so only asked where something unknown was found.
+        The first call costs one request for each VM of the daemon, so it is only used if an unknown snapshot was found.
         """
         if self._others is None:
             self._others = [(domain, self._places(domain)) for domain in self._connection.listAllDomains()]
@@ -150,7 +150,7 @@ class Images:
                 if path in places and domain.UUIDString() != but and name in domain.snapshotListNames():
                     return str(domain.name())
             except libvirt.libvirtError:
-                continue  # it went away since it was listed
+                continue  # removed since it was listed
         return None
 
     def _places(self, domain: t.Any) -> set[str]:
@@ -160,14 +160,14 @@ class Images:
             return set()
 
     def _read_here(self, path: str) -> Image | None:
-        """Read a file of this host, and give up on storage that hangs, on which each look would block for ever.
+        """Read a file of this host, with a time limit for storage that hangs.
 
-        Each one that hangs keeps a thread, and what is asked of many VMs has to end in time: no more are read after a few.
+        Each read that hangs blocks a thread for ever, and a call about many VMs must end in time. After _MOST_HUNG of them no more files are read.
         """
         if not self._local:
             raise _NotAtHand("it is on another host")
         if self._hung >= _MOST_HUNG:
-            raise Unreadable(f"the storage of {self._hung} others did not answer, and no more were read")
+            raise Unreadable(f"it was not read, because the storage of {self._hung} other images did not answer")
         try:
             return in_time(path, lambda: _read_file(path), Deadline(_FILE_SECONDS))
         except TimedOut as exc:
@@ -177,14 +177,14 @@ class Images:
             raise Unreadable(f"it is damaged: {exc}") from exc
 
     def _read_volume(self, path: str, *, gone: bool) -> Image | None:
-        """Through the daemon, which can read what we cannot; only what is in a storage pool can be asked for by its path."""
+        """Read it through the daemon, which can read more files than we can, but finds by its path only a volume in a storage pool."""
         if gone:
             raise Unreadable("it does not exist", gone=True)
         try:
             volume = self._connection.storageVolLookupByPath(path)
         except libvirt.libvirtError as exc:
             where = "it is not readable from here" if self._local else "it is on another host"
-            raise Unreadable(f"{where}, and in no storage pool of libvirt") from exc
+            raise Unreadable(f"{where} and in no storage pool of libvirt") from exc
 
         def read(offset: int, length: int) -> bytes:
             stream = self._connection.newStream(0)
@@ -208,7 +208,7 @@ def _read_file(path: str) -> Image | None:
         gone = not os.path.exists(path) and os.access(os.path.dirname(path), os.X_OK)
         raise _NotAtHand("it is not readable from here", gone=gone)
     try:
-        # Before it is opened, since that may block (a FIFO) or do something (a device).
+        # Checked before it is opened: opening a FIFO blocks, and opening a device may have side effects.
         _refuse_special(os.stat(path))
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -222,4 +222,4 @@ def _read_file(path: str) -> Image | None:
 
 def _refuse_special(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISBLK(found.st_mode):
-        raise Unreadable("it is neither a file nor a block device")
+        raise Unreadable("it is neither a regular file nor a block device")

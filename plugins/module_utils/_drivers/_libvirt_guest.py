@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The guest inside a VM, through its agent: its clock, and its file systems held still while a snapshot is taken.
+"""The guest agent: setting the guest's clock, and freezing its file systems while a snapshot is taken.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,7 +9,6 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import contextlib
-import shlex
 import threading
 import time
 import typing as t
@@ -26,26 +25,27 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lib
     libvirt,
     typed,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import agent_channel
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
-# The agent of a guest that hangs never answers; setting the clock and thawing are worth no longer wait than this.
+# The agent of a hung guest never answers. The limit for setting the clock and for thawing.
 _AGENT_SECONDS = 5
-# A freeze writes out all that the guest holds in its caches first.
+# A freeze first flushes all caches of the guest.
 _FREEZE_SECONDS = 30
-# No guest is held still for longer than this, whatever keeps the snapshot from being finished.
+# The longest time that a guest stays frozen, whatever delays the snapshot.
 _QUIESCE_SECONDS = 60.0
-# What may be spent on thawing a guest, a daemon that is started again included.
+# The limit for thawing a guest; long enough for a restart of the daemon.
 _THAW_SECONDS = 20.0
 
 # virErrorNumber in libvirt's virterror.h, by number because older libraries lack the names.
-_NOT_CONNECTED = (74, 86, 97)  # no channel, nobody there, no answer to the greeting: the guest was not asked to freeze
-_INTERNAL, _AGENT_TIMEOUT, _AGENT_FAILED = 1, 112, 113  # 9.0 answers 1 where 11.3 has 113
+_NOT_CONNECTED = (74, 86, 97)  # no channel, agent not connected, no answer to guest-sync: no freeze was sent
+_INTERNAL, _AGENT_TIMEOUT, _AGENT_FAILED = 1, 112, 113  # 9.0 reports 1 where 11.3 reports 113
 
 
 class NotQuiesced(Exception):
-    """The guest's file systems could not be held still, and there is no snapshot; ``error`` is what to tell the user."""
+    """The guest's file systems could not be frozen, and no snapshot exists; ``error`` is the error for the user."""
 
     def __init__(self, error: _errors.SafepointError) -> None:
         super().__init__(str(error))
@@ -53,13 +53,13 @@ class NotQuiesced(Exception):
 
 
 def quiesced(vm: Vm, domain: t.Any, uri: str, take: Callable[[], t.Any]) -> t.Any:
-    """The snapshot that ``take`` makes with the flag QUIESCE. Afterwards the guest is thawed, or the error says that it may not be.
+    """Return the snapshot that ``take`` creates with the flag QUIESCE. Afterwards the guest is thawed, or the error says that it may be frozen.
 
-    libvirt thaws by itself, unless it dies, or the agent obeys only after libvirt has given it up (seen with 11.3). Hence a second
-    connection: the first may be broken.
+    libvirt thaws the guest itself, unless libvirtd dies or the agent freezes only after libvirt's timeout (seen with 11.3). The thaw uses a second
+    connection, since the first may be broken.
 
-    :raises NotQuiesced: it is the guest that could not do it, or did it for too long.
-    :raises SafepointError: the snapshot failed, and the guest may be frozen.
+    :raises NotQuiesced: the guest could not be frozen, or was frozen for too long.
+    :raises SafepointError: the snapshot failed for another reason.
     """
     thaw = _Thaw(vm, uri)
     late: list[str | None] = []
@@ -80,23 +80,23 @@ def quiesced(vm: Vm, domain: t.Any, uri: str, take: Callable[[], t.Any]) -> t.An
     if failed is not None:
         raise _why(vm, domain, failed, thaw) from failed
     if late:
-        rest = "the snapshot removed again"
+        rest = "the snapshot was removed"
         try:
             made.delete()
         except libvirt.libvirtError as exc:
-            rest = f"the snapshot {made.getName()}, which says that it is quiesced, could not be removed again ({clean(exc)}): remove it"
+            rest = f"the snapshot {made.getName()}, which is marked as quiesced, could not be removed ({clean(exc)}): remove it"
         hint = f"; {late[0]}" if late[0] else ""
         raise NotQuiesced(
             _errors.TimedOut(
-                f"The snapshot of {vm} was not finished within {_QUIESCE_SECONDS:g} seconds, for which its guest was frozen; the guest was "
-                f"thawed and {rest}{hint}; look at the load of the storage, or set quiesce=never"
+                f"The snapshot of {vm} did not finish within {_QUIESCE_SECONDS:g} seconds, while its guest was frozen; the guest was "
+                f"thawed and {rest}{hint}; check the load of the storage, or set quiesce=never"
             )
         )
     return made
 
 
 def set_clock(domain: t.Any) -> str | None:
-    """Give the guest the time of today through its agent, or say why that did not work."""
+    """Set the guest's clock to the current time through its agent; return why it failed, or None."""
     try:
         if agent_channel(domain.XMLDesc()) is None:
             return "it has no guest agent channel"
@@ -112,7 +112,7 @@ def _try_clock(domain: t.Any, deadline: Deadline) -> str | None:
             domain.setTime({"seconds": int(time.time()), "nseconds": 0})
             return None
         except libvirt.libvirtError as exc:
-            # The agent of a guest that was just started again needs a moment to connect.
+            # The agent of a guest that was just restarted needs a moment to connect.
             if exc.get_error_code() != libvirt.VIR_ERR_AGENT_UNRESPONSIVE or deadline.left() <= 0:
                 return clean(exc)
         time.sleep(0.2)
@@ -120,18 +120,18 @@ def _try_clock(domain: t.Any, deadline: Deadline) -> str | None:
 
 @contextlib.contextmanager
 def _bounded_agent(domain: t.Any, seconds: int) -> Iterator[None]:
-    """Let no call of the agent take longer; without this one waits for ever (11.3)."""
+    """Limit the time of agent calls; without it a call can wait for ever (11.3)."""
     domain.agentSetResponseTimeout(seconds)
     try:
         yield
     finally:
-        # This is a setting of the VM that outlives our connection, hence the way back to libvirt's own.
+        # A setting of the VM that outlives our connection: restore libvirt's default.
         with contextlib.suppress(libvirt.libvirtError):
             domain.agentSetResponseTimeout(libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK)
 
 
 def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
-    """What a snapshot with QUIESCE failed of, after the guest was thawed where it may need that."""
+    """Return the error of a failed snapshot with QUIESCE; thaw the guest first if it may be frozen."""
     code = failed.get_error_code()
     if code in _NOT_CONNECTED:
         return NotQuiesced(
@@ -139,11 +139,11 @@ def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
                 f"{vm} cannot be quiesced: {clean(failed)}; install and start qemu-guest-agent in the guest, or set quiesce=never"
             )
         )
-    # The agent's own words, which are in no other language.
+    # The agent's own text; it has no translations.
     if code in (_INTERNAL, _AGENT_FAILED) and "frozen state" in str(failed):
         return NotQuiesced(
             _errors.Locked(
-                f"{vm} cannot be quiesced: its guest is frozen already, by somebody else ({clean(failed)}); if nobody needs that any more, thaw "
+                f"{vm} cannot be quiesced: another program has already frozen its guest ({clean(failed)}); if it need not stay frozen, thaw "
                 f"it: {thaw.command}"
             )
         )
@@ -153,7 +153,7 @@ def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
     if code in (_INTERNAL, _AGENT_TIMEOUT, _AGENT_FAILED) and not broken:
         return NotQuiesced(
             _errors.Unsupported(
-                f"{vm} cannot be quiesced: {clean(failed)}{hint}; look at qemu-guest-agent in the guest, or set quiesce=never"
+                f"{vm} cannot be quiesced: {clean(failed)}{hint}; check qemu-guest-agent in the guest, or set quiesce=never"
             )
         )
     asked = f"take a quiesced snapshot of {vm}"
@@ -165,16 +165,16 @@ def _why(vm: Vm, domain: t.Any, failed: t.Any, thaw: _Thaw) -> Exception:
 
 
 class _Thaw:
-    """Thaws one guest, from a connection and in a thread of its own."""
+    """Thaws one guest, over a separate connection and in a separate thread."""
 
     def __init__(self, vm: Vm, uri: str) -> None:
         self._vm = vm
         self._uri = uri
         self.where = public_uri(uri)
-        self.command = f"virsh -c {shlex.quote(self.where)} domfsthaw {shlex.quote(vm.name)}"
+        self.command = virsh(self.where, "domfsthaw", vm.name)
 
     def __call__(self, *, at_once: bool) -> str | None:
-        """Thaw, or say that the guest may be frozen, and what to do. Unless ``at_once``, libvirt is left the time to do it itself."""
+        """Thaw the guest; return None, or that it may be frozen and the remedy. Unless ``at_once``, libvirt first gets time to thaw it itself."""
         deadline = Deadline(_THAW_SECONDS)
         problem = "libvirt did not answer in time"
 
@@ -193,13 +193,13 @@ class _Thaw:
         try:
             in_time("the guest to be thawed", lambda: deadline.poll("the guest to be thawed", attempt, first=0.5), deadline)
         except _errors.TimedOut:
-            return f"the guest of {self._vm} may be frozen, since it could not be thawed ({problem}): {self.command}"
+            return f"the guest of {self._vm} may be frozen, because it could not be thawed ({problem}): {self.command}"
         return None
 
     def _thaw(self, connection: t.Any, *, patient: bool) -> bool | None:
         domain = connection.lookupByUUIDString(self._vm.id)
         if patient and domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OK:
-            return None  # the snapshot is still being taken, only our first connection broke
+            return None  # the snapshot is still being taken; only our first connection broke
         with _bounded_agent(domain, _AGENT_SECONDS):
             domain.fsThaw()
         return True

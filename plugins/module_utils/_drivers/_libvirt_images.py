@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt's records of snapshots beside what the disk images hold: either may be there without the other.
+"""Compare libvirt's records of snapshots with the snapshots in the disk images.
 
-A crash, an undefined VM or a deleted record leave a snapshot in an image that libvirt does not know (an orphan). An image that was replaced, or a
-record that was written again after its snapshot was removed, leave a record without data.
+After a crash, an undefine or the deletion of a record, an image can hold a snapshot without a record (an orphan). After an image was replaced, or a
+record was redefined after its snapshot was deleted, a record can have no data.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_library import libvirt, libvirt_qemu
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import (
     Record,
@@ -38,13 +39,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import TimedO
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
 
-# A QEMU that hangs never answers. Each that does keeps one of the five requests that a connection may have open (max_client_requests).
+# A QEMU that hangs never answers, and blocks one of the five calls that a connection may have open (max_client_requests).
 _MONITOR_SECONDS = 10.0
 _MOST_HUNG = 2
 
 
 class Search:
-    """Compares the images of VMs with libvirt's records, for one call."""
+    """Compares the images of VMs with libvirt's records, during one module call."""
 
     def __init__(self, connection: t.Any, *, where: str, local: bool) -> None:
         self._connection = connection
@@ -53,10 +54,10 @@ class Search:
         self._hung = 0
 
     def look(self, vm: Vm, domain: t.Any) -> tuple[Finding, ...]:
-        """The orphans, records without data and unreadable images of a VM. Only the images that it writes to now are searched for orphans.
+        """Return the orphans, the records without data and the unreadable images of a VM. Only its active images are searched for orphans.
 
-        A VM that is up is asked through QEMU's monitor, upon which libvirt notes it as tainted: QEMU may hold changes back from the file. The
-        images of one that is off are read. Only what two looks have seen is true (is_doubtful()).
+        For a VM that is up, QEMU's monitor is queried, since QEMU may not have written all changes to the file; libvirt then marks the VM as tainted.
+        For a VM that is off, the images are read. A result is only certain if two checks have seen it (is_doubtful()).
 
         :raises libvirtError: libvirt did not answer.
         """
@@ -85,35 +86,35 @@ class Search:
         return tuple(found)
 
     def _of_one(self, disk: Disk, place: str | None, monitor: Mapping[str, Sequence[Kept]] | str | None) -> Sequence[Kept]:
-        """The snapshots that the image holds, by QEMU's answer where the VM is up."""
+        """Return the snapshots in the image; ``monitor`` is QEMU's answer, or None for a VM that is off."""
         if isinstance(monitor, str):
             raise Unreadable(monitor)
         if monitor is not None:
             if (disk.alias or "") not in monitor:
-                raise Unreadable("QEMU does not tell of it")
+                raise Unreadable("QEMU does not report it")
             return monitor[disk.alias or ""]
         image = self._images.read(place) if place else None
         if image is None:
-            raise Unreadable("it is no qcow2 file or block device" if place is None else "it is no qcow2 image")
+            raise Unreadable("it is not a qcow2 file or block device" if place is None else "it is not a qcow2 image")
         return image.snapshots
 
     def _ask_qemu(self, domain: t.Any) -> Mapping[str, Sequence[Kept]] | str:
-        """The snapshots in the topmost image of each disk of a VM that is up, by the disk's name in QEMU; or why QEMU did not tell."""
+        """Return the snapshots in the active image of each disk by the disk's name in QEMU, or the reason why QEMU did not report them."""
         if self._hung >= _MOST_HUNG:
-            return f"{self._hung} other VMs did not answer, and no more were asked"
+            return f"QEMU was not queried, because that of {self._hung} other VMs did not answer"
         ask = json.dumps({"execute": "query-block"})
         try:
             text = in_time("QEMU", lambda: libvirt_qemu.qemuMonitorCommand(domain, ask, 0), Deadline(_MONITOR_SECONDS))
         except TimedOut:
             self._hung += 1
-            return f"QEMU did not answer within {_MONITOR_SECONDS:g} seconds, so that it is busy or hangs"
+            return f"QEMU did not answer within {_MONITOR_SECONDS:g} seconds; it is busy or hangs"
         except libvirt.libvirtError as exc:
             if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_TIMEOUT:
                 raise
             return "another operation holds the VM"
         answer = {}
         for drive in json.loads(text).get("return", []):
-            # As in /machine/peripheral/virtio-disk0/virtio-backend. The file's name is json: text where the disk has options.
+            # For example /machine/peripheral/virtio-disk0/virtio-backend. Not by file name: that is a json: string if the disk has options.
             kept = [Kept(one["id"], one["name"], one["date-sec"]) for one in _top(drive).get("snapshots", [])]
             answer.update({part: kept for part in drive.get("qdev", "").split("/") if part})
         return answer
@@ -125,21 +126,21 @@ class Search:
         if other is not None:
             return Finding(
                 "shared_image",
-                f"{holds}, which is one of the VM {other}: both VMs are defined on that image",
-                "give each VM an image of its own, and delete nothing in this one before that",
+                f"{holds}, which belongs to the VM {other}: both VMs use this image",
+                "give each VM its own image, and delete no snapshot in this image before that",
             )
-        return Finding("orphan", f"{holds} that libvirt does not know", self._remedy(vm, place, orphan, up=up, first=first))
+        return Finding("orphan", f"{holds}, which libvirt has no record of", self._remedy(vm, place, orphan, up=up, first=first))
 
     def _remedy(self, vm: Vm, place: str, orphan: Kept, *, up: bool, first: bool) -> str:
         if not first:
-            # QEMU deletes by name only, and of two the first.
-            return f"remove the snapshot {orphan.name} that libvirt lists first (state=absent), which is the first of that name in the image"
+            # QEMU deletes by name only, and takes the first match.
+            return f"first remove the snapshot {orphan.name} that libvirt lists (state=absent): it is the first of that name in the image"
         if not up:
             return f"run on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(orphan.name)} {shlex.quote(place)}"
-        # QEMU holds the image, and deletes on all disks at once.
+        # QEMU has the image open. delvm deletes the snapshot on all disks.
         quoted = orphan.name.replace("\\", "\\\\").replace('"', '\\"')
-        delete = shlex.quote(f'delvm "{quoted}"')
-        return f"run: virsh -c {shlex.quote(self._where)} qemu-monitor-command {shlex.quote(vm.name)} --hmp {delete}"
+        delete = f'delvm "{quoted}"'
+        return f"run: {virsh(self._where, 'qemu-monitor-command', vm.name, '--hmp', delete)}"
 
     def _ghost(self, vm: Vm, record: Record, held: Mapping[str, Sequence[Kept]], now: Collection[str]) -> list[Finding]:
         missing: list[tuple[str, str, str]] = []
@@ -148,7 +149,7 @@ class Search:
             kept = held.get(place)
             try:
                 if kept is None and place not in now:
-                    image = self._images.read(place)  # the VM had another image then, and a revert brings it back
+                    image = self._images.read(place)  # the VM had another image then; a revert switches back to it
                     kept = image.snapshots if image else ()
             except Unreadable as exc:
                 if exc.gone:
@@ -167,12 +168,12 @@ class Search:
 
 
 def is_doubtful(found: Iterable[Finding]) -> bool:
-    """Whether a second look is needed: what is being taken or removed is in the image or in the records only, for a moment."""
+    """Return True if a second check is needed: while a snapshot is created or removed, it can be in the image or in the records only."""
     return any(one.code != "images_not_checked" for one in found)
 
 
 def _texts(domain: t.Any) -> list[str]:
-    """The definitions of all snapshots of a VM."""
+    """Return the definitions of all snapshots of a VM."""
     found = []
     for handle in domain.listAllSnapshots():
         try:
@@ -192,6 +193,6 @@ def _not_checked(vm: Vm, disk: Disk, place: str | None, why: str) -> Finding:
     shown = place or (":".join(disk.volume) if disk.volume else disk.type)
     return Finding(
         "images_not_checked",
-        f"Disk {disk.target} of {vm} ({shown}) was not searched for snapshots that libvirt does not know: {why}",
+        f"Disk {disk.target} of {vm} ({shown}) was not searched for snapshots without a record in libvirt: {why}",
         f"run on the host, while the VM is off: qemu-img snapshot -l {shlex.quote(shown)}",
     )

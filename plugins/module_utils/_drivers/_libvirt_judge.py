@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the images of a VM say about the snapshots in a listing, and about one that is to be taken.
+"""Check the images of a VM: for the snapshots in a listing, and before a new snapshot.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -40,29 +40,30 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_rec
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import (
     EXTERNAL,
     external_bases,
+    external_files,
     read_disks,
     read_snapshot,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Snapshot, Vm, chain_of, parents_first
 
-# What is being taken or removed while it is looked at is in one of the two places only, for a moment.
+# The pause before a second check: while a snapshot is created or removed, it can be in the images or in the records only.
 SECOND_LOOK_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The snapshots of a VM as libvirt lists them."""
+    """The snapshots of one VM, from libvirt's records only."""
 
     snapshots: Sequence[Snapshot]
     """Parents before their children."""
     texts: Mapping[str, str]
-    """Their definitions, by their ids."""
+    """Their XML definitions by their ids."""
     current: str | None
-    """The id of the one that the VM's present state descends from."""
+    """The id of the VM's current snapshot."""
 
 
 def read_listing(domain: t.Any) -> Listing:
-    """Read it, with one request for the list, one for the current one, and one for each snapshot.
+    """Read the listing. One request for the list, one for the current snapshot, and one for each snapshot.
 
     :raises libvirtError: the VM did not answer.
     """
@@ -79,14 +80,14 @@ def read_listing(domain: t.Any) -> Listing:
             found.append(read_snapshot(xml, current=current))
             texts[found[-1].id] = xml
         except libvirt.libvirtError as exc:
-            # Deleted by another client since it was listed.
+            # Another client has deleted it since it was listed.
             if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                 raise
     return Listing(parents_first(found), texts, current)
 
 
 def current_snapshot(domain: t.Any) -> t.Any:
-    """The snapshot that the VM's present state descends from, or None."""
+    """Return the VM's current snapshot, or None."""
     try:
         return domain.snapshotCurrent()
     except libvirt.libvirtError as exc:
@@ -95,11 +96,33 @@ def current_snapshot(domain: t.Any) -> t.Any:
         return None
 
 
+def fork(domain: t.Any, definition: str) -> str | None:
+    """The snapshot that the VM was reverted to, where others were taken on top of it and none since; ``definition`` is the VM's."""
+    while True:
+        current = current_snapshot(domain)
+        try:
+            children = [one.getXMLDesc() for one in current.listAllChildren()] if current is not None else []
+            return current.getName() if any(is_branch(one, definition) for one in children) else None
+        except libvirt.libvirtError as exc:
+            # Another run has removed one of them in this moment.
+            if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
+                raise
+
+
+def is_branch(child: str, definition: str) -> bool:
+    """Whether a child of the current snapshot is not what the VM runs on, by the definitions of both.
+
+    One that is being taken is listed so as well (11.3), and the VM then runs on the image that it is based on, or on the new one already.
+    """
+    near = {*external_bases(child).values(), *external_files(child)}
+    return all(disk.image not in near for disk in read_disks(ElementTree.fromstring(definition)) if disk.writable)
+
+
 class Judge:
-    """Tells of the snapshots in a listing what their images say about them, as far as that costs next to nothing."""
+    """Checks the snapshots of a listing against their images, without expensive requests."""
 
     def __init__(self, connection: t.Any, *, where: str, local: bool, version: Callable[[], int]) -> None:
-        """``where`` is the URI without secrets. ``version`` is the daemon's, which is asked only where it matters."""
+        """``where`` is the URI without secrets. ``version`` returns the daemon's version, and is only called if it is needed."""
         self._where = where
         self._images = Images(connection, local=local)
         self._local = local
@@ -107,34 +130,34 @@ class Judge:
         self._near: dict[str, tuple[Finding, ...]] = {}
 
     def findings(self, vm: Vm) -> tuple[Finding, ...]:
-        """What the last listing of the VM's snapshots told about the VM itself."""
+        """Return the findings about the VM itself from its last listing."""
         return self._near.get(vm.id, ())
 
     def judged(self, domain: t.Any, listing: Listing, definition: str) -> Sequence[Snapshot]:
-        """The snapshots of a VM, parents before their children, with those told that cannot be gone back to.
+        """Return the snapshots, parents before their children, with the obstacles to a revert.
 
-        One may be called lost because it was changed while this looked, so that the caller has to look again. ``definition`` is the VM's, read after
-        the listing: without it a merged one passes for a way back. Internal ones are looked for in the images where these are files that can be read
-        here, without a request; else a revert finds out.
+        A snapshot that is being changed may be reported as lost, so the caller has to check again. ``definition`` is the VM's XML, and must be read
+        after the listing, or a merged snapshot would seem intact. Internal snapshots are only looked up in images that can be read on this host,
+        without a request; on other hosts, only the revert itself shows that the data are missing.
 
         :raises libvirtError: the VM did not answer.
         """
         snapshots, texts = listing.snapshots, listing.texts
         if any(one.kind == EXTERNAL for one in snapshots):
-            # One that is being made is listed before the VM leaves the image that it is based on, and before it is the current one.
+            # A snapshot that is being created is listed before the VM switches to the new image, and before it is the current snapshot.
             chain = chain_of(snapshots)
             disks = read_disks(ElementTree.fromstring(definition))
             up = bool(domain.isActive())
             layers = {disk.target: self._images.layers(disk, up=up, asking=False) for disk in disks if disk.writable}
             known = {target: images for target, images in layers.items() if images is not None}
             depth = _depth(known.values()) or len(chain) + 1
-            near = chain_near_limit(domain.name(), depth)
+            near = chain_near_limit(domain.name(), depth, self._where)
             self._near[domain.UUIDString()] = (near,) if near else ()
             bases = {one.id: external_bases(texts[one.id]) for one in snapshots if one.kind == EXTERNAL and one.id in chain}
             seen = losses(domain.name(), snapshots, bases, disks, known)
-            # A removal that is under way changes the images first and the record then.
+            # A running removal changes the images first, then the record.
             return snapshots if any(one.lost for one in seen) and up and is_held(domain) else seen
-        # One request more, since a bitmap fails the revert when the VM is off already. All internal ones are hindered, older than it or not.
+        # One more request, since a bitmap fails the revert after the VM was stopped. It fails all internal snapshots, older or newer.
         named = checkpoints(domain)
         why = bitmaps_hinder(domain.name(), named, self._where)
         if why:
@@ -143,15 +166,15 @@ class Judge:
             ]
         snapshots = [self._with_plugged_cpus(one, texts[one.id]) for one in snapshots]
         seen = self._judged_internal(domain, snapshots, texts, named)
-        # What is being taken is in the list only, and what is being removed is so for a moment.
+        # A snapshot that is being created is in the list only; one that is being removed can be for a moment.
         return snapshots if any(one.lost for one in seen) and domain.isActive() and is_held(domain) else seen
 
     def _with_plugged_cpus(self, one: Snapshot, text: str) -> Snapshot:
-        # The text first: only few definitions have the element, and parsing costs time.
+        # Search the text first: few definitions have the element, and parsing is slow.
         then = ElementTree.fromstring(text).find("domain") if one.memory and "hotpluggable='yes'" in text else None
         if then is None or not plugged_cpus(then) or self._version() >= CPUS_COME_BACK:
             return one
-        why = f"holds a CPU that was plugged in while the VM ran, and {CPUS_LOST}; upgrade libvirt, or remove it"
+        why = f"holds a hot-plugged CPU, and {CPUS_LOST}; upgrade libvirt, or remove the snapshot"
         return dataclasses.replace(one, obstacles={**one.obstacles, "revert": why})
 
     def _judged_internal(
@@ -174,9 +197,9 @@ class Judge:
     def _why_no_way_back(
         self, domain: t.Any, record: Record, read: Mapping[str, Image | None], named: Sequence[str]
     ) -> tuple[Finding | None, str | None]:
-        """Why a VM cannot go back to an internal snapshot, by what its images hold; with the finding where its data are gone.
+        """Return why a revert to an internal snapshot would fail, judged by its images, and before it the finding if its data are gone.
 
-        ``named`` are the checkpoints that libvirt knows.
+        ``named`` are the checkpoints that libvirt has a record of.
         """
         missing: list[tuple[str, str]] = []
         held: dict[str, tuple[str, Image, Kept]] = {}
@@ -189,7 +212,7 @@ class Judge:
             meant = fitting(image.snapshots, record)
             other = differing(domain.name(), record, target, place, image.snapshots, where=self._where) if meant is None else None
             if other is not None:
-                return None, f"may be another one than its image holds: {other.message}; {other.remedy}"
+                return None, f"may differ from the snapshot in its image: {other.message}; {other.remedy}"
             if meant is None:
                 missing.append((target, place))
             else:
@@ -198,7 +221,7 @@ class Judge:
             found = ghost(
                 domain.name(), record.name, *missing[0], "does not hold it", others=[place for place, *_rest in held.values()]
             )
-            return found, f"is no way back: {found.message}; {found.remedy}"
+            return found, f"cannot be reverted to: {found.message}; {found.remedy}"
         for target, (place, image, meant) in held.items():
             why = self._why_another(domain, record.name, target, place, image, meant)
             loose = [bitmap for bitmap in image.bitmaps if bitmap not in named]
@@ -209,22 +232,22 @@ class Judge:
         return None, None
 
     def _why_another(self, domain: t.Any, name: str, target: str, place: str, image: Image, meant: Kept) -> str | None:
-        """Why QEMU would go back to another snapshot in this image than the one that is meant."""
+        """Return why QEMU would revert this image to another snapshot, or None."""
         first = picked(image.snapshots, name)
         if first.name != name:
             return NUMBER
         if first == meant:
             return None
         return (
-            f"is not the one that QEMU would go back to, because the image of the disk {target} holds an older one of that name; "
+            f"is not the one that QEMU would revert to, because the image of the disk {target} holds an older snapshot of that name; "
             f"{self._remedy(domain.UUIDString(), name, place)}"
         )
 
     def seen(self, domain: t.Any, domain_xml: str, *, up: bool, crashed: bool) -> Seen:
-        """What has to be known of the images of a VM of which a snapshot may be taken.
+        """Read the images of a VM before a snapshot is taken.
 
-        Of one that is off the images are read, since libvirt asks qemu-img to take the snapshot, which takes any name twice, and a revert then
-        brings back the older one. QEMU itself, when the VM is up, replaces the older one (9.0) or refuses the name (11.3).
+        If the VM is off, libvirt takes the snapshot with qemu-img, which accepts a name twice; a revert then uses the older snapshot. So all images are
+        searched for unknown snapshots. If the VM is up, QEMU replaces the older snapshot (9.0) or refuses the name (11.3).
         """
         disks = [disk for disk in read_disks(ElementTree.fromstring(domain_xml)) if disk.writable]
         found: dict[str, str] = {}
@@ -235,7 +258,7 @@ class Judge:
             if disk.format != "qcow2":
                 continue
             if up:
-                # QEMU has them, and a look into the file costs nothing where it is at hand.
+                # QEMU has them in memory; reading the file is free if it is on this host.
                 image = self._images.at_hand(disk.image or "")
                 bitmaps.update(dict.fromkeys(image.bitmaps, disk.image or "") if image else {})
                 continue
@@ -256,20 +279,20 @@ class Judge:
         return Seen(strays, unsearched, named, bitmaps=loose, crashed=crashed, depth=_depth(layers))
 
     def _remedy(self, uuid: str, name: str, place: str) -> str:
-        """What to do about a snapshot in an image that libvirt does not know as one of the VM with that UUID."""
+        """Return the remedy for a snapshot in an image that libvirt has no record of for the VM with that UUID."""
         other = self._images.owner(place, name, but=uuid)
         if other is not None:
-            return f"it is one of the VM {other}, which is defined on the same image: give each VM an image of its own, and delete nothing before that"
+            return f"it belongs to the VM {other}, which uses the same image: give each VM its own image, and delete no snapshot before that"
         return f"remove it on the host, while the VM is off: qemu-img snapshot -d {shlex.quote(name)} {shlex.quote(place)}"
 
 
 def _depth(layers: Iterable[Sequence[str] | None]) -> int | None:
-    """The number of images of the disk that has the most; None where it is not known of any."""
+    """Return the number of images in the longest chain; None if no chain is known."""
     return max((len(images) for images in layers if images is not None), default=None)
 
 
 def checkpoints(domain: t.Any) -> tuple[str, ...]:
-    """The checkpoints of incremental backups. Each has a bitmap in the images."""
+    """Return the names of the checkpoints of incremental backups. Each has a bitmap in the images."""
     try:
         return tuple(one.getName() for one in domain.listAllCheckpoints())
     except libvirt.libvirtError as exc:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The files and data that the removal of a snapshot leaves behind.
+"""Files and data that remain after the removal of a snapshot.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -24,14 +24,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm
 
 @contextlib.contextmanager
 def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, where: str, local: bool) -> Iterator[None]:
-    """Around a removal: refuse it where an image is not there, and afterwards find the images that still hold the snapshot.
+    """Refuse a removal if an image does not exist, and check afterwards that no image still holds the snapshot.
 
-    libvirt has qemu-img remove it from each image, ignores that this fails, and forgets the snapshot (9.0, 11.3): an image that is read-only,
-    or on storage that is not mounted, then keeps data without a record. When the VM is up, QEMU removes it, and its failure is told.
-    Images on another host are read where they are in a storage pool, which costs some requests for each.
+    libvirt runs qemu-img on each image, ignores its failure, and deletes the record (9.0, 11.3): an image that is read-only, or on storage that is
+    not mounted, then holds data without a record. If the VM is up, QEMU removes the snapshot, and libvirt reports its failure. Images on another
+    host are only read if they are in a storage pool, with some requests for each.
 
-    :raises Unsupported: an image does not exist; nothing was done.
-    :raises BackendFailed: the snapshot is forgotten and its data are still there.
+    :raises Unsupported: an image does not exist; nothing was changed.
+    :raises BackendFailed: the record was deleted but the data are still in an image.
     """
     if domain.isActive():
         yield
@@ -49,15 +49,15 @@ def checked_removal(vm: Vm, snapshot: t.Any, domain: t.Any, *, where: str, local
     if left:
         commands = "; ".join(f"qemu-img snapshot -d {shlex.quote(record.name)} {shlex.quote(place)}" for place in left)
         raise BackendFailed(
-            f"libvirt removed its record of the snapshot {record.name} of {vm}, and its data are still in {', '.join(left)}; make that writable, and "
-            f"remove them on the host while the VM is off: {commands}"
+            f"libvirt removed its record of the snapshot {record.name} of {vm}, but the data are still in {', '.join(left)}; make the image writable "
+            f"and remove the data on the host while the VM is off: {commands}"
         )
 
 
 def unused_files(snapshot_xml: str, domain: t.Any, others: Iterable[str], *, local: bool) -> list[str]:
-    """The files that were made for an external snapshot whose data are gone, without those that the VM or another snapshot of it consists of.
+    """Return the files of a lost external snapshot that neither the VM nor another of its snapshots uses.
 
-    After a merge of some disks, or of one image in the middle, the VM runs on such a file. None is named where not all images can be read.
+    After a merge of only some disks, or of one image in the middle, the VM may still run on such a file. Empty if an image cannot be read.
     ``others`` are the definitions of the VM's other snapshots that still have their data.
     """
     images = Images(domain.connect(), local=local)
@@ -74,7 +74,7 @@ def unused_files(snapshot_xml: str, domain: t.Any, others: Iterable[str], *, loc
 
 
 def _holds(images: Images, place: str, record: Record) -> bool | None:
-    """Whether the image holds the snapshot, as far as it can be read from here; None where there is no image."""
+    """Return True if the image holds the snapshot; False also if it cannot be read from here; None if there is no image."""
     try:
         image = images.read(place)
     except Unreadable as exc:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt's Python library: the only import of it, what it needs before it can be used, and its errors.
+"""The only import of libvirt-python: connections, and translation of its errors.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._credentials import public_uri
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import virsh
 from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
 try:
@@ -47,24 +48,24 @@ __all__ = [
     "typed",
 ]
 
-# As is_held() sees it; libvirt does not tell which it is.
-HOLDER = "another operation of libvirt (a snapshot, a backup, a migration or the like)"
+# The operation that is_held() has found; libvirt does not report which one.
+HOLDER = "another libvirt operation (snapshot, backup, migration or similar)"
 
-CHECK = "check that the host is up, that libvirtd runs there, and that this URI opens with virsh -c"
+CHECK = "check that the host is up, that libvirtd runs there, and that virsh -c URI list works with this URI"
 
-# A peer that says nothing to this many questions, so many seconds apart, is gone.
+# The connection is broken after this many unanswered keepalive messages, sent at this interval.
 _KEEPALIVE_SECONDS = 5
 _KEEPALIVE_COUNT = 3
 
-# A daemon serves max_client_requests (5 by default) calls of one connection at a time. At that number it stops reading the connection, so that
-# it misses our answers to its keepalive messages, and closes the connection after 30 seconds (9.0, 11.3). One call is left for the looks of
-# the caller, who has the first connection, and one so that the daemon goes on reading.
+# A daemon serves max_client_requests (5 by default) calls of one connection at a time. At that number it stops reading the connection, misses our
+# answers to its keepalive messages, and closes the connection after 30 seconds (9.0, 11.3). One call is reserved for reads by the caller, on the
+# first connection, and one so that the daemon keeps reading.
 _CALLS_PER_CONNECTION = 3
-# How often a call that waits for a connection checks its deadline, and how long no further one is opened after one was refused.
+# How often a call that waits for a connection checks its deadline, and the pause after a refused connection before the next attempt.
 _WAIT_SECONDS = 0.25
 _REFUSED_SECONDS = 5.0
 
-# By number, since the library may be missing: virErrorNumber in libvirt's virterror.h.
+# virErrorNumber in libvirt's virterror.h, by number because the library may be missing.
 _KINDS = {
     3: "Unsupported",  # NO_SUPPORT
     29: "PermissionDenied",  # OPERATION_DENIED
@@ -78,10 +79,10 @@ _KINDS = {
     84: "Unsupported",  # OPERATION_UNSUPPORTED
     88: "PermissionDenied",  # ACCESS_DENIED
 }
+_BLOCK_COPY_ACTIVE = 83
 _ADVICE = {
-    29: "; connect with a user that may write, for example qemu+ssh://root@HOST/system",
+    29: "; connect as a user with write access, for example qemu+ssh://root@HOST/system",
     68: "; another operation holds the VM: try again when it has ended",
-    83: "; a block job works on a disk of the VM: virsh blockjob shows it, try again when it has ended",
 }
 
 _loop_started = threading.Lock()
@@ -89,17 +90,17 @@ _loop_started = threading.Lock()
 
 @dataclasses.dataclass(eq=False)
 class _Shared:
-    """A connection, and the number of calls that are under way on it."""
+    """A connection, and the number of calls that run on it."""
 
     connection: t.Any
     calls: int = 0
 
 
 class Connections:
-    """Connections for calls that may take long: as many as are needed for the daemon to go on reading each of them.
+    """A pool of connections for long calls, with few enough calls on each that the daemon keeps reading it.
 
-    They begin with the caller's own. Where no further one can be opened, calls wait for their turn on those that there are. When the caller's own has
-    broken, no call begins any more: its effect could not be read, since all reads go over that one.
+    The first one is the caller's connection. If no more can be opened, calls wait for a free one. If the caller's connection breaks, no call is
+    started any more: all reads use that connection, so the result of the call could not be read.
     """
 
     def __init__(self, uri: str, first: t.Any) -> None:
@@ -112,17 +113,17 @@ class Connections:
 
     @contextlib.contextmanager
     def lease(self, action: str, deadline: Deadline | None, stop: Stop | None) -> Iterator[t.Any]:
-        """A connection for one call at a time, which is about an ``action``. Blocks until there is one.
+        """Lend a connection for one call. Blocks until one is free. ``action`` is for the error messages.
 
-        :raises NotReached: the caller's own connection broke or was closed, or the time is up.
-        :raises NotStarted: the module was told to stop.
+        :raises NotReached: the caller's connection is broken or closed, or the deadline has passed.
+        :raises NotStarted: the module was stopped by a signal.
         """
         with self._changed:
             while True:
                 if stop is not None and stop.by is not None:
                     raise _errors.NotStarted(f"The module was stopped by {stop.by} before libvirt was asked to {action}")
                 if deadline is not None and deadline.left() <= 0:
-                    raise _errors.NotReached(f"The time was up before libvirt was asked to {action}; nothing was sent")
+                    raise _errors.NotReached(f"The timeout was reached before libvirt was asked to {action}; nothing was sent")
                 shared = self._free()
                 if shared is not None:
                     break
@@ -136,7 +137,7 @@ class Connections:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Close all of them, the caller's own included."""
+        """Close all connections, the caller's included."""
         with self._changed:
             if self._closed:
                 return
@@ -154,8 +155,8 @@ class Connections:
             if shared.calls < _CALLS_PER_CONNECTION and is_alive(shared.connection):
                 return shared
         if not self._opening and self._pause.left() <= 0:
-            # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread: a daemon that has max_clients answers only
-            # when another client has left.
+            # One at a time, since sshd refuses many logins at once (MaxStartups). In a thread, since a daemon with max_clients connections
+            # only answers after a client has disconnected.
             self._opening = True
             threading.Thread(target=self._open, daemon=True).start()
         return None
@@ -165,7 +166,7 @@ class Connections:
         try:
             connection = connect(self._uri)
         except libvirt.libvirtError:
-            self._pause = Deadline(_REFUSED_SECONDS)  # it may have been for a moment only
+            self._pause = Deadline(_REFUSED_SECONDS)  # the refusal may be temporary
         with self._changed:
             self._opening = False
             if connection is not None and self._closed:
@@ -176,40 +177,47 @@ class Connections:
 
 
 def connect(uri: str) -> t.Any:
-    """A new connection that notices when its peer is gone. Blocks for as long as the peer is mute, and raises the library's own error."""
-    # Without a handler the library prints every error to stderr, where Ansible takes it for a module's output.
+    """Open a connection with keepalive. Blocks while the peer does not answer, and raises libvirtError."""
+    # Without a handler the library prints every error to stderr, which Ansible treats as output of the module.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     _run_event_loop()
     connection = libvirt.open(_without_prompts(uri))
     try:
         connection.setKeepAlive(_KEEPALIVE_SECONDS, _KEEPALIVE_COUNT)
     except libvirt.libvirtError:
-        pass  # libvirt's test driver has no peer to keep alive
+        pass  # libvirt's test driver has no keepalive
     return connection
 
 
 def typed(error: t.Any, what: str, *, where: str, broken: bool) -> _errors.SafepointError:
-    """The library's error as one of ours, with libvirt's own words; ``broken`` says that the connection is gone."""
+    """Translate a libvirtError, with libvirt's own text; ``broken`` is true if the connection is broken."""
     code = error.get_error_code()
     if broken or error.get_error_domain() == libvirt.VIR_FROM_RPC:
         return _errors.ConnectionFailed(
-            f"The connection to libvirt at {where} broke on the way to {what}: {clean(error)}; {CHECK}"
+            f"The connection to libvirt at {where} broke during the request to {what}: {clean(error)}; {CHECK}"
         )
     made: type[_errors.SafepointError] = getattr(_errors, _KINDS.get(code, "BackendFailed"))
-    return made(f"libvirt failed to {what}: {clean(error)}{_ADVICE.get(code, '')}")
+    return made(f"libvirt failed to {what}: {clean(error)}{_advice(code, where)}")
+
+
+def _advice(code: int, where: str) -> str:
+    if code == _BLOCK_COPY_ACTIVE:
+        command = virsh(where, "blockjob", "VM", "DISK", "--info")
+        return f"; a block job works on a disk of the VM: {command} shows it; try again when it has ended"
+    return _ADVICE.get(code, "")
 
 
 def is_held(domain: t.Any) -> bool:
-    """Whether an operation of libvirt holds a VM that is up. Of a backup libvirt tells it elsewhere (jobInfo)."""
+    """Return True if a libvirt operation holds a VM that is up. Does not detect a backup; jobInfo does."""
     try:
         control = domain.controlInfo()[0]
     except libvirt.libvirtError:
-        return False  # libvirt's test driver has no such thing, and a VM that is off tells none
+        return False  # not supported by libvirt's test driver or for a VM that is off
     return control in (libvirt.VIR_DOMAIN_CONTROL_JOB, libvirt.VIR_DOMAIN_CONTROL_OCCUPIED)
 
 
 def is_alive(connection: t.Any) -> bool:
-    """Whether the connection still works. The library raises an error about one that was closed."""
+    """Return True if the connection still works. libvirt's own isAlive() raises an error for a closed connection."""
     try:
         return bool(connection.isAlive())
     except libvirt.libvirtError:
@@ -217,47 +225,47 @@ def is_alive(connection: t.Any) -> bool:
 
 
 def is_broken(error: t.Any, connection: t.Any) -> bool:
-    """Whether the library's error is about the connection, and not about what was asked for."""
+    """Return True if the error is about the connection, not about the request."""
     return bool(error.get_error_domain() == libvirt.VIR_FROM_RPC or not is_alive(connection))
 
 
 def broken_off(error: t.Any, action: str, sent: str | None, *, where: str) -> _errors.SafepointError:
-    """The error of a write whose connection broke; ``sent`` says what libvirt was asked for until then, or has done, if anything."""
+    """Return the error of a write whose connection broke; ``sent`` is the start of a sentence about its progress, or None if nothing was sent."""
     if sent is None:
         return _errors.NotReached(
             f"The connection to libvirt at {where} broke before libvirt was asked to {action}: {clean(error)}; nothing was sent; {CHECK}, and try again"
         )
-    # A daemon that dies while it takes a snapshot leaves the VM paused for good, or the next one finds it in a state that it ends (9.0, 11.3).
+    # A daemon that dies during a snapshot leaves the VM paused, or the restarted daemon kills the VM because of its state (9.0, 11.3).
     return _errors.Unverified(
-        f"{sent}, and then the connection to libvirt at {where} broke: {clean(error)}; look at the VM before the next try (snapshot_info): if libvirtd "
-        "died, the VM may be left paused (virsh resume) or off (virsh start)"
+        f"{sent}, and then the connection to libvirt at {where} broke: {clean(error)}; check the VM with snapshot_info before you retry: if libvirtd "
+        f"died, the VM may be paused ({virsh(where, 'resume', 'VM')}) or off ({virsh(where, 'start', 'VM')})"
     )
 
 
-def block_job_runs(error: t.Any, what: str) -> _errors.Locked:
-    """What libvirt refused with a code that does not tell, because of a block job."""
-    return _errors.Locked(f"libvirt failed to {what}: {clean(error)}{_ADVICE[83]}")
+def block_job_runs(error: t.Any, what: str, *, where: str) -> _errors.Locked:
+    """Return the error for a refusal because of a block job, where libvirt's error code does not say so."""
+    return _errors.Locked(f"libvirt failed to {what}: {clean(error)}{_advice(_BLOCK_COPY_ACTIVE, where)}")
 
 
 def clean(error: t.Any) -> str:
-    """libvirt's own text, in one line."""
+    """Return libvirt's error text in one line."""
     return " ".join(str(error).split())
 
 
 def is_local(uri: str) -> bool:
-    """Whether the daemon runs on this machine, so that its images are files here."""
+    """Return True if the daemon runs on this host, so its images are local files."""
     return re.match(r"\w+(\+unix)?:///", uri) is not None
 
 
 def _without_prompts(uri: str) -> str:
-    """The ``uri`` with which ssh asks nothing: a module has no terminal, and a prompt would wait for ever."""
+    """Return the URI with no_tty=1 for ssh: a module has no terminal, and a prompt would block for ever."""
     if not re.match(r"[^:]*\+ssh://", uri) or "no_tty=" in uri:
         return uri
     return f"{uri}{'&' if '?' in uri else '?'}no_tty=1"
 
 
 def _run_event_loop() -> None:
-    """Once a process: the loop that answers and sends keepalives, in a daemon thread."""
+    """Start the event loop that sends and answers keepalive messages, in a daemon thread, once per process."""
     if not _loop_started.acquire(blocking=False):
         return
     libvirt.virEventRegisterDefaultImpl()

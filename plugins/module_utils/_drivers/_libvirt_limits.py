@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""States of VMs and of their images in which a snapshot would be of no use, each with the reason and the remedy. Pure: no connection, no library.
+"""States of VMs and images that make a snapshot unusable, each with its reason and remedy. Pure: no connection, no library.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -18,134 +18,142 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
 # virDomainState and virDomainShutoffReason in libvirt-domain.h.
 CRASHED = 6
 MIGRATED_AWAY = (5, 4)
-# VIR_DOMAIN_PAUSED_SAVE and _SNAPSHOT: QEMU is stopped for a snapshot of the running VM.
+# VIR_DOMAIN_PAUSED_SAVE and _SNAPSHOT: QEMU is stopped while a snapshot of the running VM is taken.
 PAUSED_FOR_SNAPSHOT = ((3, 3), (3, 9))
-# A libvirtd that was started again could not go on with this QEMU, and has ended it.
+# After a restart libvirtd could not reconnect to this QEMU process and killed it.
 _ENDED_BY_DAEMON = (5, 8)
 
-# 9.0, 11.3: it is taken, and the VM is off after a revert to it.
-HAS_CRASHED = (
-    "its guest has crashed, and a revert would bring back a VM that is off; restart it first (virsh reset, then virsh resume)"
-)
-
-# 9.0 fails ("Unknown savevm section or instance 'cpu_common'"), 11.3 does not: since 10.9 QEMU is started first, and goes back then.
+# 9.0 fails ("Unknown savevm section or instance 'cpu_common'"), 11.3 does not: since 10.9 libvirt starts QEMU first and reverts then.
 CPUS_COME_BACK = 10_009_000
-CPUS_LOST = "libvirt before 10.9 fails the revert to a snapshot with the memory of such a VM and leaves the VM off"
+CPUS_LOST = "before libvirt 10.9, the revert to a memory snapshot of such a VM fails and leaves the VM off"
 
-# libvirt 11.3 starts no VM of which a disk has more than 25 images, those of a template included: 'failed to parse JSON: nesting too deep'. An
-# external snapshot adds one. Some are left for what adds images beside us: a backup job, a block copy, a person.
+# libvirt 11.3 cannot start a VM that has a disk with more than 25 images, template images included: 'failed to parse JSON: nesting too deep'.
+# Each external snapshot adds one. The margin is for other sources of images: a backup job, a block copy, an administrator.
 _IMAGES_TO_START, MOST_IMAGES, _MANY_IMAGES = 25, 20, 10
 
 
 def virsh(where: str, *words: str) -> str:
-    """The command for a shell; ``where`` is the URI without secrets, since virsh connects to another daemon without one."""
+    """Return the shell command; ``where`` is the URI without secrets. Without a URI, virsh connects to its default daemon."""
     return f"virsh -c {shlex.join([where, *words])}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """What was seen of the disk images of a VM."""
+    """The disk images of one VM, as they were read."""
 
     strays: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Names of snapshots in the images of a VM that is off which libvirt does not know, each with the remedy."""
+    """Names of snapshots in the images that libvirt has no record of, each with the remedy. Only for a VM that is off."""
     unsearched: str | None = None
-    """An image of a VM that is off which could not be searched for these, and why."""
+    """An image that could not be searched for them, and why. Only for a VM that is off."""
     checkpoints: Sequence[str] = ()
-    """Those of incremental backups."""
+    """Names of the checkpoints of incremental backups."""
     bitmaps: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Dirty bitmaps of no checkpoint, each with the image that holds it."""
+    """Dirty bitmaps that belong to no checkpoint, each with the image that holds it."""
     crashed: bool = False
-    """Whether the guest has crashed, and QEMU was kept as it was."""
+    """True if the guest has crashed and QEMU was kept running (on_crash=preserve)."""
     depth: int | None = None
-    """How many images the disk has that has the most; None where that is not known."""
+    """Number of images in the longest chain of the VM's disks; None if unknown."""
 
 
 def plugged_cpus(domain: ElementTree.Element) -> bool:
-    """Whether a VM that is up has CPUs that QEMU was not started with."""
+    """Return True if CPUs were hot-plugged since QEMU was started."""
     return any(cpu.get("enabled") == cpu.get("hotpluggable") == "yes" for cpu in domain.iterfind("vcpus/vcpu"))
 
 
 def findings_of_state(vm: str, state: int, reason: int, *, where: str) -> list[Finding]:
-    """What libvirt's state of a VM says that a person should know; ``where`` is the URI without secrets."""
+    """Return the findings that follow from libvirt's state of a VM; ``where`` is the URI without secrets."""
     if (state, reason) == MIGRATED_AWAY:
         return [
             Finding(
                 "migrated_away",
-                f"{vm} was migrated to another host, and runs there; its definition is still here",
+                f"{vm} was migrated to another host and runs there, but its definition is still on this host",
                 f"remove the definition: {virsh(where, 'undefine', vm)}",
             )
         ]
     if state == CRASHED:
-        said = f"The guest of {vm} has crashed, and QEMU was stopped and kept for a look into it (on_crash=preserve)"
+        said = f"The guest of {vm} has crashed; QEMU is stopped and kept for analysis (on_crash=preserve)"
         return [Finding("guest_crashed", said, f"restart it: {virsh(where, 'reset', vm)} && {virsh(where, 'resume', vm)}")]
     return []
 
 
 def left_by_dead_daemon(vm: str, state: tuple[int, int], *, where: str) -> Finding | None:
-    """The state in which a libvirtd that died in the middle of an operation has left a VM that nothing works on, if it is one."""
+    """Return the finding if a libvirtd that died during an operation left the VM in this state. Only for a VM that no operation holds."""
     if state in PAUSED_FOR_SNAPSHOT:
         return Finding(
             "left_paused",
-            f"{vm} is paused since a snapshot that libvirtd did not live to finish",
-            f"let it run again: {virsh(where, 'resume', vm)}",
+            f"{vm} is paused because libvirtd died while it took a snapshot",
+            f"resume it: {virsh(where, 'resume', vm)}",
         )
     if state == _ENDED_BY_DAEMON:
         return Finding(
             "left_off",
-            f"{vm} is off because libvirtd, when it was started again, could not go on with its QEMU, and ended it; the guest lost what it "
-            "had in memory, as in a power cut",
+            f"{vm} is off because libvirtd could not reconnect to its QEMU process after a restart and killed it; the guest lost the contents of "
+            "its memory, as after a power failure",
             f"start it, or revert it to a snapshot: {virsh(where, 'start', vm)}",
         )
     return None
 
 
 def why_not_written(vm: str, where: str) -> str:
-    """Why nothing is done to a VM that was migrated away. Its images may be on shared storage: an external snapshot works (9.0, 11.3)."""
+    """Return why a VM that was migrated away is not changed. libvirt would: on shared storage an external snapshot succeeds (9.0, 11.3)."""
     return (
-        f"Nothing is done to {vm} on this host, because it was migrated to another one, runs there and writes to the same images; use the other "
+        f"{vm} is not changed on this host, because it was migrated to another host, runs there and writes to the same images; use the other "
         f"host, and remove the definition here ({virsh(where, 'undefine', vm)})"
     )
 
 
-def chain_near_limit(vm: str, depth: int | None) -> Finding | None:
-    """The finding about a VM of which a disk has so many images that there will soon be no room for further snapshots."""
+def has_crashed(vm: str, where: str) -> str:
+    """Return why no snapshot of a crashed guest is taken: 9.0 and 11.3 take it, and the VM is off after a revert to it."""
+    return (
+        f"its guest has crashed, and after a revert the VM would be off; restart it first ({virsh(where, 'reset', vm)} && "
+        f"{virsh(where, 'resume', vm)})"
+    )
+
+
+def chain_near_limit(vm: str, depth: int | None, where: str) -> Finding | None:
+    """Return the finding if a chain of images is close to the limit."""
     if depth is None or depth < _MANY_IMAGES:
         return None
     return Finding(
         "chain_near_limit",
-        f"A disk of {vm} consists of {depth} images, one on top of the other; with more than {_IMAGES_TO_START} the VM does not start any more, "
-        f"and from {MOST_IMAGES} on no external snapshot is taken",
-        "remove external snapshots that are no longer needed, the oldest first, or flatten the images of a template (virsh blockpull)",
+        f"A disk of {vm} has a chain of {depth} images; with more than {_IMAGES_TO_START} images the VM cannot start, "
+        f"and with {MOST_IMAGES} or more no external snapshot is taken",
+        _shorten_chain(vm, where),
     )
 
 
-def why_not_deeper(depth: int | None) -> str | None:
+def why_not_deeper(vm: str, depth: int | None, where: str) -> str | None:
+    """Return why no external snapshot can be added to the chain, or None."""
     if depth is None or depth < MOST_IMAGES:
         return None
+    return f"one of its disks has a chain of {depth} images, and with more than {_IMAGES_TO_START} the VM cannot start; {_shorten_chain(vm, where)}"
+
+
+def _shorten_chain(vm: str, where: str) -> str:
     return (
-        f"a disk of it consists of {depth} images, and with more than {_IMAGES_TO_START} the VM does not start any more; remove external snapshots "
-        "that are no longer needed, the oldest first, or flatten the images of a template (virsh blockpull)"
+        "remove external snapshots that are no longer needed, the oldest first, or flatten the images of a template "
+        f"({virsh(where, 'blockpull', vm, 'DISK')})"
     )
 
 
 def bitmaps_hinder(vm: str, checkpoints: Sequence[str], where: str) -> str | None:
-    """Why there is no way back to an internal snapshot while an image has a bitmap, whenever that was added.
+    """Return why a revert to any internal snapshot fails while an image has a checkpoint's bitmap, or None.
 
-    QEMU 7.2 and 10.0: 'Device has active dirty bitmaps', after libvirt has stopped the VM (9.0, 11.3). A checkpoint can be deleted while the VM is
-    up only.
+    QEMU 7.2 and 10.0: 'Device has active dirty bitmaps', after libvirt has stopped the VM (9.0, 11.3). A checkpoint can only be deleted while the
+    VM is up.
     """
     if not checkpoints:
         return None
     commands = "; ".join(virsh(where, "checkpoint-delete", vm, one) for one in checkpoints)
     return (
-        f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup, whose bitmap makes QEMU fail the revert and leave the VM off; "
-        f"start the VM, and delete it ({commands}), after which the next backup has to be a full one"
+        f"{vm} has the checkpoint {', '.join(checkpoints)} of an incremental backup; its bitmap makes the revert fail and leaves the VM off; "
+        f"start the VM and delete the checkpoint ({commands}); the next backup must then be a full one"
     )
 
 
 def bitmap_hinders(bitmap: str, place: str) -> str:
-    """The same for a bitmap that libvirt has no checkpoint for, such as another tool or an undefined VM leaves."""
+    """Return the same reason for a bitmap without a checkpoint, left by another tool or by an undefined VM."""
     return (
-        f"the image {place} has the dirty bitmap {bitmap!r} of a backup, which makes QEMU fail the revert; power the VM off, and remove it on the "
-        f"host (qemu-img bitmap --remove {shlex.quote(place)} {shlex.quote(bitmap)}), after which the next backup has to be a full one"
+        f"the image {place} has the dirty bitmap {bitmap!r} of a backup, which makes the revert fail; power the VM off and remove the bitmap on the "
+        f"host (qemu-img bitmap --remove {shlex.quote(place)} {shlex.quote(bitmap)}); the next backup must then be a full one"
     )

@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The header of a qcow2 image: its snapshots and its backing file. Pure: the bytes come from a function.
+"""Parse the header of a qcow2 image: its snapshots, bitmaps and backing file. Pure: a function provides the bytes.
 
-The format is described in docs/interop/qcow2.txt of QEMU. Read here instead of by qemu-img, because the image may be on another host, from
-which libvirt can send a part of it.
+The format is described in docs/interop/qcow2.txt of QEMU. qemu-img is not used, because the image may be on another host, from which libvirt can
+only stream a part of it.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -17,27 +17,27 @@ import typing as t
 from collections.abc import Iterator, Mapping
 
 Read = t.Callable[[int, int], bytes]
-"""The bytes from an offset on, so many, or fewer at the end of the image."""
+"""Called with offset and length; returns the bytes, fewer at the end of the image."""
 
 _CHUNK = 64 * 1024
-# The fixed part and the extensions behind it, which are few.
+# Enough for the fixed part and the few extensions behind it.
 _HEADER_BYTES, _SMALLEST_HEADER = 4096, 72
 _BITMAPS, _BACKING_FORMAT = 0x23852875, 0xE2792ACA
-# The limits of QEMU itself (block/qcow2.h and qcow2-bitmap.c of 7.2): what is larger is no image.
+# QEMU's own limits (block/qcow2.h and qcow2-bitmap.c of 7.2); a larger value means a damaged image.
 _MOST_SNAPSHOTS, _MOST_BITMAPS, _LONGEST_EXTRA, _LONGEST_BACKING = 65536, 65535, 1024, 1023
-# QEMU itself allows 64 MiB for the snapshots. 65536 with names of 100 bytes have 10.
+# QEMU allows 64 MiB for the snapshot table. 65536 snapshots with names of 100 bytes take 10 MiB.
 _LONGEST_TABLE = 16 * 1024 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A snapshot as an image holds it."""
+    """A snapshot in an image."""
 
     id: str
-    """Unique in the image; names are not."""
+    """Unique in the image; names are not unique."""
     name: str
     taken: int
-    """By the host's clock, in seconds since 1970."""
+    """Seconds since the epoch, by the host's clock."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +46,15 @@ class Image:
 
     snapshots: tuple[Kept, ...]
     backing: str | None
-    """The backing file as written in the image: a path, relative to the image's own, or a URL or json: text."""
+    """The backing file as written in the image: a path, absolute or relative to the image's own folder, a URL, or a json: string."""
     bitmaps: tuple[str, ...] = ()
-    """The names of its dirty bitmaps; QEMU writes those that were added since it opened the image when it closes it."""
+    """The names of its dirty bitmaps. A bitmap that was added while QEMU has the image open is only written when QEMU closes it."""
     backing_format: str | None = None
-    """The format of the backing file, where the image says it: a raw one may begin with anything that a guest has written."""
+    """The format of the backing file, if recorded. Never guess it from the file: a guest controls all bytes of a raw image."""
 
 
 def read_image(read: Read) -> Image | None:
-    """The image, or None for one of another format.
+    """Parse the image; return None if it is not qcow2.
 
     :raises ValueError: the image is damaged.
     """
@@ -64,10 +64,10 @@ def read_image(read: Read) -> Image | None:
     version, where, length = struct.unpack_from(">IQI", header, 4)
     count, table = struct.unpack_from(">IQ", header, 60)
     if count > _MOST_SNAPSHOTS or length > _LONGEST_BACKING:
-        raise ValueError("its header cannot be right")
+        raise ValueError("its header has impossible values")
     backing = _at(read, where, length).decode(errors="replace") if where else None
     if backing is not None and "\0" in backing:
-        raise ValueError("the name of its backing file cannot be right")
+        raise ValueError("the name of its backing file is invalid")
     extensions = dict(_extensions(header, version, where))
     bitmaps = tuple(_bitmaps(read, header, extensions)) if version >= 3 else ()
     backing_format = extensions[_BACKING_FORMAT].decode(errors="replace") if _BACKING_FORMAT in extensions else None
@@ -75,13 +75,13 @@ def read_image(read: Read) -> Image | None:
 
 
 def _at(read: Read, offset: int, length: int) -> bytes:
-    if offset + length >= 2**63:  # beyond every file, and Python cannot say it to the system
-        raise ValueError("an offset in it cannot be right")
+    if offset + length >= 2**63:  # beyond any file, and too large for os.pread()
+        raise ValueError("an offset in it is invalid")
     return read(offset, length)
 
 
 class _Table:
-    """A table in the image, whose entries begin at multiples of 8 and are read one after the other."""
+    """Reads a table in the image entry by entry; entries are aligned to 8 bytes."""
 
     def __init__(self, read: Read, offset: int) -> None:
         self._read = read
@@ -90,25 +90,25 @@ class _Table:
         self._at = 0
 
     def take(self, length: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         while len(self._data) < self._at + length:
             if len(self._data) >= _LONGEST_TABLE:
                 raise ValueError("a table in it is too long")
             more = _at(self._read, self._offset + len(self._data), _CHUNK)
             if not more:
-                raise ValueError("a table in it ends too early")
+                raise ValueError("a table in it is truncated")
             self._data += more
         self._at += length
         return bytes(self._data[self._at - length : self._at])
 
     def align(self) -> None:
-        """Go on to the begin of the next entry."""
+        """Skip the padding before the next entry."""
         self.take(-self._at % 8)
 
     def skip(self, extra: int) -> None:
-        """Leave out what later versions of QEMU may write."""
+        """Skip extra data, which later versions of QEMU may write."""
         if extra > _LONGEST_EXTRA:
-            raise ValueError("a table in it cannot be right")
+            raise ValueError("a table in it has impossible values")
         self.take(extra)
 
 
@@ -123,7 +123,7 @@ def _snapshots(read: Read, offset: int, count: int) -> Iterator[Kept]:
 
 
 def _extensions(header: bytes, version: int, backing: int) -> Iterator[tuple[int, bytes]]:
-    """The extensions of the header, by their numbers; they end before the name of the backing file, which is at ``backing``."""
+    """Yield type and data of each header extension; they end before the name of the backing file, at offset ``backing``."""
     at = struct.unpack_from(">I", header, 100)[0] if version >= 3 and len(header) >= 104 else _SMALLEST_HEADER
     end = min(len(header), backing or len(header))
     while at + 8 <= end:
@@ -138,10 +138,10 @@ def _bitmaps(read: Read, header: bytes, extensions: Mapping[int, bytes]) -> Iter
     (autoclear,) = struct.unpack_from(">88xQ", header.ljust(96, b"\0"))
     said = extensions.get(_BITMAPS, b"")
     if not autoclear & 1 or len(said) < 24:
-        return  # written by something that does not know bitmaps: QEMU ignores them
+        return  # last written by a program without bitmap support: QEMU ignores the bitmaps
     count, offset = struct.unpack_from(">I12xQ", said)
     if count > _MOST_BITMAPS:
-        raise ValueError("its header cannot be right")
+        raise ValueError("its header has impossible values")
     table = _Table(read, offset)
     for _number in range(count):
         table.align()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt's record of an internal snapshot, and the snapshot in an image that it means.
+"""Match libvirt's records of internal snapshots with the snapshots in images.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -24,13 +24,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import is_number_below
 
-# libvirt dates the record before the snapshot is taken, by the same clock; both may wait for each other, and the clock may be set.
+# libvirt sets the record's time before the snapshot is taken, by the same clock; the snapshot may be delayed, and the clock may be set in between.
 _EARLIER_SECONDS, _LATER_SECONDS = 60, 600
-# QEMU numbers the snapshots in an image from 1 on, and takes a name that is such a number for the number.
+# QEMU numbers the snapshots in an image from 1, and treats a numeric name as this number.
 LOWEST_NUMBER = 1_000_000
 NUMBER = (
-    "has a number as its name, and QEMU goes back to the snapshot that has this number in the image instead; power the VM off, find its ID with "
-    "qemu-img snapshot -l IMAGE, and go back by hand on each disk: qemu-img snapshot -a ID IMAGE"
+    "has a number as its name, and QEMU would revert to the snapshot with this number in the image instead; power the VM off, find the ID with "
+    "qemu-img snapshot -l IMAGE, and revert each disk by hand: qemu-img snapshot -a ID IMAGE"
 )
 
 
@@ -41,33 +41,33 @@ class Record:
     name: str
     created: int
     places: Mapping[str, str]
-    """The images that hold it, by the names of the disks."""
+    """The images that hold it, by disk name."""
 
 
 def ghost(vm: str, name: str, target: str, place: str, problem: str, *, others: Iterable[str] = ()) -> Finding:
-    """The finding that a record lacks data: one of its images holds no snapshot of its name and time; ``others`` still hold one."""
+    """Return the finding for a record without data: an image holds no snapshot of its name and time. The images in ``others`` still hold it."""
     held = ", ".join(others)
-    rest = f", and {held} still holds its part" if held else ""
+    rest = f"; {held} still holds its part" if held else ""
     return Finding(
         "snapshot_lost",
-        f"The snapshot {name} of {vm} has no data: libvirt lists it, and the image of its disk {target} ({place}) {problem}{rest}; a revert would "
+        f"The snapshot {name} of {vm} has no data: libvirt lists it, but the image of its disk {target} ({place}) {problem}{rest}; a revert would "
         "fail and leave the VM off",
-        # libvirt removes from each image what it finds there, and ignores that another one has nothing (9.0, 11.3).
-        f"remove it (state=absent); this removes {'what is left of it' if held else 'the record of libvirt'} and nothing else",
+        # libvirt deletes the snapshot from the images that hold it, and ignores the others (9.0, 11.3).
+        f"remove it (state=absent); this removes only {'what is left of it' if held else 'the record of libvirt'}",
     )
 
 
 def differing(vm: str, record: Record, target: str, place: str, kept: Iterable[Kept], *, where: str) -> Finding | None:
-    """The finding that an image holds a snapshot of the record's name, and of another time."""
+    """Return the finding if an image holds a snapshot of the record's name but of another time, else None."""
     other = next((one for one in kept if one.name == record.name), None)
     if other is None:
         return None
     times = [format_time(datetime.fromtimestamp(seconds, timezone.utc)) for seconds in (record.created, other.taken)]
     return Finding(
         "snapshot_differs",
-        f"libvirt says that the snapshot {record.name} of {vm} was taken at {times[0]}, and the image of its disk {target} ({place}) holds one of that "
-        f"name of {times[1]}, which may be another one",
-        f"find out which one it is; then go back to it ({virsh(where, 'snapshot-revert', vm, record.name)}), or remove it",
+        f"In libvirt's records the snapshot {record.name} of {vm} was taken at {times[0]}, but the image of its disk {target} ({place}) holds a snapshot "
+        f"of that name taken at {times[1]}, which may be a different one",
+        f"check which snapshot it is; then revert to it ({virsh(where, 'snapshot-revert', vm, record.name)}), or remove it",
     )
 
 
@@ -82,19 +82,19 @@ def read_record(images: Images, snapshot_xml: str) -> Record:
 
 
 def is_number(name: str) -> bool:
-    """Whether QEMU may take the name of a snapshot for the number of another one."""
+    """Return True if QEMU may treat this name as the number of another snapshot."""
     return is_number_below(name, LOWEST_NUMBER)
 
 
 def picked(kept: Sequence[Kept], name: str) -> Kept:
-    """The one that QEMU goes back to (bdrv_snapshot_goto of QEMU 7.2 and 10.0): its number in the image counts before its name."""
+    """Return the snapshot that QEMU would revert to (bdrv_snapshot_goto of QEMU 7.2 and 10.0): numbers are matched before names."""
     return next((one for one in kept if one.id == name), None) or next(one for one in kept if one.name == name)
 
 
 def unknown(kept: Iterable[Kept], records: Iterable[Record]) -> list[Kept]:
-    """The snapshots in an image that belong to no record. Names may repeat in an image, so the time decides which one a record means.
+    """Return the snapshots in an image without a record. Names are not unique in an image, so a record is matched by name and time.
 
-    Where none has the time of its record, each of that name may be the one (differing() tells of them).
+    If no snapshot of a record's name has its time, none of that name is returned: differing() reports them.
     """
     kept = list(kept)
     meant = {record.name: fitting(kept, record) for record in records}
@@ -102,6 +102,6 @@ def unknown(kept: Iterable[Kept], records: Iterable[Record]) -> list[Kept]:
 
 
 def fitting(kept: Iterable[Kept], record: Record) -> Kept | None:
-    """The snapshot that a record means: the last of its name that was taken when libvirt says, since libvirt adds none beside a record."""
+    """Return the snapshot that matches the record's name and time, or None; of several the last, since libvirt adds none while a record exists."""
     near = [one for one in kept if one.name == record.name and -_EARLIER_SECONDS <= one.taken - record.created <= _LATER_SECONDS]
     return near[-1] if near else None

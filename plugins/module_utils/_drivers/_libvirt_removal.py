@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Why a snapshot cannot be removed from the VM as it is now, or taken of it, with the remedy.
+"""Reasons why a snapshot cannot be removed or taken in the VM's present state, with the remedy.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -18,19 +18,23 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_way
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import EXTERNAL
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Way
 
-# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_MIGRATION: a VM that is paused since its memory was restored from a file (managed save). QEMU
-# leaves its images to the other end of such a migration until it has run.
+# VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_MIGRATION: a VM that has been paused since its memory was restored from a file (managed save). QEMU
+# activates its images only when the VM runs for the first time, as after an incoming migration.
 RESTORED = (3, 2)
-# NEWS of libvirt 10.9: internal snapshots are taken and removed by jobs of QEMU; 11.3: 'is writable but does not support snapshots'. 9.0 can.
+# NEWS of libvirt 10.9: internal snapshots are taken and removed by QEMU jobs. 11.3 fails: 'is writable but does not support snapshots'; 9.0 works.
 _BY_JOBS = 10_009_000
-_RUN_ONCE = (
-    "is paused since its memory was restored from a file, and has to run once first: resume it (virsh resume), and pause it again"
-)
+
+
+def _run_once(vm: str, where: str) -> str:
+    return (
+        "is paused since its memory was restored from a file, and must run once first: resume it "
+        f"({virsh(where, 'resume', vm)}), and pause it again if needed"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Present:
-    """The parts of a VM's present state that a removal depends on."""
+    """The present state of a VM, as far as a removal depends on it."""
 
     vm: str
     where: str
@@ -39,15 +43,15 @@ class Present:
     disks: frozenset[str]
     """The names of its disks, for example vda."""
     saved: bool
-    """Whether its memory is on disk (managed save)."""
+    """True if its memory is saved to disk (managed save)."""
     restored: bool
-    """Whether it has not run since its memory came back from there."""
+    """True if it has not run since its memory was restored from a file."""
 
 
 def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon: Daemon) -> Present:
-    """Read what the removal of these snapshots depends on, with the definition of the VM, since a removal may end libvirtd (9.0).
+    """Read the state that the removal of these snapshots depends on. Necessary because a removal can crash libvirtd (9.0).
 
-    One or two requests where it may fail, or the VM not start after it.
+    At most two requests, only in cases where the removal may fail or prevent the VM from starting.
 
     :raises libvirtError: the VM did not answer.
     """
@@ -66,52 +70,53 @@ def look(domain: t.Any, domain_xml: str, snapshots: Sequence[Snapshot], daemon: 
 
 
 def why_not_removed(snapshot: Snapshot, snapshot_xml: str, now: Present) -> str | None:
-    """The reason and the remedy, as the end of a sentence that begins with the name of the snapshot."""
+    """Return the reason and the remedy, as the end of a sentence that starts with the snapshot's name, or None."""
     if snapshot.lost is not None and snapshot.kind == EXTERNAL:
-        return None  # nothing but its record is removed
+        return None  # only its record is removed
     if snapshot.kind == EXTERNAL and now.saved:
-        # 11.3 merges it, and the VM does not start any more: its saved state names the image that is gone.
+        # 11.3 merges it, and then the VM cannot start: its saved state refers to the deleted image.
         return (
-            f"is external, and the memory of {now.vm} is saved to disk (managed save) together with the names of the images; start the VM first, or "
-            f"drop its memory ({virsh(now.where, 'managedsave-remove', now.vm)})"
+            f"is external, and the memory of {now.vm} is saved to disk (managed save) together with the names of its images; start the VM first, or "
+            f"discard the saved memory ({virsh(now.where, 'managedsave-remove', now.vm)})"
         )
     if now.restored:
         # 'Inactive ... can't be a backing child of active ...' (external; QEMU 7.2, 10.0), 'is writable but does not support snapshots' (10.0)
-        return f"cannot be removed now, because {now.vm} {_RUN_ONCE}"
+        return f"cannot be removed now, because {now.vm} {_run_once(now.vm, now.where)}"
     missing = ", ".join(sorted(_disks(snapshot_xml) - now.disks))
+    attach = virsh(now.where, "attach-device", now.vm, "FILE")
     if missing and snapshot.kind == EXTERNAL:
         # 9.0, 11.3: "disk 'vdb' not found in domain"
-        return f"is external and has the disk {missing}, which {now.vm} does not have now; attach it again (virsh attach-device) first"
+        return f"is external and includes the disk {missing}, which {now.vm} does not have now; attach the disk again first ({attach})"
     if missing and now.up:
-        # libvirtd 9.0 dies, 11.3 fails: "disk 'vdb' referenced by snapshot 'y' not found in the current definition". Both can when the VM is off.
+        # libvirtd 9.0 crashes, 11.3 fails: "disk 'vdb' referenced by snapshot 'y' not found in the current definition". Both succeed if the VM is off.
         return (
-            f"has the disk {missing}, which {now.vm} does not have now, and libvirt cannot remove it while the VM is up; power the VM off first, or "
-            "attach the disk again (virsh attach-device)"
+            f"includes the disk {missing}, which {now.vm} does not have now, so libvirt cannot remove it while the VM is up; power the VM off first, or "
+            f"attach the disk again ({attach})"
         )
     return None
 
 
 def hindrances(snapshots: Sequence[Snapshot], texts: Mapping[str, str], now: Present) -> dict[str, str]:
-    """The reasons by the ids of those snapshots that cannot be removed; ``texts`` are their definitions."""
+    """Return the reasons by the ids of the snapshots that cannot be removed; ``texts`` are their XML definitions by id."""
     why = {one.id: why_not_removed(one, texts[one.id], now) for one in snapshots}
     return {snapshot_id: reason for snapshot_id, reason in why.items() if reason}
 
 
-def ways_restored(vm: str, ways: Sequence[Way], daemon_version: int) -> tuple[Way, ...]:
-    """How snapshots can be taken of a VM that has not run since its memory came back from a file."""
+def ways_restored(vm: str, ways: Sequence[Way], daemon_version: int, where: str) -> tuple[Way, ...]:
+    """Add the refusals that apply to a VM that has not run since its memory was restored from a file."""
     found = []
     for way in ways:
         refusals = dict(way.refusals)
         if way.kind == EXTERNAL:
             # "Can't migrate the vm that was paused due to previous migration"
-            refusals.setdefault("memory", f"No snapshot with the memory of {vm} can be taken: it {_RUN_ONCE}")
+            refusals.setdefault("memory", f"No snapshot with the memory of {vm} can be taken: it {_run_once(vm, where)}")
         elif daemon_version >= _BY_JOBS:
-            refusals.setdefault("create", f"No internal snapshot of {vm} can be taken: it {_RUN_ONCE}")
+            refusals.setdefault("create", f"No internal snapshot of {vm} can be taken: it {_run_once(vm, where)}")
         found.append(dataclasses.replace(way, refusals=refusals))
     return tuple(found)
 
 
 def _disks(snapshot_xml: str) -> set[str]:
-    """The disks that take part in the snapshot."""
+    """Return the names of the disks that are included in the snapshot."""
     disks = ElementTree.fromstring(snapshot_xml).iterfind("disks/disk")
     return {disk.get("name", "") for disk in disks if disk.get("snapshot") not in (None, "no")}

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The XML of libvirt's domains and snapshots, read and written. Pure: no connection, no library.
+"""Read and write the XML of libvirt's domains and snapshots. Pure: no connection, no library.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -23,44 +23,44 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Configu
 INTERNAL, EXTERNAL = "internal", "external"
 
 _SIZE_UNKNOWN = {
-    INTERNAL: "it is kept inside the VM's disk images, and libvirt does not tell its part of them",
-    EXTERNAL: "what it holds is shared with the later files of the disks, and libvirt does not tell its part of them",
+    INTERNAL: "it is stored inside the VM's disk images, and libvirt does not report its share",
+    EXTERNAL: "its data are shared with the later files of the disks, and libvirt does not report its share",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    """A disk of a VM that has a medium."""
+    """A disk of a VM, with a medium."""
 
     target: str
-    """Its name in the VM, for example vda."""
+    """The disk's name in the VM, for example vda."""
     type: str
-    """What its data are on: file, block, network and others."""
+    """libvirt's disk type: file, block, network and others."""
     path: str | None
-    """The image, where ``type`` is file."""
+    """The image, if ``type`` is file."""
     format: str
     writable: bool
     mode: str | None
-    """The ``snapshot`` attribute that somebody gave it."""
+    """The ``snapshot`` attribute in the configuration."""
     device: str | None = None
-    """The block device, where ``type`` is block."""
+    """The block device, if ``type`` is block."""
     volume: tuple[str, str] | None = None
-    """The storage pool and the volume in it, where ``type`` is volume."""
+    """Storage pool and volume, if ``type`` is volume."""
     alias: str | None = None
-    """Its name in QEMU, while the VM is up."""
+    """The disk's name in QEMU, while the VM is up."""
     chain: tuple[str, ...] = ()
-    """The image and those that it is based on, as far as the definition names them: all of them while the VM is up."""
+    """The active image and its backing files, as far as the definition lists them: all of them while the VM is up."""
     merging_into: str | None = None
-    """The image that a block job writes what is newer into (an active commit)."""
+    """The target image of a running block job (active commit)."""
 
     @property
     def image(self) -> str | None:
-        """The path of the file or block device that is written to."""
+        """The path of the active image: a file or block device."""
         return self.path or self.device
 
 
 def read_disks(domain: ElementTree.Element) -> list[Disk]:
-    """The disks of a ``<domain>``, without empty drives."""
+    """Return the disks of a ``<domain>``, without empty drives."""
     found = []
     for disk in domain.iterfind("devices/disk"):
         source, driver, target = disk.find("source"), disk.find("driver"), disk.find("target")
@@ -98,10 +98,9 @@ def _chain(disk: ElementTree.Element) -> tuple[str, ...]:
 
 
 def colliding_disks(disks: Iterable[Disk]) -> tuple[str, str] | None:
-    """Two disks that libvirt would give the same new file at a revert to an external snapshot.
+    """Return two disks for which libvirt would create the same file at a revert to an external snapshot, or None.
 
-    It names the file after the image without its suffix, for media that are only read as well, and has stopped the VM by the time it
-    finds that out (11.3).
+    libvirt derives the file name from the image name without its suffix, also for read-only media, and only fails after it has stopped the VM (11.3).
     """
     seen: dict[str, str] = {}
     for disk in disks:
@@ -115,7 +114,7 @@ def colliding_disks(disks: Iterable[Disk]) -> tuple[str, str] | None:
 
 
 def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
-    """One snapshot from its definition; ``current`` is the name of the VM's current one."""
+    """Read a snapshot from its definition; ``current`` is the name of the VM's current snapshot."""
     root = ElementTree.fromstring(xml)
     name = root.findtext("name") or ""
     kept = root.find("memory")
@@ -130,15 +129,15 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
     clash = colliding_disks(read_disks(domain)) if kind == EXTERNAL and domain is not None else None
     if clash:
         obstacles["revert"] = (
-            f"is external, and libvirt would give the disks {clash[0]} and {clash[1]} the same new file, since their images differ in the "
-            "suffix only; merge it (virsh snapshot-delete), power the VM off and rename one of the images"
+            f"is external, and libvirt would use the same new file for the disks {clash[0]} and {clash[1]}, because the names of their images differ in "
+            "the suffix only; merge it (virsh snapshot-delete), power the VM off and rename one of the images"
         )
     if memory:
         consistency = "memory"
     elif root.findtext("state") == "shutoff":
         consistency = "offline"
     else:
-        # libvirt keeps no record of it.
+        # libvirt does not record if a snapshot was quiesced; the label does.
         consistency = "filesystem" if label is not None and label.consistency == "filesystem" else "crash"
     return Snapshot(
         id=name,
@@ -157,7 +156,7 @@ def read_snapshot(xml: str, *, current: str | None) -> Snapshot:
 
 
 def external_bases(snapshot_xml: str) -> dict[str, str]:
-    """The images that an external snapshot stands on, by the names of the disks: what is written into one of them destroys it."""
+    """Return the base images of an external snapshot by disk name. A write to one of them destroys the snapshot."""
     root = ElementTree.fromstring(snapshot_xml)
     domain = root.find("domain")
     outside = {disk.get("name") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL}
@@ -166,7 +165,7 @@ def external_bases(snapshot_xml: str) -> dict[str, str]:
 
 
 def external_files(snapshot_xml: str) -> list[str]:
-    """The files that were made for an external snapshot."""
+    """Return the files that were created for an external snapshot."""
     root = ElementTree.fromstring(snapshot_xml)
     sources = [disk.find("source") for disk in root.iterfind("disks/disk") if disk.get("snapshot") == EXTERNAL]
     found = [source.get("file") or source.get("dev") or "" for source in sources if source is not None]
@@ -175,7 +174,7 @@ def external_files(snapshot_xml: str) -> list[str]:
 
 
 def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None = None, memory_file: str | None = None) -> str:
-    """The definition of a snapshot that is to be taken: an external one with ``files`` (the new file of each disk), else an internal one."""
+    """Return the definition of a new snapshot: external with ``files`` (the new file of each disk by target), else internal."""
     parts = f"<name>{escape(name)}</name><description>{escape(description)}</description>"
     if files is not None:
         if memory_file is not None:
@@ -189,29 +188,29 @@ def new_snapshot(name: str, description: str, *, files: Mapping[str, str] | None
 
 
 def with_description(snapshot_xml: str, description: str) -> str:
-    """What gives an existing snapshot another description: its whole definition, but for the configuration of the VM; all else stays to the letter.
+    """Return the definition with another description and without the VM's configuration; all else is unchanged to the byte.
 
-    Without the configuration libvirt keeps the one that it has, and refuses to define a snapshot that is gone by then (seen with 9.0, 11.3).
-    With it, a snapshot that is removed at the same time would come back as a record without data.
+    Without the configuration libvirt keeps the stored one, and refuses to redefine a snapshot that was deleted in the meantime (seen with 9.0, 11.3).
+    With it, a snapshot that is removed at the same time would be recreated as a record without data.
 
-    :raises BackendFailed: the definition does not look as libvirt writes it.
+    :raises BackendFailed: the definition does not have the format that libvirt writes.
     """
-    # libvirt writes the description behind the name, and escapes what is in it.
+    # libvirt writes the description after the name, and escapes its text.
     head = re.match(r"\s*<domainsnapshot>\s*<name>[^<]*</name>\s*", snapshot_xml)
     rest = snapshot_xml[head.end() :] if head else ""
     rest = re.sub(r"\A<description>[^<]*</description>|\A<description/>", "", rest)
-    # In the metadata of the VM, which are in the configuration, people may have written anything.
+    # The configuration includes the VM's metadata, which can contain any text.
     rest, found = re.subn(r"\n  <domain[ >].*?\n  </domain>(?=\n  <|\n</domainsnapshot>)", "", rest, count=1, flags=re.DOTALL)
     changed = f"{head.group()}<description>{escape(description)}</description>{rest}" if head and found else ""
     if not changed or ElementTree.fromstring(changed).find("domain") is not None:
-        raise BackendFailed("libvirt's definition of the snapshot is not understood; it was not changed")
+        raise BackendFailed("libvirt's definition of the snapshot has an unexpected format; the description was not changed")
     return changed
 
 
 def outside_of_snapshots(domain: ElementTree.Element, *, kind: str, memory: bool) -> list[str]:
-    """Parts of a VM that are in no disk that takes part, so that a snapshot does not hold them.
+    """Return the parts of a VM that a snapshot does not include.
 
-    libvirt copies neither (9.0, 11.3). The state of a TPM is part of the memory.
+    libvirt copies neither nvram nor TPM state (9.0, 11.3). The memory includes the state of the TPM.
     """
     parts = []
     if kind == EXTERNAL and domain.find("os/nvram") is not None:
@@ -222,7 +221,7 @@ def outside_of_snapshots(domain: ElementTree.Element, *, kind: str, memory: bool
 
 
 def agent_channel(domain_xml: str) -> str | None:
-    """The state of the VM's channel to a guest agent (``connected`` or ``disconnected``, empty when it is off), or None without a channel."""
+    """Return the state of the guest agent's channel (``connected`` or ``disconnected``, empty if the VM is off), or None without a channel."""
     for target in ElementTree.fromstring(domain_xml).iterfind("devices/channel/target"):
         if target.get("name") == "org.qemu.guest_agent.0":
             return target.get("state", "")
@@ -230,18 +229,18 @@ def agent_channel(domain_xml: str) -> str | None:
 
 
 def snapshot_configuration(snapshot_xml: str, *, moving_files: bool) -> Configuration:
-    """What the VM was made of when the snapshot was taken; about ``moving_files`` see read_configuration()."""
+    """Return the VM's configuration in the snapshot; for ``moving_files`` see read_configuration()."""
     root = ElementTree.fromstring(snapshot_xml)
     domain, inactive = root.find("domain"), root.find("inactiveDomain")
     if domain is None:
-        raise BackendFailed(f"libvirt keeps no configuration with the snapshot {root.findtext('name')}")
+        raise BackendFailed(f"libvirt has no configuration of the VM in the snapshot {root.findtext('name')}")
     return _configuration(domain, inactive, moving_files=moving_files)
 
 
 def read_configuration(domain_xml: str, inactive_xml: str | None, *, moving_files: bool) -> Configuration:
-    """What a VM is made of, from its definition, and for one that is up and persistent also from the one of its next start.
+    """Return the VM's configuration from its definition; ``inactive_xml`` is that of its next start, for a VM that is up and persistent.
 
-    With ``moving_files``, as external snapshots make them, the name of an image says nothing, only the folder that it is in.
+    With ``moving_files`` only the folders of images are shown: external snapshots and reverts change the names of the files.
     """
     inactive = ElementTree.fromstring(inactive_xml) if inactive_xml is not None else None
     return _configuration(ElementTree.fromstring(domain_xml), inactive, moving_files=moving_files)
@@ -268,7 +267,7 @@ def _size(domain: ElementTree.Element) -> dict[str, int | None]:
 
 
 def _both(now: Mapping[str, str], next_start: Mapping[str, str]) -> dict[str, str]:
-    """What is the same now and from the next start on is said once."""
+    """Join the present and the future value of each device; equal values are shown once."""
     said = {}
     for name in sorted({*now, *next_start}):
         if name not in next_start:
@@ -293,7 +292,7 @@ def _disks(domain: ElementTree.Element, moving_files: bool) -> dict[str, str]:
         elif source.get("file") and moving_files:
             words = f"a file in {os.path.dirname(source.get('file', ''))}"
         else:
-            # After its kind libvirt names the attribute that says where the data are; of a network disk the protocol and the name do.
+            # The attribute with the location depends on the disk type; a network disk has protocol and name.
             words = source.get("file") or source.get("dev") or source.get("dir") or ""
             words = words or ":".join(
                 filter(None, [source.get("protocol"), source.get("pool"), source.get("name"), source.get("volume")])

@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""proxmoxer, and how it may speak to Proxmox VE: the only import of it and of requests.
+"""HTTPS requests to Proxmox VE: the only import of proxmoxer and requests.
 
-Paths, verbs, tokens and its session are proxmoxer's. The login is ours, since its own follows a redirect of POST access/ticket, to plain HTTP too, and sends
-the password there, and so is how an answer is read, since it reads without an end and takes what is no JSON for data (proxmoxer 2.3).
+proxmoxer provides paths, methods, tokens and the session. The login is our own: proxmoxer follows a redirect of POST access/ticket, even to plain
+HTTP, and sends the password there. So is the reading of answers: proxmoxer reads without limit and accepts bodies that are not JSON (proxmoxer 2.3).
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -35,7 +35,7 @@ try:
 
     MISSING: tuple[str, str] | None = None
     try:
-        # It switches off urllib3's warnings for the whole process; without requests its import would end that (2.3).
+        # The import disables urllib3's warnings for the whole process, and without requests would end the process (2.3).
         with warnings.catch_warnings():
             from proxmoxer import ProxmoxResource, ResourceException
             from proxmoxer.backends.https import ProxmoxHTTPApiTokenAuth, ProxmoxHTTPAuthBase, ProxmoxHttpSession
@@ -51,31 +51,31 @@ except ImportError:
 
 __all__ = ["MISSING", "PARALLEL", "Answer", "Http", "Lost", "ResourceException"]
 
-# To connect, and to answer. A node forwards what is for another one and waits 30 s for it (pve-http-server 6.0), and PVE waits 10 s for a lock; proxmoxer's
-# own 5 s are less than both.
+# Time limits to connect and for an answer. A node that forwards a request waits 30 s for the other node (pve-http-server 6.0), and PVE waits 10 s for a
+# lock; proxmoxer's default of 5 s is less than both.
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 45.0
-# A request that begins when the time is up gets this long.
+# The least time for a request, also after the deadline.
 _LEAST_SECONDS = 0.3
-# Requests at the same time; urllib3 would close what exceeds its ten.
+# Parallel requests; without this pool size urllib3 keeps ten connections and closes the others.
 PARALLEL = 16
-# No list of guests or tasks is nearly as long: 1025 guests are 244 kB (pve-manager 9.2).
+# Far more than any list of guests or tasks: 1025 guests take 244 kB (pve-manager 9.2).
 _LARGEST_BYTES = 256 * 1000 * 1000
 _CHUNK_BYTES = 64 * 1024
 
 
 class Lost(_errors.ConnectionFailed):
-    """A request was sent, or may have been, and no answer came that says what became of it."""
+    """A request was or may have been sent, and its answer was lost, so its effect is unknown."""
 
     def __init__(self, text: str, *, slow: bool = False) -> None:
-        """``slow``: the answer was no longer waited for, so that the work may yet begin."""
+        """``slow`` is true after a timeout: PVE may still begin the work later."""
         super().__init__(text)
         self.slow = slow
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """An answer as it came, complete, with the names by which proxmoxer reads it."""
+    """A complete answer, with the attributes that proxmoxer reads."""
 
     status_code: int
     reason: str
@@ -83,13 +83,13 @@ class Answer:
 
     @property
     def content(self) -> str:
-        """Read for proxmoxer's log alone, for which it is formatted each time (2.3): no ticket, and no second copy of the body."""
+        """proxmoxer formats this for its log each time (2.3), so it has no ticket and is no second copy of the body."""
         return f"{len(self.body)} bytes"
 
     def json(self) -> t.Any:
-        """Its body as data.
+        """Return the body as data.
 
-        :raises ValueError: it is no JSON, or nested deeper than anything that PVE sends.
+        :raises ValueError: it is not JSON, or nested too deeply.
         """
         try:
             return json.loads(self.body)
@@ -98,12 +98,12 @@ class Answer:
 
 
 class _Serializer:
-    """How proxmoxer's resources read an answer."""
+    """Reads answers for proxmoxer's resources."""
 
     def loads(self, answer: Answer) -> t.Any:
-        """The data of an answer.
+        """Return the data of an answer.
 
-        :raises ValueError: it is none of PVE's.
+        :raises ValueError: it is not an answer of PVE.
         """
         found = answer.json()
         if not isinstance(found, dict) or "data" not in found:
@@ -111,16 +111,16 @@ class _Serializer:
         return found["data"]
 
     def loads_errors(self, answer: Answer) -> dict[str, t.Any] | None:
-        """The message, and the errors by the names of options, of an answer that is an error."""
+        """Return ``message``, and ``errors`` by the names of options, of an error answer; None if it is not JSON."""
         try:
             found = answer.json()
         except ValueError:
-            return None  # of a proxy, or of a 401
+            return None  # from a proxy, or a 401
         return {key: found[key] for key in ("message", "errors") if key in found} if isinstance(found, dict) else None
 
 
 class _Ticket(ProxmoxHTTPAuthBase):  # type: ignore[misc]
-    """A login by a ticket. A new one is fetched when PVE refuses it, and not each hour, as proxmoxer's own would."""
+    """Ticket authentication. Unlike proxmoxer's own it is not renewed each hour; Session fetches a new ticket when PVE refuses this one."""
 
     def __init__(self, ticket: str, token: str, **options: t.Any) -> None:
         super().__init__(**options)
@@ -139,12 +139,12 @@ class _Ticket(ProxmoxHTTPAuthBase):  # type: ignore[misc]
         return request
 
 
-# When the request of this thread has to have its answer.
+# ``end``: the monotonic time at which the request of this thread times out.
 _request = threading.local()
 
 
 class _Socket(ssl.SSLSocket):
-    """All that is received for one request has one end; a timeout of requests begins again with each byte."""
+    """Limits the total time of one request; the timeout of requests starts again with each byte."""
 
     def do_handshake(self, block: bool = False) -> None:
         self._hurry()
@@ -165,7 +165,7 @@ class _Socket(ssl.SSLSocket):
 
 
 class _Adapter(HTTPAdapter):
-    """Connections over such sockets."""
+    """Makes connections with _Socket."""
 
     def __init__(self, *, verify: bool) -> None:
         self._context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if verify else ssl.CERT_NONE)
@@ -180,27 +180,27 @@ class _Adapter(HTTPAdapter):
 
 
 class _Session(ProxmoxHttpSession):  # type: ignore[misc]
-    """proxmoxer's session, which follows no redirect, and reads an answer whole, within its time and size."""
+    """proxmoxer's session, without redirects, and with limits for time and size of an answer."""
 
     def __init__(self, where: str, *, verify: str | bool, seconds: Callable[[], float | None]) -> None:
-        """``seconds``: how long the next request may take."""
+        """``seconds`` returns the time limit for the next request."""
         super().__init__()
         self._where = where
         self.base = f"https://{where}/api2/json"
         self._seconds = seconds
-        # With a cookie of its own in the session proxmoxer would not send the one of its login.
+        # If the session had a cookie, proxmoxer would not send the one of the login.
         self.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self.mount("https://", _Adapter(verify=bool(verify)))
 
     def get_redirect_target(self, answer: t.Any) -> None:
-        """None: requests would read the whole body of a redirect, although it is not to follow it (2.34)."""
+        """Return None: requests would read the whole body of a redirect even with allow_redirects=False (2.34)."""
 
     def request(self, method: str, url: str, *, data: t.Any = None, params: t.Any = None, auth: t.Any = None) -> Answer:
-        """One request and its whole answer.
+        """Send one request and return its complete answer.
 
         :raises NotReached: nothing was sent.
-        :raises Lost: no whole answer came.
-        :raises ConnectionFailed: sending it again is of no use.
+        :raises Lost: no complete answer was received.
+        :raises ConnectionFailed: a retry would fail as well.
         """
         what = f"{method} {url[len(self.base) + 1 :]}"
         left = self._seconds()
@@ -227,11 +227,11 @@ class _Session(ProxmoxHttpSession):  # type: ignore[misc]
         except ValueError as exc:
             if isinstance(exc, OSError) and not isinstance(exc, requests.exceptions.InvalidHeader):
                 raise self._failed(what, exc) from exc
-            # Its text would show the header, with the secret in it.
+            # The text of the exception would show the header with the secret.
             raise _errors.InvalidOption(
-                "token_id, token_secret or password has a character that no header can have, such as the line break at the end of a file; take it away"
+                "token_id, token_secret or password has a character that is invalid in an HTTP header, such as the line break at the end of a file; remove it"
             ) from None
-        except OSError as exc:  # requests' own are such
+        except OSError as exc:  # the base class of the exceptions of requests
             raise self._failed(what, exc) from exc
         finally:
             _request.end = None
@@ -242,26 +242,26 @@ class _Session(ProxmoxHttpSession):  # type: ignore[misc]
             body += chunk
             if len(body) > _LARGEST_BYTES:
                 raise _errors.ConnectionFailed(
-                    f"The answer of {self._where} to {what} is longer than {_LARGEST_BYTES // 1000**2} MB and was not read further; check hostname and port"
+                    f"The answer of {self._where} to {what} is larger than the limit of {_LARGEST_BYTES // 1000**2} MB; check hostname and port"
                 )
             if time.monotonic() > end:
-                raise Lost(f"{self._where} did not answer {what} in time; check that it is not overloaded", slow=True)
+                raise Lost(f"{self._where} did not answer {what} in time; check its load", slow=True)
         return bytes(body)
 
     def _redirected(self, what: str, location: str) -> _errors.ConnectionFailed:
         try:
             parts = urllib.parse.urlsplit(location)
-            # Without a user, a password or a query, which may be secrets.
+            # Without user, password and query, which may be secrets.
             shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else parts.path
         except ValueError:
-            shown = "what is no URL"
+            shown = "an invalid URL"
         return _errors.ConnectionFailed(
-            f"{self._where} answered {what} with a redirect to {shown}, which was not followed, since it could send the login elsewhere; "
-            "set hostname and port to where Proxmox VE itself answers"
+            f"{self._where} answered {what} with a redirect to {shown}, which was not followed, because it could send the login to another server; "
+            "set hostname and port to the address of Proxmox VE itself"
         )
 
     def _failed(self, what: str, error: Exception) -> _errors.ConnectionFailed:
-        """Why no answer came, in words of ours."""
+        """Return the error for a request without an answer."""
         said = str(error)
         if isinstance(error, requests.exceptions.SSLError):
             return self._no_tls(what, error)
@@ -270,20 +270,20 @@ class _Session(ProxmoxHttpSession):  # type: ignore[misc]
         if type(inner).__name__ in ("NewConnectionError", "ConnectTimeoutError", "NameResolutionError"):
             made = _errors.NotReached
         if isinstance(error, requests.exceptions.ProxyError):
-            why, made = "the proxy of HTTPS_PROXY did not let it through", _errors.NotReached
+            why, made = "the proxy in HTTPS_PROXY refused the connection", _errors.NotReached
         elif "NameResolutionError" in said or "Name or service not known" in said:
-            why = "its name is not known"
+            why = "its name could not be resolved"
         elif isinstance(error, requests.exceptions.Timeout) or "Read timed out" in said:
             why = "it did not answer in time"
             made = made if made is _errors.NotReached else functools.partial(Lost, slow=True)
         elif made is _errors.NotReached:
-            why = "the connection was refused" if "refused" in said else "there is no connection to it"
+            why = "the connection was refused" if "refused" in said else "it could not be connected to"
         else:
             why = f"the connection broke ({type(error).__name__})"
-        return made(f"No Proxmox VE answered at {self._where} on the way to {what}: {why}; check hostname and port")
+        return made(f"No Proxmox VE answered at {self._where} to {what}: {why}; check hostname and port")
 
     def _no_tls(self, what: str, error: Exception) -> _errors.ConnectionFailed:
-        """Nothing is sent before the handshake is over."""
+        """Return the error for a failed TLS handshake. Nothing was sent then."""
         inner = str(getattr(error.args[0], "reason", error.args[0])) if error.args else str(error)
         if "WRONG_VERSION_NUMBER" in inner or "record layer failure" in inner:
             return _no_pve(self._where, what)
@@ -294,71 +294,71 @@ class _Session(ProxmoxHttpSession):  # type: ignore[misc]
             )
         if "PROTOCOL" in inner:
             return _errors.ConnectionFailed(
-                f"{self._where} speaks no version of TLS that is allowed here ({inner}); allow TLS 1.2 or 1.3 there, and check hostname and port"
+                f"{self._where} and this machine have no TLS version in common ({inner}); allow TLS 1.2 or 1.3 there, and check hostname and port"
             )
         return _errors.NotReached(
-            f"{self._where} ended the TLS handshake on the way to {what} ({inner}); check hostname and port, and that it is up"
+            f"{self._where} ended the TLS handshake before {what} ({inner}); check hostname and port, and that it is up"
         )
 
 
 class Http:
-    """The connections to one endpoint, and the login there. Any thread may ask."""
+    """The connections to one endpoint, with their login. Thread-safe."""
 
     def __init__(
         self, *, hostname: str, port: int, validate_certs: bool, ca_path: str | None, seconds: Callable[[], float | None]
     ) -> None:
-        """Nothing is sent yet. ``seconds``: how long the next request may take.
+        """Sends nothing yet. ``seconds`` returns the time limit for the next request.
 
         :raises LibraryMissing: proxmoxer or requests is not installed.
-        :raises InvalidOption: hostname is no name.
+        :raises InvalidOption: hostname is not a valid host name.
         """
         if MISSING:
             raise _errors.LibraryMissing(*MISSING)
-        # hostname and ca_path are as _server.py read them: an IPv6 address is in brackets, and the file has certificates.
+        # _server.py has checked hostname and ca_path: an IPv6 address is in brackets, and the file has certificates.
         self.where = f"{hostname}:{port}"
-        # Given with each request, so that REQUESTS_CA_BUNDLE stands in for True only.
+        # Passed with each request, so REQUESTS_CA_BUNDLE can replace True only.
         verify: str | bool = ca_path or validate_certs
         if not verify:
-            # Each request would write a warning to stderr, of what was asked for.
+            # Each request would write a warning to stderr, although validate_certs=false was set on purpose.
             urllib3.disable_warnings()
         self._options = {"verify_ssl": verify}
-        # Before the login too, so that none of ~/.netrc is used.
+        # Set before the login, so that ~/.netrc is not used.
         self._nobody = ProxmoxHTTPAuthBase(**self._options)
         self.session = _Session(self.where, verify=verify, seconds=seconds)
         self.session.auth = self._nobody
         try:
             self.api = ProxmoxResource(base_url=self.session.base, session=self.session, serializer=_Serializer())
-            self.api("version")  # it splits the URL, and nothing more
+            self.api("version")  # only parses the URL
         except ValueError as exc:
             raise _no_host(self.where, exc) from exc
 
     def fetch_ticket(self, username: str, password: str) -> Answer:
-        """What PVE says to a login. Not by a resource of proxmoxer's, which would hand the password to its log."""
+        """Return PVE's answer to a login. Not through a resource of proxmoxer, which would log the password."""
         url = f"{self.session.base}/access/ticket"
         return self.session.request("POST", url, data={"username": username, "password": password}, auth=self._nobody)
 
     def use_ticket(self, ticket: str, token: str) -> None:
-        """Send these with all that follows."""
+        """Use this ticket and CSRF token for all further requests."""
         self.session.auth = _Ticket(ticket, token, **self._options)
 
     def use_token(self, user: str, name: str, secret: str) -> None:
-        """Send this API token with all that follows."""
+        """Use this API token for all further requests."""
         self.session.auth = ProxmoxHTTPApiTokenAuth(user, name, secret, **self._options)
 
     def no_pve(self, what: str) -> _errors.ConnectionFailed:
-        """The error about an answer that no Proxmox VE gives."""
+        """Return the error for an answer that is not from Proxmox VE."""
         return _no_pve(self.where, what)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close all connections."""
         self.session.close()
 
 
 def _no_pve(where: str, what: str) -> _errors.ConnectionFailed:
     return _errors.ConnectionFailed(
-        f"What answered at {where} on the way to {what} is no Proxmox VE, or none that works; check hostname and port"
+        f"The server at {where} answered {what}, but is not a working Proxmox VE; check hostname and port"
     )
 
 
 def _no_host(where: str, error: Exception) -> _errors.InvalidOption:
-    return _errors.InvalidOption(f"hostname={where!r} is no name of a host: {error}; write a name or an address")
+    return _errors.InvalidOption(f"hostname={where!r} is not a valid host name: {error}; use a name or an address")

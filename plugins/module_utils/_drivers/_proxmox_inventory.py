@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where the guests of a Proxmox VE cluster are, and which of them is meant.
+"""The guests of a Proxmox VE cluster: their nodes, and looking them up by name or id.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -26,32 +26,31 @@ _T = t.TypeVar("_T")
 
 
 class Inventory:
-    """The guests that the user may see. Any thread may ask.
+    """The guests that the user may see. Thread-safe.
 
-    The cluster's list has the names of up to ten seconds ago (pve-manager 9.2). Whoever only looks may be shown a guest under the name that it
-    had then. Before the first write, check_name() asks the nodes, since a name that has moved to another guest would have the wrong one reverted.
-    Accepted is what even the nodes cannot tell: a guest that got the same name as a second one within these seconds, one that is migrated or
-    renamed between the question and the write.
+    Names in the cluster's list are up to ten seconds old (pve-manager 9.2). For reads that is accepted. Before the first write, check_name() asks the
+    nodes: if the name now belongs to another guest, the wrong guest would be reverted. Not detected: a guest that got the same name as another one
+    within these seconds, and a guest that is migrated or renamed between this check and the write.
     """
 
     def __init__(self, session: Session) -> None:
-        """Look once. That also tells, within connect_timeout, whether anybody is there."""
+        """Read the list once, which also checks within connect_timeout that the server answers."""
         self._session = session
-        # Replaced as a whole, since any thread may read it.
+        # Always replaced as a whole, for thread safety.
         self._guests: Mapping[str, Guest] = {}
-        # What was asked for by name, by the vmid; and the names that the nodes say their guests of a kind have, asked for once.
+        # The requested names by vmid; and the names of guests by vmid as their node reports them, read once per node and kind.
         self._by_name: dict[str, str] = {}
         self._names: dict[tuple[str, str], Mapping[str, str | None]] = {}
         self._asking: collections.defaultdict[tuple[str, str], threading.Lock] = collections.defaultdict(threading.Lock)
-        # The first look-up takes what is known already.
+        # The first look-up uses this list.
         self._first: list[Guest] | None = self.refresh()
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
-        """What SnapshotDriver.find() promises."""
+        """See SnapshotDriver.find()."""
         guests = self.all()
         found = {ref: matching(ref, guests) for ref in refs}
         if any(not some and ref_kind(ref)[0] in ("any", "name") for ref, some in found.items()):
-            # The cluster's list learns of a new or renamed guest within ten seconds only.
+            # A new or renamed guest can be missing from the cluster's list for ten seconds.
             live = self._live()
             found = {ref: some or matching(ref, live) for ref, some in found.items()}
         for ref, some in found.items():
@@ -60,9 +59,9 @@ class Inventory:
         return {ref: self._pick(ref, some, guests) for ref, some in found.items()}
 
     def check_name(self, vm: Vm) -> None:
-        """Refuse to go on with a guest that was found by a name that it does not have. One request for each node and kind of guest, not for each.
+        """Check that a guest that was found by name still has this name. One request for each node and kind of guest.
 
-        :raises VmNotFound: it has another name.
+        :raises VmNotFound: the guest has another name.
         """
         name = self._by_name.get(vm.id)
         if name is None:
@@ -77,23 +76,23 @@ class Inventory:
         if names.get(vm.id, name) != name:
             others = ", ".join(f"{guest.node}/{vmid}" for vmid, other in names.items() if other == name)
             raise VmNotFound(
-                f"The guest {vm.id} was named {name!r} a moment ago, and is {names[vm.id]!r} now{f', while {name!r} is {others}' if others else ''}; "
-                f"nothing was done, name the guest that you mean by its vmid, for example id:{vm.id}"
+                f"The guest {vm.id} was renamed from {name!r} to {names[vm.id]!r}{f'; {name!r} is now {others}' if others else ''}; "
+                f"nothing was changed; use the vmid of the guest, for example id:{vm.id}"
             )
 
     def all(self) -> list[Guest]:
-        """All guests, as they are now or were a moment ago."""
+        """Return all guests; the first call uses the list that was read at the login."""
         guests, self._first = self._first or self.refresh(), None
         if any(guest.name is None for guest in guests):
-            # The cluster does not know the name of a guest for its first ten seconds; its node does.
+            # For the first ten seconds of a guest only its node knows its name, not the cluster's list.
             self._live()
             guests = [self._guests.get(guest.vmid, guest) for guest in guests]
         return guests
 
     def refresh(self) -> list[Guest]:
-        """All guests, as they are now. One request."""
+        """Read the cluster's list. One request."""
         guests = self.call("list the guests", lambda: self._session.read("cluster/resources", _read_guests, type="vm"))
-        # Of a guest that is new, or whose node is down, this list has neither; its node had, when it was asked.
+        # Name and template flag are missing for a new guest, or if its node is down; keep those that the node reported before.
         known = self._guests
         guests = [
             dataclasses.replace(guest, name=known[guest.vmid].name, template=known[guest.vmid].template)
@@ -105,9 +104,9 @@ class Inventory:
         return guests
 
     def guest(self, vm: Vm) -> Guest:
-        """Where the guest was seen last.
+        """Return the guest with the node where it was seen last.
 
-        :raises VmNotFound: it does not exist any more.
+        :raises VmNotFound: the guest does not exist any more.
         """
         guest = self._guests.get(vm.id)
         if guest is None:
@@ -115,9 +114,9 @@ class Inventory:
         return guest
 
     def call(self, what: str, call: t.Callable[[], _T], *, node: str = "") -> _T:
-        """What ``call`` returns, which is for ``node`` to answer, or for any.
+        """Return the result of ``call``; ``node`` is the node that has to answer, empty for any.
 
-        :raises SafepointError: why it was refused.
+        :raises SafepointError: PVE's error, translated.
         """
         try:
             return call()
@@ -125,7 +124,7 @@ class Inventory:
             raise refused(exc, what, where=self._session.where, node=node) from exc
 
     def of(self, vm: Vm, what: str, call: t.Callable[[Guest], _T]) -> _T:
-        """What ``call`` says of a guest, asked once more where the guest was migrated since."""
+        """Return the result of ``call`` for a guest; repeat it on the new node if the guest was migrated."""
         guest = self.guest(vm)
         try:
             return call(guest)
@@ -139,7 +138,7 @@ class Inventory:
         return self.call(what, lambda: call(moved), node=moved.node)
 
     def _live(self) -> list[Guest]:
-        """The guests as their nodes list them. Two requests for each node, and one."""
+        """Read the guests from their nodes. One request for the list of nodes, and two for each node."""
         nodes = self.call("list the nodes", lambda: self._session.read("nodes", _read_nodes))
         places = [(node, kind) for node in nodes for kind in ("qemu", "lxc")]
 
@@ -150,10 +149,10 @@ class Inventory:
                     f"nodes/{node}/{kind}", lambda data: [read_guest(row, kind=kind, node=node) for row in rows(data)]
                 )
             except (Refused, SafepointError):
-                return []  # what it has stays as the cluster knows it
+                return []  # keep what the cluster's list has for this node
 
         live = [guest for some in each(places, read, at_once=PARALLEL) for guest in some]
-        # What only the cluster knows stays.
+        # Keep the fields that only the cluster's list has.
         known = self._guests
         live = [
             dataclasses.replace(guest, ha=known[guest.vmid].ha, pool=known[guest.vmid].pool) if guest.vmid in known else guest
@@ -167,19 +166,17 @@ class Inventory:
             return found[0].vm
         if found:
             listed = ", ".join(f"{guest.node}/{guest.vmid} ({guest.vm})" for guest in found)
-            return VmAmbiguous(
-                f"{len(found)} guests match {ref!r}: {listed}. Name one of them by its vmid, for example id:{found[0].vmid}"
-            )
+            return VmAmbiguous(f"{len(found)} guests match {ref!r}: {listed}. Use the vmid, for example id:{found[0].vmid}")
         if not guests:
             return VmNotFound(
-                f"{self._session.where} has no guest that {self._session.user} may see; give it VM.Audit on /vms (a token with "
-                "privilege separation needs rights of its own)"
+                f"{self._session.where} has no guest that {self._session.user} may see; grant it VM.Audit on /vms (a token with "
+                "privilege separation needs its own permissions)"
             )
         like = did_you_mean(ref_kind(ref)[1], (guest.name for guest in guests if guest.name))
         hint = like or "check its name, and that the user has VM.Audit on it"
         nameless = [guest.vmid for guest in guests if guest.name is None]
         if nameless:
-            hint += f" ({len(nameless)} guests have no name, since their nodes do not answer: name them by vmid, {', '.join(nameless[:5])})"
+            hint += f" ({len(nameless)} guests have no name, because their nodes do not answer: use the vmid, {', '.join(nameless[:5])})"
         return VmNotFound(f"{self._session.where} has no guest {ref!r}; {hint}")
 
 

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A login at Proxmox VE, and one question or order to it.
+"""The login to Proxmox VE, with retries of reads and translation of HTTP errors.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -12,43 +12,82 @@ import email.utils
 import threading
 import time
 import typing as t
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timedelta, timezone
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _errors
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_http import PARALLEL, Http, Lost, ResourceException
 
-__all__ = ["PARALLEL", "Lost", "Refused", "Row", "Session", "is_lost", "is_slow", "mapping", "may_pass", "pauses", "rows", "upid"]
+__all__ = [
+    "NODE_REFUSED",
+    "PARALLEL",
+    "Lost",
+    "Refused",
+    "Row",
+    "Session",
+    "Tries",
+    "is_lost",
+    "is_slow",
+    "mapping",
+    "may_pass",
+    "pauses",
+    "rows",
+    "upid",
+]
 
 Row = Mapping[str, t.Any]
 _T = t.TypeVar("_T")
 
-# AnyEvent::HTTP's codes, from the node that we speak to about one that it forwards to, for what may have arrived there: no answer in time, a
-# broken one, and others. With 595 there was no connection.
-_NODE_REFUSED = 595
+# AnyEvent::HTTP's codes for a request that a node could not forward. 595: no connection. The others: a timeout, a broken answer and similar; the
+# request may have arrived.
+NODE_REFUSED = 595
 _NODE_LOST = (596, 597, 599)
-# Of a proxy before it.
+# Sent by a proxy.
 _PROXY_LOST = (502, 503, 504)
-# How long a node that does not answer the one that we speak to is asked again: a restart of its services takes some seconds. More would keep all other
-# guests waiting for one node that is down.
+# How long a forwarded request is repeated for a node that does not answer: a restart of its services takes some seconds. A longer time would delay all
+# other guests if one node is down.
 _NODE_SECONDS = 10.0
+# Between two tries of a request, growing.
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 3.0
 
 
 class Refused(Exception):
-    """PVE answered with an error. Never leaves the driver."""
+    """PVE's error answer. Internal to this backend."""
 
     def __init__(self, status: int, text: str) -> None:
-        """``text`` is PVE's own, in one line."""
+        """``text`` is PVE's own text, in one line."""
         super().__init__(text)
         self.status = status
         self.text = text
 
 
+class Tries:
+    """The further tries of one request: until when there are any, and the pauses between them."""
+
+    def __init__(self, silent: Collection[int], node_seconds: float | None = None) -> None:
+        """A node about which PVE answers with one of the statuses in ``silent`` is tried for some seconds, or for ``node_seconds``."""
+        self._silent = silent
+        self._node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        self._node: Deadline | None = None
+        self._pause = _FIRST_PAUSE_SECONDS
+
+    def left(self, error: Exception, left: float) -> float:
+        """The time for further tries after this error, in seconds, of the ``left`` ones that the request has."""
+        if not (isinstance(error, Refused) and error.status in self._silent):
+            return left
+        self._node = self._node or Deadline(self._node_seconds)
+        return min(left, self._node.left())
+
+    def sleep(self, left: float) -> None:
+        """Let the next pause pass, or the time that is ``left``."""
+        time.sleep(min(self._pause, left))
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+
+
 class Session:
-    """One login at any node of the cluster, made again when its ticket has ended. Any thread may ask."""
+    """A login to any node of the cluster, renewed when its ticket has expired. Thread-safe."""
 
     def __init__(
         self,
@@ -61,10 +100,10 @@ class Session:
         validate_certs: bool = True,
         ca_path: str | None = None,
     ) -> None:
-        """Log in; with a ``token``, its name and secret, nothing is sent for that.
+        """Log in. A ``token`` is its name and secret, and needs no login request.
 
         :raises LibraryMissing: proxmoxer or requests is not installed.
-        :raises ConnectionFailed: nothing answered, or not with a certificate that is trusted.
+        :raises ConnectionFailed: no answer, or the certificate is not trusted.
         :raises PermissionDenied: the login was refused.
         """
         self._http = Http(hostname=hostname, port=port, validate_certs=validate_certs, ca_path=ca_path, seconds=self._seconds)
@@ -73,7 +112,7 @@ class Session:
         self.user = user if token is None else f"{user}!{token[0]}"
         self.ahead = timedelta(0)
         self.deadline: Deadline | None = None
-        """Until when a read is repeated; without one it is not."""
+        """Reads are repeated until then; None: reads are not repeated."""
         self._lock = threading.Lock()
         self._password = password
         self._logins = 0
@@ -90,7 +129,7 @@ class Session:
             raise self._not_let_in()
         if answer.status_code in _PROXY_LOST:
             raise Lost(
-                f"{self.where} answered the login with {answer.status_code} {answer.reason}; check that Proxmox VE is up there"
+                f"{self.where} answered the login with {answer.status_code} {answer.reason}; check that Proxmox VE is running there"
             )
         try:
             data = mapping(answer.json()["data"] if answer.status_code == 200 else None)
@@ -110,48 +149,42 @@ class Session:
         )
 
     def _read_clock(self, answer: t.Any, **_more: t.Any) -> None:
-        """Ages are counted by the clock that the snapshots have their times from."""
+        """Read the server's clock: the ages of snapshots are calculated with the clock that their times come from."""
         said = answer.headers.get("Date")
         if said:
             try:
                 self.ahead = email.utils.parsedate_to_datetime(said) - datetime.now(timezone.utc)
             except (TypeError, ValueError, OverflowError):
-                pass  # a proxy's own idea of a date
+                pass  # an invalid date, from a proxy
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
     def read(self, path: str, reader: Callable[[t.Any], _T], /, *, node_seconds: float | None = None, **values: t.Any) -> _T:
-        """What ``reader`` makes of the ``data`` of a GET. It is asked again until the deadline while no answer comes.
+        """Return the result of ``reader`` for the ``data`` of a GET, which is repeated until the deadline while there is no answer.
 
-        A node that the one we speak to cannot reach is asked again for some seconds, or for ``node_seconds``.
+        A request to a node that cannot be reached is repeated for _NODE_SECONDS, or for ``node_seconds``.
 
         :raises Refused: PVE's own error.
-        :raises ConnectionFailed: no answer came, or one that has another shape than ``reader`` expects.
-        :raises PermissionDenied: the login is not, or no longer, good for anything.
+        :raises ConnectionFailed: no answer, or not in the format that ``reader`` expects.
+        :raises PermissionDenied: the login is invalid or has expired.
         """
-        node_silent_since: float | None = None
-        pause = _FIRST_PAUSE_SECONDS
-        node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
+        tries = Tries((NODE_REFUSED, *_NODE_LOST), node_seconds)
         while True:
             try:
                 return self._shaped("GET", path, reader, self._logged_in("get", path, values))
             except (Refused, _errors.ConnectionFailed) as exc:
-                left = self.deadline.left() if self.deadline is not None else 0.0
-                if isinstance(exc, Refused) and exc.status in (_NODE_REFUSED, *_NODE_LOST):
-                    node_silent_since = node_silent_since or time.monotonic()
-                    left = min(left, node_silent_since + node_seconds - time.monotonic())
+                left = tries.left(exc, self.deadline.left() if self.deadline is not None else 0.0)
                 if not may_pass(exc) or left <= 0:
                     raise
-            time.sleep(min(pause, left))
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            tries.sleep(left)
 
     def write(self, method: str, path: str, reader: Callable[[t.Any], _T], /, **values: t.Any) -> _T:
-        """What ``reader`` makes of the ``data`` of an order, which is sent once.
+        """Return the result of ``reader`` for the ``data`` of a write, which is sent once.
 
         :raises Refused: PVE's own error.
         :raises NotReached: nothing was sent.
         :raises Lost: it may have been done.
-        :raises PermissionDenied: the login is not, or no longer, good for anything.
+        :raises PermissionDenied: the login is invalid or has expired.
         """
         data = self._logged_in(method, path, values)
         try:
@@ -164,8 +197,8 @@ class Session:
             return reader(data)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, IndexError) as exc:
             raise _errors.ConnectionFailed(
-                f"What {self.where} answered to {method} {path} has another shape than Proxmox VE's answers ({type(exc).__name__}: {str(exc)[:100]}); "
-                "nothing is concluded from it; check hostname and port, and what stands in between"
+                f"The answer of {self.where} to {method} {path} does not have the format of Proxmox VE ({type(exc).__name__}: {str(exc)[:100]}) "
+                "and was ignored; check hostname and port, and any proxy in between"
             ) from exc
 
     def _seconds(self) -> float | None:
@@ -180,7 +213,7 @@ class Session:
                 raise
             if self._password is None:
                 raise self._not_let_in() from exc
-        # A ticket lives for two hours, or until the cluster changes its keys. The request was refused, and has done nothing.
+        # A ticket is valid for two hours, or until the cluster changes its keys. The request was refused and has changed nothing.
         with self._lock:
             if self._logins == logins:
                 try:
@@ -202,63 +235,63 @@ class Session:
             made = self._http.no_pve(what)
             raise made if method == "get" else Lost(str(made)) from exc
         except ResourceException as exc:
-            if exc.status_code == 404:  # PVE has none (9.2)
+            if exc.status_code == 404:  # PVE itself never answers 404 (9.2)
                 raise self._http.no_pve(what) from exc
             raise Refused(exc.status_code, _text(exc)) from exc
 
     def close(self) -> None:
-        """Close the connections; a ticket has no log-out (PVE 9.2)."""
+        """Close the connections; PVE has no logout for a ticket (9.2)."""
         self._http.close()
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether what was asked for may have been done, although no answer came."""
+    """Return True if the request may have been executed although its answer is missing."""
     if isinstance(error, Refused):
         return error.status in (*_PROXY_LOST, *_NODE_LOST)
     return isinstance(error, Lost)
 
 
 def is_slow(error: BaseException) -> bool:
-    """Whether an answer is lost because a proxy or we gave up waiting for it, so that the work may begin only later."""
+    """Return True if the answer was lost by a timeout, ours or a proxy's: the work may begin later."""
     if isinstance(error, Refused):
         return error.status in (504, *_NODE_LOST)
     return isinstance(error, Lost) and error.slow
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether the next try may get an answer."""
+    """Return True if a retry may succeed."""
     if isinstance(error, Refused):
-        return error.status == _NODE_REFUSED or is_lost(error)
+        return error.status == NODE_REFUSED or is_lost(error)
     return isinstance(error, (Lost, _errors.NotReached))
 
 
 def rows(data: t.Any) -> list[Row]:
-    """A list of objects, as most answers are.
+    """Return the data if it is a list of objects.
 
-    :raises TypeError: it is something else.
+    :raises TypeError: it is not.
     """
     if not isinstance(data, list) or not all(isinstance(one, dict) for one in data):
-        raise TypeError(f"no list of objects but {_short(data)}")
+        raise TypeError(f"expected a list of objects, got {_short(data)}")
     return data
 
 
 def mapping(data: t.Any) -> Row:
-    """An object.
+    """Return the data if it is an object.
 
-    :raises TypeError: it is something else.
+    :raises TypeError: it is not.
     """
     if not isinstance(data, dict):
-        raise TypeError(f"no object but {_short(data)}")
+        raise TypeError(f"expected an object, got {_short(data)}")
     return data
 
 
 def upid(data: t.Any) -> str:
-    """The id of a task.
+    """Return the data if it is the id of a task.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not.
     """
     if not isinstance(data, str) or not data.startswith("UPID:") or len(data.split(":")) != 9:
-        raise ValueError(f"no id of a task but {_short(data)}")
+        raise ValueError(f"expected the id of a task, got {_short(data)}")
     int(data.split(":")[4], 16)
     return data
 
@@ -268,9 +301,9 @@ def _short(data: t.Any) -> str:
 
 
 def _text(error: t.Any) -> str:
-    """What PVE says, in one line, with the options that it finds wrong."""
+    """Return PVE's error text in one line, with the invalid options."""
     found = error.errors or {}
-    # The message since PVE 8.4; before, and without a body, the reason is all there is.
+    # The message exists since PVE 8.4; before that, or without a body, there is only the reason.
     said = str(found.get("message") or error.content)
     wrong = found["errors"] if isinstance(found.get("errors"), dict) else {}
     said = " ".join(said.split()) or f"HTTP status {error.status_code}"
@@ -279,7 +312,7 @@ def _text(error: t.Any) -> str:
 
 
 def pauses(longest: float) -> t.Iterator[float]:
-    """Seconds to sleep between polls: a tenth of what has passed, so that what takes long is asked for rarely."""
+    """Yield the seconds to sleep between polls: a tenth of the elapsed time, so long tasks are polled rarely."""
     began = time.monotonic()
     while True:
         yield min(longest, max(0.1, (time.monotonic() - began) / 10))

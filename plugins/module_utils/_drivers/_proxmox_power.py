@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The power of a Proxmox VE guest after its rollback.
+"""Start or stop a Proxmox VE guest after a rollback.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -18,14 +18,14 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tas
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_writes import Order, Writes
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 
-# How long a guest may take from the end of its start's or stop's task until it runs or is off: under high availability that task only orders it.
+# Time limit from the end of a start or stop task until the guest runs or is off: with high availability the task only requests it.
 _TURN_SECONDS = 60.0
-# The guest is as it was to be: another run, or high availability, was faster (qemu-server and pve-container 9.2).
+# The guest already has the wanted state, set by another run or by high availability (qemu-server and pve-container 9.2).
 _DONE_ALREADY = {"start": "already running", "stop": "not running"}
 
 
 class Power:
-    """Starts and stops after rollbacks. By then the guest is back, whatever else happens, and no error says anything else."""
+    """Starts and stops after rollbacks. The guest is reverted by then, so every error says that too."""
 
     def __init__(self, session: Session, inventory: Inventory, writes: Writes, *, lock_timeout: float) -> None:
         self._session = session
@@ -34,42 +34,42 @@ class Power:
         self._lock_timeout = lock_timeout
 
     def after(self, action: Revert) -> str | None:
-        """What has to be done after the rollback, ``start`` or ``stop``, or None. PVE's own start=1 would hide how the start has ended."""
-        # With memory it runs after that, without it is off (qemu-server 9.2).
+        """Return ``start`` or ``stop`` if needed after the rollback, else None. PVE's own start=1 would hide the result of the start."""
+        # After a rollback with memory the guest runs, without memory it is off (qemu-server 9.2).
         if action.power == "on" and not action.snapshot.memory:
             return "start"
-        # High availability would start it again, unless it is told to keep it off.
+        # High availability would start it again, unless it is stopped explicitly.
         if action.power == "off" and (action.snapshot.memory or self._inventory.guest(action.vm).kept_running):
             return "stop"
         return None
 
     def turn(self, order: Order, action: Revert, turn: str) -> None:
-        """Start or stop the guest, and wait until it runs or is off; a lock of another operation is waited for.
+        """Start or stop the guest, and wait until it runs or is off. Waits for locks of other operations.
 
-        :raises BackendFailed: it did not come about.
-        :raises Unverified: it cannot be told.
+        :raises BackendFailed: it did not work.
+        :raises Unverified: the result is unknown.
         """
-        said = f"{action.vm} is back at {action.snapshot}, and"
+        said = f"{action.vm} was reverted to {action.snapshot}, but"
         lock = order.deadline.within(self._lock_timeout) if order.deadline is not None else Deadline(self._lock_timeout)
         try:
             while not self._order(order, turn, last=lock.left() <= 0):
                 self._writes.wait_until_free(action, lock)
             self._await(action, "running" if turn == "start" else "stopped")
         except (_errors.Unverified, _errors.ConnectionFailed) as exc:
-            raise _errors.Unverified(f"{said} it is not known if its {turn} worked: {exc}") from exc
+            raise _errors.Unverified(f"{said} the result of its {turn} is unknown: {exc}") from exc
         except _errors.TimedOut as exc:
             wanted = "does not run" if turn == "start" else "is not off"
             raise _errors.BackendFailed(
-                f"{said} {wanted} {_TURN_SECONDS:g} seconds after its {turn}; look at its tasks in Proxmox VE"
+                f"{said} {wanted} {_TURN_SECONDS:g} seconds after its {turn}; check its tasks in Proxmox VE"
             ) from exc
         except (TaskFailed, SafepointError) as exc:
-            # A lock, or anything else that was refused before it was begun, would be taken for one of the whole.
+            # Not as the original error: a lock, or another refusal before the start, would seem to mean that nothing was changed at all.
             text = typed(str(exc), f"{turn} it") if isinstance(exc, TaskFailed) else exc
             task = f" (task {exc.upid})" if isinstance(exc, TaskFailed) else ""
             raise _errors.BackendFailed(f"{said} its {turn} failed: {text}{task}") from exc
 
     def _order(self, order: Order, turn: str, *, last: bool) -> bool:
-        """Give the order; False where another operation held the guest, unless it was the ``last`` try."""
+        """Send the request; return False if another operation holds the guest. On the ``last`` try that is an error."""
         try:
             self._writes.work(order, turn, "post", f"status/{turn}")
         except (TaskFailed, SafepointError) as exc:

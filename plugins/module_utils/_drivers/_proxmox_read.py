@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What Proxmox VE tells about guests and snapshots, as the values of the core.
+"""Convert Proxmox VE's data about guests and snapshots to the core's data classes.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -26,46 +26,46 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import (
     parents_first,
 )
 
-# The entry of the list that stands for the guest as it is now.
+# The list entry for the present state of the guest.
 _NOW = "current"
 _QEMU_DISK = re.compile(r"(?:scsi|virtio|ide|sata|efidisk|tpmstate)\d+")
 _LXC_DISK = re.compile(r"rootfs|mp\d+")
 # In these states high availability does not start a guest (pve-ha-manager 5.0).
 _HA_LEFT_OFF = ("stopped", "request_stop", "disabled", "ignored", "error")
-# In these of QEMU's states the guest stands still.
+# QEMU states in which the guest does not run.
 _STILL = ("paused", "suspended", "io-error", "internal-error", "guest-panicked", "watchdog")
-_TEMPLATE = "is a template, which has no snapshots (PVE would leave it locked); clone it, and use the clone"
-_SIZE_UNKNOWN = "Proxmox VE does not tell the size of a snapshot"
+_TEMPLATE = "is a template, and templates have no snapshots (PVE would leave it locked); clone it, and use the clone"
+_SIZE_UNKNOWN = "Proxmox VE does not report the size of a snapshot"
 # "agent: 1", or "agent: enabled=1,fstrim_cloned_disks=1".
 _AGENT = re.compile(r"(?:^|,)(?:enabled=)?1(?:,|$)")
 _NO_FREEZE = re.compile(r"(?:^|,)(freeze-fs(?:-on-backup)?=0)(?:,|$)")
-# Locks of work that takes and removes no snapshots which a user sees.
+# Locks of operations that create or remove no snapshots that a user can see.
 _NOT_ABOUT_SNAPSHOTS = ("backup", "suspended", "suspending", "mounted", "fstrim")
-QUIESCE_ADVICE = "switch the agent on in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
+QUIESCE_ADVICE = "enable the agent in the VM's options and install qemu-guest-agent in the guest, or set quiesce=never"
 
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """A row of cluster/resources. Name, status and template in it are up to ten seconds old, the lock is of now."""
+    """A row of cluster/resources. Name, status and template are up to ten seconds old; the lock is current."""
 
     vmid: str
     kind: str
     """``qemu`` or ``lxc``."""
     node: str
     name: str | None
-    """None where its node is not there to tell."""
+    """None if its node is not available."""
     running: bool
     template: bool
     lock: str | None
     heard: bool = True
-    """Whether its node told of it lately; not so where the node is down, and for the first ten seconds of a guest."""
+    """True if its node reported it recently; False if the node is down, and for the first ten seconds of a guest."""
     ha: str | None = None
-    """The state that high availability has it in or brings it to; None where it does not look after it."""
+    """Its present or requested state in high availability; None if high availability does not manage it."""
     pool: str | None = None
 
     @property
     def kept_running(self) -> bool:
-        """Whether high availability starts it again when it is off."""
+        """True if high availability would start it again when it is off."""
         return self.ha is not None and self.ha not in _HA_LEFT_OFF
 
     @property
@@ -82,22 +82,22 @@ class Guest:
 
     @property
     def tool(self) -> str:
-        """The command of its node that it is managed with."""
+        """The command that manages it on its node."""
         return "pct" if self.container else "qm"
 
     def worker(self, action: str) -> str:
-        """What PVE calls the worker of an action: ``snapshot``, ``delsnapshot``, ``rollback``, ``start``, ``stop``."""
+        """Return PVE's task type for an action: ``snapshot``, ``delsnapshot``, ``rollback``, ``start``, ``stop``."""
         return f"{'vz' if self.container else 'qm'}{action}"
 
 
 def read_guest(row: Row, *, kind: str | None = None, node: str | None = None) -> Guest:
-    """A guest of cluster/resources, or of the list of a ``node`` for one ``kind``.
+    """Read a guest from cluster/resources, or from the list of a ``node`` for one ``kind``.
 
-    :raises ValueError: it is none.
+    :raises ValueError: the row is not a guest.
     """
     for key in ("type", "node", "name", "status"):
         if not isinstance(row.get(key) or "", str):
-            raise ValueError(f"{key} is no text")
+            raise ValueError(f"{key} is not a string")
     return Guest(
         vmid=str(int(row["vmid"])),
         kind=kind or row["type"],
@@ -113,13 +113,13 @@ def read_guest(row: Row, *, kind: str | None = None, node: str | None = None) ->
 
 
 def ref_kind(ref: str) -> tuple[str, str]:
-    """What a ref says it is (``name``, ``id``, ``path``, ``uuid``, or ``any``), and the rest of it."""
+    """Split a ref into its prefix (``name``, ``id``, ``path``, ``uuid``, or ``any`` without one) and the rest."""
     kind, colon, rest = ref.partition(":")
     return (kind, rest) if colon and kind in ("name", "id", "path", "uuid") else ("any", ref)
 
 
 def matching(ref: str, guests: Iterable[Guest]) -> list[Guest]:
-    """The guests that a ref means: a vmid, a name, or a node with a vmid."""
+    """Return the guests that match a ref: a vmid, a name, or NODE/VMID."""
     kind, text = ref_kind(ref)
     return [
         guest
@@ -132,29 +132,29 @@ def matching(ref: str, guests: Iterable[Guest]) -> list[Guest]:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What the list of a guest's snapshots says."""
+    """The snapshot list of one guest."""
 
     snapshots: tuple[Snapshot, ...]
     running: bool
     unfinished: Mapping[str, str]
-    """By the name of the snapshot its snapstate, ``prepare`` or ``delete``."""
+    """Incomplete snapshots: name to snapstate, ``prepare`` or ``delete``."""
 
 
 def read_still(rows: Iterable[Row]) -> frozenset[str]:
-    """The vmids of the VMs that are up and stand still, of a node's list with ``full``."""
+    """Return the vmids of the paused VMs, from a node's list with ``full``."""
     return frozenset(str(row["vmid"]) for row in rows if row.get("qmpstatus") in _STILL)
 
 
 def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
-    """The list, which comes in an order of its own at each call."""
+    """Read the snapshot list. PVE returns it in random order."""
     by_name = {row["name"]: row for row in rows}
-    # The guest itself is the one entry that has no time.
+    # Only the entry of the guest itself has no time.
     now = by_name.get(_NOW, {})
     if "snaptime" not in now:
         by_name.pop(_NOW, None)
     snapshots = []
     for name, row in by_name.items():
-        # qemu strips what is blank at the end, lxc adds a newline.
+        # qemu strips trailing white space, lxc adds a newline.
         description = str(row.get("description") or "").rstrip()
         label = _label.parse(description).label
         memory = bool(int(row.get("vmstate") or 0))
@@ -178,7 +178,7 @@ def read_listing(rows: Iterable[Row], guest: Guest) -> Listing:
 
 
 def read_snapshot_time(row: Row) -> datetime | None:
-    """The creation time of a snapshot, from its row in the list or from its configuration."""
+    """Return the creation time of a snapshot, from its row in the list or from its configuration."""
     return datetime.fromtimestamp(int(row["snaptime"]), timezone.utc) if row.get("snaptime") else None
 
 
@@ -189,9 +189,9 @@ def _remove_by_force(guest: Guest, name: str) -> str:
 def _obstacles(guest: Guest, name: str, snapstate: str | None) -> dict[str, str]:
     obstacles = {}
     if snapstate:
-        obstacles["revert"] = f"was never finished (snapstate {snapstate}); {_remove_by_force(guest, name)}"
+        obstacles["revert"] = f"is incomplete (snapstate {snapstate}); {_remove_by_force(guest, name)}"
     if snapstate == "prepare":
-        # A disk that does not have it yet lets the removal fail, which leaves the guest locked (qemu-server 9.2).
+        # If a disk does not have it yet, the removal fails and leaves the guest locked (qemu-server 9.2).
         obstacles["remove"] = obstacles["revert"]
     if guest.template:
         obstacles["revert"] = obstacles["remove"] = f"belongs to {guest.vm}, which {_TEMPLATE}"
@@ -201,7 +201,7 @@ def _obstacles(guest: Guest, name: str, snapstate: str | None) -> dict[str, str]
 def read_state(
     guest: Guest, listing: Listing | None, holder: str | None, *, no_freeze: str | None = None, still: bool = False
 ) -> VmState:
-    """The state of a guest; ``holder`` is the task that is seen to work on it, ``no_freeze`` why it cannot be quiesced, ``still`` that it is paused."""
+    """Return the state of a guest; ``holder`` is the task that holds it, ``no_freeze`` why it cannot be quiesced, ``still`` true if it is paused."""
     running = listing.running if listing is not None else guest.running
     unfinished = listing.unfinished if listing is not None else {}
     busy = None
@@ -213,9 +213,9 @@ def read_state(
             findings.append(Finding("locked", f"{guest.vm} has the lock {guest.lock!r}", out))
     for name, snapstate in unfinished.items():
         if not guest.lock:
-            said = f"The snapshot {name} of {guest.vm} was never finished (snapstate {snapstate})"
+            said = f"The snapshot {name} of {guest.vm} is incomplete (snapstate {snapstate})"
             findings.append(Finding("unfinished_snapshot", said, _remove_by_force(guest, name)))
-    # A snapshot or a backup stops the guest for a moment, which is no pause.
+    # A snapshot or a backup stops the guest for a moment; that does not count as paused.
     power = "off" if not running else "paused" if still and not guest.lock else "running"
     return VmState(
         power,
@@ -232,32 +232,32 @@ def _way(guest: Guest, running: bool, no_freeze: str | None) -> Way:
     if guest.template:
         refusals["create"] = f"{guest.vm} {_TEMPLATE}"
     if guest.container:
-        refusals["memory"] = f"{guest.vm} is a container, and the memory of containers cannot be kept; leave memory out"
-        refusals["quiesce"] = f"{guest.vm} is a container, in which nothing can be quiesced; set quiesce=never"
+        refusals["memory"] = f"{guest.vm} is a container, and snapshots of containers cannot include memory; leave memory out"
+        refusals["quiesce"] = f"{guest.vm} is a container and cannot be quiesced; set quiesce=never"
     elif not running:
-        # PVE would take one without, and say nothing (9.2).
-        refusals["memory"] = f"{guest.vm} is off and has no memory to keep; start it first, or leave memory out"
+        # PVE would take one without memory, and not report it (9.2).
+        refusals["memory"] = f"{guest.vm} is off and has no memory to include; start it first, or leave memory out"
     elif no_freeze:
         refusals["quiesce"] = f"{guest.vm} cannot be quiesced: {no_freeze}; {QUIESCE_ADVICE}"
     if running:
         refusals.setdefault(
             "memory_and_quiesce",
-            f"{guest.vm} keeps its memory or is quiesced, and Proxmox VE does not quiesce a guest whose memory it keeps; leave one out",
+            f"{guest.vm} cannot have a snapshot with memory that is also quiesced: Proxmox VE does not quiesce a guest if memory is included; leave one out",
         )
     return Way(refusals=refusals, unrecorded=("filesystem", "offline"))
 
 
 def read_no_freeze(configuration: Row) -> str | None:
-    """Why PVE would not even try to quiesce a VM."""
+    """Return why PVE would not try to quiesce a VM, or None."""
     agent = str(configuration.get("agent") or "")
     if not _AGENT.search(agent):
-        return "the guest agent is off in its options"
+        return "the guest agent is disabled in its options"
     off = _NO_FREEZE.search(agent)
     return f"its options forbid it (agent: {off[1]})" if off else None
 
 
 def with_pending(now: Configuration, planned: Configuration) -> Configuration:
-    """What a guest is made of, with what waits for its next start."""
+    """Return the present configuration with the changes that are pending until the next start."""
     later: dict[str, int | str | None] = {}
     for what in ("cpus", "memory_bytes"):
         if getattr(planned, what) != getattr(now, what):
@@ -270,7 +270,7 @@ def with_pending(now: Configuration, planned: Configuration) -> Configuration:
 
 
 def read_configuration(found: Row, *, container: bool) -> Configuration:
-    """What a guest is made of, or was when the snapshot was taken."""
+    """Read the configuration of a guest or of a snapshot."""
     disk = _LXC_DISK if container else _QEMU_DISK
     if container:
         cpus = found.get("cores")
@@ -286,7 +286,7 @@ def read_configuration(found: Row, *, container: bool) -> Configuration:
 
 
 def disk_storages(found: Row, guest: Guest) -> dict[str, str]:
-    """The storages of a guest's disks, by the names of the volumes."""
+    """Return the storages of a guest's disks by volume."""
     disk = _LXC_DISK if guest.container else _QEMU_DISK
     volumes = [
         str(value).partition(",")[0] for key, value in found.items() if disk.fullmatch(key) and "media=cdrom" not in str(value)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the user of a Proxmox VE login may do, and what a dry run would be refused.
+"""The privileges of a Proxmox VE user, and the checks of a dry run.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -27,13 +27,13 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_rea
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import each
 
-# Storages whose volumes go back to their newest snapshot only; and so do those with snapshots as volume chains (pve-storage 9.1).
+# Storages that can revert a volume to its newest snapshot only; storages with snapshots as volume chains are like that too (pve-storage 9.1).
 _NEWEST_ONLY = ("zfspool", "zfs")
 _CHAIN = "snapshot-as-volume-chain"
 
 
 class Rights:
-    """The privileges of the user, asked for once."""
+    """The privileges of the user, read once."""
 
     def __init__(self, session: Session, inventory: Inventory) -> None:
         self._session = session
@@ -45,16 +45,16 @@ class Rights:
         with self._lock:
             if self._found is None:
                 self._found = self._inventory.call(
-                    "look at the privileges", lambda: self._session.read("access/permissions", _read_permissions)
+                    "read the privileges", lambda: self._session.read("access/permissions", _read_permissions)
                 )
             return self._found
 
     def anywhere(self, privilege: str) -> bool:
-        """Whether the user has a privilege on any path at all."""
+        """Return True if the user has the privilege on at least one path."""
         return any(privilege in given for given in self._by_path().values())
 
     def need(self, guest: Guest, action: str, *privileges: str) -> None:
-        """Expect one of ``privileges`` on a guest.
+        """Require one of ``privileges`` on a guest.
 
         :raises PermissionDenied: the user has none of them.
         """
@@ -62,18 +62,18 @@ class Rights:
         path = f"/vms/{guest.vmid}"
         given = set(found.get(path, ()))
         if path not in found:
-            # What a path inherits is only what propagates.
+            # A path inherits only privileges that propagate.
             above = next((found[one] for one in ("/vms", "/") if one in found), {})
             given = {name for name, propagates in above.items() if propagates}
         given.update(found.get(f"/pool/{guest.pool}", ()))
         if given.isdisjoint(privileges):
             raise _errors.PermissionDenied(
-                f"To {action} needs the privilege {' or '.join(privileges)} on {path}, which {self._session.user} does not have; grant it"
+                f"{self._session.user} may not {action}: the privilege {' or '.join(privileges)} on {path} is missing; grant it"
             )
 
 
 class DryRun:
-    """What Proxmox VE would refuse, found by questions alone."""
+    """Finds, with reads only, what Proxmox VE would refuse."""
 
     def __init__(self, session: Session, inventory: Inventory, rights: Rights, listings: Mapping[str, Listing]) -> None:
         self._session = session
@@ -82,7 +82,7 @@ class DryRun:
         self._listings = listings
 
     def refusals(self, actions: Sequence[Action]) -> dict[str, SafepointError]:
-        """The first refusal of each guest, by its vmid."""
+        """Return the first refusal of each guest by vmid."""
         loses_newer = {action.vm.id for action in actions if isinstance(action, Delete)}
         newest_only = self._newest_only() if any(isinstance(action, Revert) for action in actions) else frozenset()
 
@@ -97,7 +97,7 @@ class DryRun:
                 elif isinstance(action, Revert) and action.vm.id not in loses_newer:
                     self._check_newest(guest, action, newest_only)
             except SafepointError as exc:
-                # What was not answered at all is no refusal.
+                # A request without an answer is not a refusal.
                 return None if isinstance(exc, _errors.ConnectionFailed) else exc
             return None
 
@@ -114,10 +114,10 @@ class DryRun:
             self._rights.need(guest, f"{action} with power={action.power}", "VM.PowerMgmt")
 
     def _check_disks(self, guest: Guest, action: Create) -> None:
-        """A storage that is gone is told here in the words of the task that would fail by it (9.2)."""
+        """Check that the disks support snapshots. For a missing storage PVE reports here the error of the later task (9.2)."""
         found = self._inventory.of(
             action.vm,
-            f"see if {action.vm} can have snapshots",
+            f"check if {action.vm} can have snapshots",
             lambda guest: self._session.read(f"{guest.path}/feature", mapping, feature="snapshot"),
         )
         if not int(found.get("hasFeature") or 0):
@@ -131,16 +131,16 @@ class DryRun:
             try:
                 self._session.read(f"nodes/{guest.node}/storage/{storage}/status", mapping)
             except Refused as exc:
-                # To a user who may not see storages nothing is told.
+                # PVE hides this from a user who may not see storages.
                 return exc.text if "does not exist" in exc.text else None
             return None
 
-        text = self._inventory.of(action.vm, f"look for the vmstatestorage of {action.vm}", read)
+        text = self._inventory.of(action.vm, f"check the vmstatestorage of {action.vm}", read)
         if text:
             raise typed(text, str(action))
 
     def _newest_only(self) -> frozenset[str]:
-        """The storages whose volumes go back to the newest snapshot only, as far as the user may see storages."""
+        """Return the storages that can revert to the newest snapshot only; empty if the user may not see storages."""
         try:
             found = self._session.read("storage", rows)
         except (Refused, SafepointError):
@@ -152,7 +152,7 @@ class DryRun:
         then = action.snapshot.created
         if listing is None or not newest_only or then is None:
             return
-        # Times have whole seconds only; of the same one are its descendants.
+        # Times have a resolution of one second; its descendants may have the same time.
         below = {action.snapshot.id}
         newer = False
         for one in listing.snapshots:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Waiting for the workers of Proxmox VE: one question a round for all that run on a node.
+"""Wait for the tasks of Proxmox VE, with one poll request for all tasks on a node.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -23,21 +23,21 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_lib
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, Unverified
 
-# Tasks that begin within this time are asked for together.
+# Tasks that start within this time are polled together from the first poll.
 _GATHER_SECONDS = 0.1
 _LONGEST_PAUSE = 2.0
-# Lines of a log; the default is 50, and the last one tells most.
+# Maximum lines of a log; the default is 50, and the last lines are the important ones.
 _LINES = 5000
-# Rows of a node's list; the default of 50 is what a busy node starts in a minute.
+# Maximum rows of a node's task list; a busy node can start 50 tasks, the default, in a minute.
 _ROWS = 1000
-# How long a node may be silent while tasks of ours run there: its services may be restarted. Then it is told that their end is not known.
+# How long a node may not answer while our tasks run there, as when its services restart. After that the result of the tasks counts as unknown.
 _NODE_SECONDS = 60.0
-# PVE::Tools, upid_status_is_error: with a warning it has worked (pve-common 9.2).
+# As in upid_status_is_error of PVE::Tools: a task with warnings has succeeded (pve-common 9.2).
 _WORKED = re.compile(r"OK|WARNINGS: \d+")
 
 
 class TaskFailed(Exception):
-    """How a worker ended, in PVE's words. Never leaves the driver."""
+    """A task failed; the text is its exit status from PVE. Internal to this backend."""
 
     def __init__(self, text: str, upid: str) -> None:
         super().__init__(text)
@@ -45,7 +45,7 @@ class TaskFailed(Exception):
 
 
 class _Waiting:
-    """A task that is waited for."""
+    """A task whose end is awaited."""
 
     def __init__(self, upid: str) -> None:
         self.upid = upid
@@ -68,7 +68,7 @@ class _Waiting:
 
 
 class Tasks:
-    """All tasks of a driver, and for each node where some run one thread that asks how they are."""
+    """All tasks of a driver, with one polling thread for each node on which tasks run."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -77,10 +77,10 @@ class Tasks:
         self._asked: set[str] = set()
 
     def result(self, upid: str) -> str:
-        """Block until the task has ended, and return ``OK`` or ``WARNINGS: n``. Any number of threads may wait.
+        """Block until the task has ended, and return ``OK`` or ``WARNINGS: n``. Thread-safe.
 
-        :raises TaskFailed: it ended with something else.
-        :raises Unverified: it cannot be told how it ended.
+        :raises TaskFailed: it ended with another status.
+        :raises Unverified: its result is unknown.
         """
         waiting = _Waiting(upid)
         with self._lock:
@@ -109,17 +109,17 @@ class Tasks:
                 if self._look(node, waiting):
                     pause = pauses(_LONGEST_PAUSE)
                 time.sleep(next(pause))
-            except BaseException as exc:  # or those who wait would wait for ever
+            except BaseException as exc:  # else the waiting threads would block for ever
                 self._fail(waiting, exc)
 
     def _look(self, node: str, waiting: list[_Waiting]) -> int:
-        """Ask a node, and note what has ended; returns how many."""
+        """Poll a node, record the tasks that have ended, and return their number."""
         since = min(one.began for one in waiting)
         path, asked = f"nodes/{node}/tasks", {"source": "all", "since": since, "limit": _ROWS}
         seen = self._session.read(path, _by_upid, node_seconds=_NODE_SECONDS, **asked)
         ended = 0
         for one in waiting:
-            # Without Sys.Audit only one's own tasks are listed, and of a very busy node only the latest.
+            # Without Sys.Audit only the user's own tasks are listed, and on a very busy node only the latest ones.
             row = seen.get(one.upid) or self._single(one)
             status = row.get("exitstatus") or (row.get("status") if row.get("endtime") else None)
             if status:
@@ -130,19 +130,19 @@ class Tasks:
         return ended
 
     def log(self, upid: str) -> list[str]:
-        """The lines of a task's log.
+        """Return the lines of a task's log.
 
-        :raises Refused: PVE does not tell.
-        :raises SafepointError: it was not reached.
+        :raises Refused: PVE refused.
+        :raises SafepointError: PVE was not reached.
         """
         node = upid.split(":")[1]
         return self._session.read(f"nodes/{node}/tasks/{upid}/log", _lines, limit=_LINES)
 
     def of(self, node: str, vmid: str) -> list[Row]:
-        """The tasks that work on a guest now, as far as the user may see them: its own, and with Sys.Audit all.
+        """Return the running tasks of a guest that the user may see: the user's own, and with Sys.Audit all.
 
-        :raises Refused: PVE does not tell.
-        :raises SafepointError: it was not reached.
+        :raises Refused: PVE refused.
+        :raises SafepointError: PVE was not reached.
         """
         listed = self._session.read(f"nodes/{node}/tasks", rows, source="active", vmid=vmid)
         return [row for row in listed if holds(row)]
@@ -158,15 +158,15 @@ class Tasks:
             failed = [one for one in waiting if self._pending.pop(one.upid, None) is not None]
         for one in failed:
             if isinstance(error, SafepointError):
-                # It goes on all the same, whatever it was that did not let us see.
-                said = f"The task {one.upid} was begun, and how it ended could not be read: {error}; look with snapshot_info"
+                # The task continues in any case.
+                said = f"The task {one.upid} was started, but its result could not be read: {error}; check with snapshot_info"
                 one.end(error=Unverified(said))
             else:
                 one.end(error=error)
 
 
 def holds(row: Row) -> bool:
-    """Whether a task can hold its guest; that of an open console does not, and runs for as long as it is open."""
+    """Return True if a task can hold its guest. The task of an open console runs as long as the console, and holds nothing."""
     return not row.get("endtime") and not re.search("proxy|shell|console", str(row.get("type")))
 
 

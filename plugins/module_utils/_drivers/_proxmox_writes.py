@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Orders to Proxmox VE: each is sent until it is known to have arrived, and waited for until it is known how it ended.
+"""Writes to Proxmox VE: send each until it has arrived, then wait for its task and its result.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -30,8 +30,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_err
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_inventory import Inventory
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import (
+    NODE_REFUSED,
     Refused,
     Session,
+    Tries,
     is_lost,
     is_slow,
     mapping,
@@ -43,67 +45,62 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_rea
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_tasks import TaskFailed, Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
 
-# After an answer that was lost: how far before the request the task that it may have begun can seem to have begun, by the node's clock.
+# After a lost answer: the start time of the task, by the node's clock, can seem to be this much before the request.
 _SLACK_SECONDS = 1
-# How long that task may take to be begun and to be listed: PVE answers in 0.05 to 0.15 s when the worker runs (9.2). Where a proxy or we gave up waiting for
-# the answer, the node may be busy, and the worker begin later.
+# How long to search for that task: PVE answers within 0.05 to 0.15 s, when the worker runs (9.2). After a timeout, ours or a proxy's, the node may be
+# busy and start the worker later.
 _LOOK_SECONDS = 3.0
 _SLOW_LOOK_SECONDS = 20.0
 _LOOK_PAUSE_SECONDS = 0.3
-# Between two tries to send what did not arrive, growing.
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 3.0
-# How long a node that the one we speak to cannot reach is tried again.
-_NODE_SECONDS = 10.0
-# Between two looks at a lock.
+# Pause between two checks of a lock.
 _LOCK_PAUSE_SECONDS = 1.0
-# What a guest is locked with, by the worker that works on it.
+# The kind of lock that each worker sets.
 _LOCKS = {"snapshot": "snapshot", "delsnapshot": "snapshot-delete", "rollback": "rollback"}
 
 
 @dataclasses.dataclass(eq=False)
 class Order:
-    """A job with the end of its time, which the later phases of its call do not move: after it nothing more is sent."""
+    """A job with its own deadline, which later phases of the call do not extend. After it nothing is sent."""
 
     job: Job
     deadline: Deadline | None
-    """Without one each write is sent once."""
+    """None: each write is sent once."""
     sent: bool = False
-    """Whether a write may have changed something: it was sent, and is not known to have done nothing."""
+    """True if a write may have changed something: it was sent, and it is not certain that it did nothing."""
 
     @property
     def action(self) -> Action:
         return self.job.action
 
     def left(self) -> float:
-        """The seconds for which what did not arrive may be sent again."""
+        """Return the remaining seconds for retries."""
         return self.deadline.left() if self.deadline is not None else 0.0
 
     def over(self) -> bool:
-        """Whether the time is up."""
+        """Return True if the deadline has passed."""
         return self.deadline is not None and self.deadline.left() <= 0
 
 
 class Writes:
-    """All orders of a driver. Each is given in a thread of its own, and one guest has at most one at a time."""
+    """All writes of a driver. Each runs in a separate thread; a guest has at most one at a time."""
 
     def __init__(self, session: Session, inventory: Inventory, tasks: Tasks) -> None:
         self._session = session
         self._inventory = inventory
         self._tasks = tasks
         self._begun: set[str] = set()
-        # The vmids of guests that were found locked by others; the next order is not sent before they are seen to be free.
+        # The vmids of guests that another operation held; the next write to them is only sent after a check that they are free.
         self._locked: set[str] = set()
 
     # -- send ----------------------------------------------------------------------------------------------------------
 
     def work(self, order: Order, worker: str, method: str, tail: str, **values: t.Any) -> None:
-        """Begin a worker and wait until it has ended.
+        """Start a worker and wait until it has ended.
 
-        :raises TaskFailed: it did not work.
-        :raises Locked: another operation holds the guest, and nothing was done.
-        :raises BackendFailed: it broke off half-way.
-        :raises Unverified: it cannot be told if it was begun, or how it ended.
+        :raises TaskFailed: it failed.
+        :raises Locked: another operation holds the guest, and nothing was changed.
+        :raises BackendFailed: it failed half-way.
+        :raises Unverified: it is unknown if it was started, or how it ended.
         """
         action = order.action
         if action.vm.id in self._locked:
@@ -135,14 +132,14 @@ class Writes:
             raise
 
     def _begin(self, guest: Guest, order: Order, worker: str, method: str, tail: str, values: dict[str, t.Any]) -> str:
-        """The id of the task of an order, which is sent again only when it is known to have done nothing."""
+        """Send the request and return the id of its task. It is only repeated if it is certain that it did nothing."""
         path = f"{guest.path}/{tail}"
-        pause, node_silent_since = _FIRST_PAUSE_SECONDS, 0.0
+        tries = Tries((NODE_REFUSED,))
         while True:
             if tail.startswith("snapshot/"):
                 self._check_same(guest, order.action)
             _expect_time(order)
-            # By the node's clock, in whole seconds.
+            # In seconds, by the node's clock.
             since = int(time.time() + self._session.ahead.total_seconds()) - _SLACK_SECONDS
             before, order.sent = order.sent, True
             try:
@@ -156,43 +153,39 @@ class Writes:
                 not_begun = isinstance(exc, Refused) and NO_WORKER in exc.text
                 if not (may_pass(exc) or not_begun):
                     raise
-            left = order.left()
-            if isinstance(error, Refused) and error.status == 595:
-                node_silent_since = node_silent_since or time.monotonic()
-                left = min(left, node_silent_since + _NODE_SECONDS - time.monotonic())
-            time.sleep(max(0.0, min(pause, left)))
+            left = tries.left(error, order.left())
+            tries.sleep(left)
             if left <= 0 or order.over():
                 raise self._not_done(error, order.action, guest)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _check_same(self, guest: Guest, action: Action) -> None:
-        """Refuse to work on another snapshot that has taken the name since the look; PVE has no other id. One request more for each write: without it a
-        prune removes, and a revert goes back to, a snapshot that was never decided about. The creation time has whole seconds.
+        """Check that the name still belongs to the snapshot that was read; PVE has no other id. One extra request for each write, without which a prune
+        or a revert could act on a different snapshot. Compares the creation times, which have a resolution of one second.
 
-        :raises SnapshotNotFound: the snapshot that was decided about is not there any more.
+        :raises SnapshotNotFound: the snapshot was deleted and another one has its name.
         """
         if isinstance(action, Create) or action.snapshot.created is None:
-            return  # the snapshot is our own, and a moment old
+            return  # the snapshot was just created by this call
         name = action.snapshot.id
         created = self._session.read(f"{guest.path}/snapshot/{name}/config", lambda data: read_snapshot_time(mapping(data)))
         if created != action.snapshot.created:
             raise _errors.SnapshotNotFound(
-                f"Nothing was sent to {action}: the snapshot {name!r} that was there is gone, and another one has that name now; look with snapshot_info"
+                f"Did not {action}: the snapshot {name!r} was deleted and another one has that name now; check the snapshots with snapshot_info"
             )
 
     def _not_done(self, error: Exception, action: Action, guest: Guest) -> Exception:
         if not is_lost(error):
             return error
         said = refused(error, str(action), where=self._session.where, node=guest.node) if isinstance(error, Refused) else error
-        return _errors.NotReached(f"{said}; its task was looked for, and was not begun")
+        return _errors.NotReached(f"{said}; no task was started")
 
     def _find_task(self, guest: Guest, order: Order, worker: str, since: int, error: Exception) -> str | None:
-        """The task that an order has begun whose answer was lost, or None where it has begun none.
+        """Return the task that a request with a lost answer has started, or None if it started none.
 
-        :raises Unverified: that cannot be told.
+        :raises Unverified: that is unknown.
         """
         action = order.action
-        # Of a guest under high availability it only orders the start or stop.
+        # For a guest in high availability, start and stop are tasks of type hastart and hastop.
         types = (guest.worker(worker), f"ha{worker}")
         path, asked = f"nodes/{guest.node}/tasks", {"source": "all", "vmid": guest.vmid, "since": since}
         slow = is_slow(error)
@@ -203,8 +196,8 @@ class Writes:
             try:
                 listed = self._session.read(path, rows, node_seconds=float("inf"), **asked)
             except (Refused, SafepointError) as exc:
-                raise self._unverified(action, f"and its task could not be looked for: {exc}") from exc
-            # Rows have a token's name apart from its user's (pve-manager 9.2); the id of the task has both.
+                raise self._unverified(action, f"and the task list could not be read: {exc}") from exc
+            # In a row the name of a token is separate from its user (pve-manager 9.2); the id of the task has both.
             ids = [str(row.get("upid")) for row in listed if row.get("type") in types]
             mine = [one for one in ids if one.split(":")[7] == self._session.user and one not in self._begun]
             if mine:
@@ -212,24 +205,24 @@ class Writes:
             if over:
                 break
             if late:
-                raise self._unverified(action, "and no task of it was seen to begin before the time was up")
+                raise self._unverified(action, "and no task was seen before the timeout")
             time.sleep(_LOOK_PAUSE_SECONDS)
         if slow and worker == "rollback":
-            # Of all orders it alone would do harm if the first one came after all: it would take what happened after the second.
-            raise self._unverified(action, f"and no task of it began within {_SLOW_LOOK_SECONDS:g} seconds")
+            # A second rollback is not sent: if the first one started later, it would discard all changes after the second.
+            raise self._unverified(action, f"and no task started within {_SLOW_LOOK_SECONDS:g} seconds")
         return None
 
     def _unverified(self, action: Action, why: str) -> _errors.Unverified:
         return _errors.Unverified(
-            f"The order to {action} was sent to {self._session.where}, no answer came, {why}; look with snapshot_info"
+            f"The request to {action} was sent to {self._session.where}, but no answer came, {why}; check with snapshot_info"
         )
 
     def describe(self, order: Order, name: str, description: str) -> None:
-        """Write a snapshot's description, which is done when the answer comes. It may be sent again: it says the same each time."""
+        """Write a snapshot's description. It is done when the answer arrives, and can be repeated safely."""
         action = order.action
 
         def send(guest: Guest) -> None:
-            path, pause = f"{guest.path}/snapshot/{name}/config", _FIRST_PAUSE_SECONDS
+            path, tries = f"{guest.path}/snapshot/{name}/config", Tries(())
             while True:
                 self._check_same(guest, action)
                 _expect_time(order)
@@ -242,12 +235,13 @@ class Writes:
                     order.sent = before or is_lost(exc)
                     if not may_pass(exc):
                         raise
-                    time.sleep(min(pause, order.left()))
+                    tries.sleep(order.left())
                     if is_lost(exc) and order.over():
-                        raise self._unverified(action, "and by the end of the time the snapshot did not have it") from exc
+                        raise self._unverified(
+                            action, "and the snapshot did not have the description before the timeout"
+                        ) from exc
                     if order.left() <= 0:
                         raise
-                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
         if action.vm.id in self._locked:
             self._expect_free(action)
@@ -258,19 +252,19 @@ class Writes:
             raise
 
     def _says(self, path: str, action: Action, description: str) -> bool:
-        """Whether a description that was written has arrived although its answer was lost."""
+        """Return True if the snapshot has the description although the answer to the write was lost."""
         try:
             found = self._session.read(path, mapping)
         except Refused:
-            return False  # it is gone; the next try says so
+            return False  # the snapshot is gone; the next try reports that
         except SafepointError as exc:
-            raise self._unverified(action, f"and it could not be read again: {exc}") from exc
+            raise self._unverified(action, f"and the description could not be read: {exc}") from exc
         return str(found.get("description") or "").rstrip() == description.rstrip()
 
     # -- locks ---------------------------------------------------------------------------------------------------------
 
     def held(self, action: Action) -> str | None:
-        """What holds a guest now, or None. Two or three questions."""
+        """Return what holds the guest now, in words, or None. Two or three requests."""
 
         def look(guest: Guest) -> str | None:
             kind = self._session.read(f"{guest.path}/status/current", mapping).get("lock")
@@ -282,10 +276,10 @@ class Writes:
                 unfinished = self._session.read(f"{guest.path}/snapshot", lambda data: read_listing(rows(data), guest)).unfinished
             return locked_by(str(kind), holder, tool=guest.tool, vmid=guest.vmid, unfinished=unfinished)
 
-        return self._inventory.of(action.vm, f"look at the lock of {action.vm}", look)
+        return self._inventory.of(action.vm, f"read the lock of {action.vm}", look)
 
     def _expect_free(self, action: Action) -> None:
-        """Waiting costs questions, and no orders: each that is refused is a failed task in the history of Proxmox VE.
+        """Check that no operation holds the guest. A refused write would be a failed task in Proxmox VE's task history; a read is not.
 
         :raises Locked: another operation holds the guest.
         """
@@ -296,35 +290,35 @@ class Writes:
         self._locked.discard(action.vm.id)
 
     def wait_until_free(self, action: Action, deadline: Deadline) -> None:
-        """Wait until nothing is seen to hold the guest, or the time is up."""
+        """Wait until no operation holds the guest, or until the deadline."""
         while self.held(action) is not None and deadline.left() > 0:
             deadline.within(_LOCK_PAUSE_SECONDS).sleep()
         self._locked.discard(action.vm.id)
 
     def _left_locked(self, order: Order, worker: str, failure: TaskFailed) -> SafepointError | None:
-        """What to say of a worker that broke off half-way, which by PVE's own words may look like a refusal. Some requests more, after a failure.
+        """Return the error if a failed worker left its lock, else None. PVE's text alone does not show this; costs some requests, only after a failure.
 
-        "can't lock file" for example may come at its begin, or when all is done but the last step (qemu-server 9.2).
+        For example "can't lock file" can come at the start, or in the last step (qemu-server 9.2).
         """
         action, kind = order.action, _LOCKS.get(worker)
         if kind is None or is_before_the_lock(str(failure), removal=worker == "delsnapshot"):
             return None
 
         def own(guest: Guest) -> bool:
-            """Whether the lock is there, and no task that could have it."""
+            """Return True if the lock exists and no running task can hold it."""
             path = f"{guest.path}/status/current"
             while True:
                 if self._session.read(path, mapping).get("lock") != kind:
                     return False
                 if not self._tasks.of(guest.node, guest.vmid):
-                    # One that has just ended took its lock with it.
+                    # A task that has just ended has released its lock.
                     return self._session.read(path, mapping).get("lock") == kind
                 if order.left() <= 0:
                     return False
                 time.sleep(min(_LOCK_PAUSE_SECONDS, order.left()))
 
         try:
-            if not self._inventory.of(action.vm, f"look at the lock of {action.vm}", own):
+            if not self._inventory.of(action.vm, f"read the lock of {action.vm}", own):
                 return None
             guest = self._inventory.guest(action.vm)
         except SafepointError:
@@ -342,24 +336,24 @@ class Writes:
 
 
 def _expect_time(order: Order) -> None:
-    """Send nothing of which the call would not see the end any more: it would change the guest after the call has told how it is.
+    """Do not send a write after the deadline: it would change the guest after the call has returned its result.
 
-    :raises NotReached: the time is up.
+    :raises NotReached: the deadline has passed.
     """
     if order.over():
         raise _errors.NotReached(
-            f"The time was up before the order to {order.action} was sent, so that it was not; set a longer timeout"
+            f"The timeout was reached before the request to {order.action} was sent; nothing was changed; set a longer timeout"
         )
 
 
 @contextlib.contextmanager
 def _alone(action: Action, tail: str) -> Iterator[None]:
-    """Keep two calls on this machine from removing one snapshot of a container at the same time.
+    """Prevent two calls on this machine from removing the same snapshot of a container at the same time.
 
-    Both removals would find it, and the second would leave its lock (pve-container 6.1.10). The name of an abstract socket is had by one process at a
-    time, and free again when that ends, however it ends. Calls on other machines are seen by their tasks, but for the moment in which both begin.
+    Both removals would find it, and the second would leave its lock (pve-container 6.1.10). Only one process at a time can bind the name of an abstract
+    socket, and the kernel frees it when that process ends. Calls on other machines are seen by their tasks, unless both start at the same moment.
 
-    :raises Locked: another call has it.
+    :raises Locked: another call holds the name.
     """
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as mine:
         try:
@@ -367,7 +361,7 @@ def _alone(action: Action, tail: str) -> Iterator[None]:
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 raise _errors.Locked(f"Another call on this machine is about to {action}; try again later") from exc
-            # Other systems than Linux have no such names.
+            # Abstract sockets exist on Linux only.
         except ValueError:
             pass
         yield

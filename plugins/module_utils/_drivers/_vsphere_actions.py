@@ -142,7 +142,7 @@ class Actions:
         """Make a call and return the result of it or of its task.
 
         Where the answer is lost, ``is_done`` says of what is seen afterwards what the result was, or None where nothing was done: then it is sent again.
-        ``sent`` is how people are told of it. ``once`` is for what must not come twice, however late the first one comes.
+        ``sent`` is how people are told of it. ``once`` is for what must not come twice, however late the first one comes, and whether it is seen or not.
 
         :raises NotSent: there was no connection until the deadline.
         :raises Unverified: it was sent, and by the deadline it could not be known whether it was done.
@@ -156,7 +156,9 @@ class Actions:
                     raise
                 yield _Pause(seconds)
             except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
-                done = yield from self._look_up(job, sent, exc, is_done, may_come=once and is_slow(exc))
+                # A task that vCenter has forgotten had begun, and may have done its work before.
+                may_come = once and (is_slow(exc) or isinstance(exc, TaskLost))
+                done = yield from self._look_up(job, sent, exc, is_done, may_come=may_come)
                 if done is not None:
                     return done
         raise AssertionError  # there is no end to the numbers

@@ -28,6 +28,8 @@ class Seen:
     """A task that has begun on the VM since we looked at it first, and has not ended; as people are told of it."""
     succeeded: Collection[str]
     """The kinds (descriptionId) of those that have begun since, and ended well."""
+    has_left: bool
+    """The snapshot that was the current one when we looked at the VM last is still there, and is not the current one any more."""
 
     def by_id(self, snapshot_id: str) -> Snapshot | None:
         return next((one for one in self.snapshots if one.id == snapshot_id), None)
@@ -49,7 +51,10 @@ class Seen:
     def is_reverted(self, action: Revert) -> bool:
         """Whether a revert has worked, and to this snapshot, unless that was removed since."""
         target = self.by_id(action.snapshot.id)
-        return any("revert" in kind.lower() for kind in self.succeeded) and (target is None or target.current)
+        if any("revert" in kind.lower() for kind in self.succeeded):
+            return target is None or target.current
+        # vCenter may have forgotten the task. A new snapshot makes itself the current one, a removal its parent; a revert alone does this.
+        return self.has_left and target is not None and target.current
 
     def is_described(self, action: Describe) -> bool:
         """Whether the snapshot has the description."""
@@ -67,10 +72,13 @@ class Lookup:
         self.over: set[str] = set()
         """The ids of tasks that have ended. They are never used again, and vCenter lists them with their VM for ten minutes more."""
         self._snapshots: dict[str, frozenset[str]] = {}
+        self._current: dict[str, frozenset[str]] = {}
 
     def note_snapshots(self, seen: Mapping[str, Sequence[Snapshot]]) -> None:
         """These are the snapshots of VMs, by the ids of the VMs."""
-        self._snapshots.update((vm_id, frozenset(one.id for one in snapshots)) for vm_id, snapshots in seen.items())
+        for vm_id, snapshots in seen.items():
+            self._snapshots[vm_id] = frozenset(one.id for one in snapshots)
+            self._current[vm_id] = frozenset(one.id for one in snapshots if one.current)
 
     def snapshots_of(self, vm: Vm) -> frozenset[str]:
         """The ids of the snapshots that the VM had when it was last looked at."""
@@ -92,9 +100,12 @@ class Lookup:
         running = next(
             (f"the task {moid} ({kind})" for moid, (state, kind) in states.items() if state in ("queued", "running")), None
         )
+        snapshots = read_snapshots(seen)
+        before = self._current.get(vm.id, frozenset())
         return Seen(
             str(seen.get("runtime.powerState")),
-            read_snapshots(seen),
+            snapshots,
             running,
             {kind for state, kind in states.values() if state == "success"},
+            any(one.id in before and not one.current for one in snapshots),
         )

@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""libvirt and QEMU: internal snapshots, and external ones where the daemon can go back to them.
+"""The libvirt backend for QEMU: internal snapshots, and external ones if the daemon can revert to them.
 
-What the API does was seen on libvirt 9.0.0 with QEMU 7.2 (Debian 12) and 11.3.0 with QEMU 10.0 (Debian 13), which comments call by
-libvirt's number.
+The behaviour of the API was observed on libvirt 9.0.0 with QEMU 7.2 (Debian 12) and 11.3.0 with QEMU 10.0 (Debian 13). Comments refer to
+these two by libvirt's version.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -48,6 +48,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lim
     PAUSED_FOR_SNAPSHOT,
     findings_of_state,
     left_by_dead_daemon,
+    virsh,
     why_not_written,
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import LOWEST_NUMBER
@@ -76,28 +77,28 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endin
 
 __all__ = ["CHECK", "LibvirtDriver"]
 
-# virDomainState in libvirt-domain.h; what is not here (shutting down, suspended, blocked) still runs. QEMU stops a guest that has crashed (6).
-_OFF = 5
-_POWERS = {3: "paused", _OFF: "off", CRASHED: "paused"}
+# virDomainState in libvirt-domain.h; all other states (shutting down, suspended, blocked) count as running. QEMU stops a crashed guest (6).
+_PAUSED, _OFF = 3, 5
+_POWERS = {_PAUSED: "paused", _OFF: "off", CRASHED: "paused"}
 
 _T = t.TypeVar("_T")
 
 
 class LibvirtDriver(SnapshotDriver):
-    """One connection to one libvirt daemon. The id of a snapshot is its name, which libvirt keeps unique in a VM."""
+    """A connection to one libvirt daemon. The id of a snapshot is its name, which is unique in a VM."""
 
     name = "libvirt"
-    # libvirt takes nearly everything, and with more than 247 bytes leaves data in the image that it then does not know.
+    # libvirt accepts nearly all names, but with more than 247 bytes it leaves data in the image without a record.
     name_rule = NameRule(max_bytes=80, numbers_from=LOWEST_NUMBER)
-    # A daemon has 20 workers by default (max_workers). The others are left to other users of the daemon, and to our own looks.
+    # A daemon has 20 workers by default (max_workers). The rest are for other clients of the daemon and for our own reads.
     most_parallel = 16
 
     def __init__(self, uri: str) -> None:
-        """Connect. Blocks for as long as the peer is mute: call it under a deadline.
+        """Connect. Blocks while the peer does not answer, so call it with a time limit.
 
         :raises LibraryMissing: libvirt-python is not installed.
-        :raises ConnectionFailed: with libvirt's own words.
-        :raises Unsupported: the daemon runs something other than QEMU.
+        :raises ConnectionFailed: with libvirt's own text.
+        :raises Unsupported: the daemon runs another hypervisor than QEMU.
         """
         if LIBVIRT_IMPORT_ERROR:
             raise _errors.LibraryMissing("libvirt-python", LIBVIRT_IMPORT_ERROR)
@@ -111,11 +112,11 @@ class LibvirtDriver(SnapshotDriver):
         try:
             self._connection = connect(uri)
         except libvirt.libvirtError as exc:
-            raise _errors.ConnectionFailed(f"No connection to libvirt at {self._where}: {clean(exc)}; {CHECK}") from exc
+            raise _errors.ConnectionFailed(f"Cannot connect to libvirt at {self._where}: {clean(exc)}; {CHECK}") from exc
         kind = self._ask("read the version", self._connection.getType)
         if kind not in ("QEMU", "TEST"):
             raise _errors.Unsupported(
-                f"libvirt at {self._where} runs {kind}, whose snapshots this collection does not know; use a QEMU URI"
+                f"libvirt at {self._where} runs {kind}, whose snapshots this collection does not support; use a QEMU URI"
             )
         self._is_qemu = kind == "QEMU"
         self._connections = Connections(uri, self._connection)
@@ -124,7 +125,7 @@ class LibvirtDriver(SnapshotDriver):
     @functools.cached_property
     def _daemon(self) -> Daemon:
         version = self._ask("read the version", self._connection.getLibVersion)
-        # libvirt writes this among the features of a guest since it can go back to external snapshots, a backport included.
+        # libvirt lists this guest feature if it can revert to external snapshots, also in a backport.
         known = version >= 9_009_000 or "<externalSnapshot/>" in self._ask(
             "read the capabilities", self._connection.getCapabilities
         )
@@ -137,7 +138,7 @@ class LibvirtDriver(SnapshotDriver):
         )
 
     def set_deadline(self, deadline: Deadline) -> None:
-        # Nothing is read twice or looked up here, but nothing is sent any more when the time is up.
+        # Reads are not repeated here; after the deadline no write is sent.
         self._deadline = deadline
 
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
@@ -145,7 +146,7 @@ class LibvirtDriver(SnapshotDriver):
         return {ref: self._pick(ref, vms) for ref in refs}
 
     def vms(self) -> Sequence[Vm]:
-        # One more for all VMs together, instead of one for each.
+        # One more request for all VMs together, instead of one for each.
         self._domains = {one.UUIDString(): one for one in self._listed(0)}
         self._transient = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)}
         return sorted((Vm(one.name(), uuid, uuid) for uuid, one in self._domains.items()), key=lambda vm: vm.name)
@@ -155,7 +156,7 @@ class LibvirtDriver(SnapshotDriver):
     ) -> Mapping[str, VmState | SafepointError]:
         if not vms:
             return {}
-        # One request for the state of all, and one for the lock of each that is up: no bulk call tells that.
+        # One request for the state of all, and one for the lock of each that is up: no bulk call reports that.
         handles = [domain for domain in (self._domains.get(vm.id) for vm in vms) if domain is not None]
         stats = self._ask(
             "read the state of the VMs",
@@ -163,10 +164,14 @@ class LibvirtDriver(SnapshotDriver):
         )
         states = {domain.UUIDString(): (row["state.state"], row["state.reason"]) for domain, row in stats}
         if ways:
-            # Read again each time: a managed save by hand may have been the lock that was waited for.
+            # Read again each time: the lock that was waited for may have been a managed save.
             self._saved = {one.UUIDString() for one in self._listed(libvirt.VIR_CONNECT_LIST_DOMAINS_MANAGEDSAVE)}
         return {
-            vm.id: self._each(vm, "look at", lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways))  # type: ignore[misc]
+            vm.id: self._each(
+                vm,
+                "read the state of",
+                lambda domain, vm=vm: self._state(vm, domain, states.get(vm.id), look_for_ways=ways),  # type: ignore[misc]
+            )
             for vm in vms
         }
 
@@ -174,7 +179,7 @@ class LibvirtDriver(SnapshotDriver):
         found = {vm.id: self._each(vm, "list the snapshots of", self._list) for vm in vms}
         doubtful = [vm for vm in vms if _any_lost(found[vm.id])]
         if doubtful:
-            # Another run may have taken or removed one while it was looked at. The wait is one for all VMs, since it is a part of a short look.
+            # Another run may have created or removed a snapshot during the read. One pause for all VMs, to keep the read short.
             time.sleep(_libvirt_judge.SECOND_LOOK_SECONDS)
             found.update({vm.id: self._each(vm, "list the snapshots of", self._list) for vm in doubtful})
         return found
@@ -198,7 +203,7 @@ class LibvirtDriver(SnapshotDriver):
         search = _libvirt_images.Search(self._connection, where=self._where, local=is_local(self._uri))
 
         def look(wanted: Sequence[Vm]) -> dict[str, tuple[Finding, ...] | SafepointError]:
-            return {vm.id: self._each(vm, "look into the images of", functools.partial(search.look, vm)) for vm in wanted}
+            return {vm.id: self._each(vm, "read the images of", functools.partial(search.look, vm)) for vm in wanted}
 
         found = look(vms)
         doubtful = [vm for vm in vms if _libvirt_images.is_doubtful(_findings(found[vm.id]))]
@@ -213,7 +218,7 @@ class LibvirtDriver(SnapshotDriver):
         if all(one.kind != EXTERNAL for one in snapshots):
             return snapshots
         bare = self._hindered(vm.id, [dataclasses.replace(one, obstacles={}) for one in snapshots])
-        # Whether a branch is lost hinders a revert only, and is for the next look to say.
+        # A lost branch is an obstacle to a revert only; the next read reports it.
         return with_obstacles(vm.name, bare, self._daemon)
 
     def start(self, action: Action) -> Job:
@@ -237,7 +242,7 @@ class LibvirtDriver(SnapshotDriver):
 
     def _run(self, job: _libvirt_actions.LibvirtJob, connection: t.Any) -> Finished:
         vm = job.action.vm
-        # A handle belongs to its connection, so that a VM costs one request more on all but the first.
+        # A handle belongs to its connection, so the VM is looked up again on all but the first one.
         domain = self._domain(vm) if connection is self._connection else connection.lookupByUUIDString(vm.id)
         return _libvirt_actions.run(
             job,
@@ -269,10 +274,13 @@ class LibvirtDriver(SnapshotDriver):
         found = by_name + [vm for vm in by_uuid if vm not in by_name]
         if len(found) > 1:
             listed = ", ".join(f"{vm.name} (uuid:{vm.uuid})" for vm in found)
-            return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Write name: or uuid: before it")
+            return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Prefix it with name: or uuid:")
         if found:
             return found[0]
-        hint = did_you_mean(rest, (vm.name for vm in vms)) or f"it has {len(vms)} VMs; virsh list --all names them"
+        hint = (
+            did_you_mean(rest, (vm.name for vm in vms))
+            or f"it has {len(vms)} VMs; {virsh(self._where, 'list', '--all')} lists them"
+        )
         return _errors.VmNotFound(f"libvirt at {self._where} has no VM {ref!r}; {hint}")
 
     def _domain(self, vm: Vm) -> t.Any:
@@ -290,19 +298,19 @@ class LibvirtDriver(SnapshotDriver):
         return error
 
     def _state(self, vm: Vm, domain: t.Any, seen: tuple[int, int] | None, *, look_for_ways: bool) -> VmState:
-        # A VM that is not among the states ceased to exist since it was found, and says so itself.
+        # A VM that is not in the bulk answer was removed since it was found; this request then fails.
         state = seen or tuple(domain.state())
-        # A snapshot that is being made is listed already, so the list is no sign that it is finished.
+        # A snapshot that is being created is already listed, so the list does not show that it is finished.
         busy = HOLDER if state[0] != _OFF and is_held(domain) else None
-        if state in PAUSED_FOR_SNAPSHOT and not busy:
-            state = tuple(domain.state())  # the snapshot may have been finished between the two
+        if state[0] == _PAUSED and not busy:
+            state = tuple(domain.state())  # a snapshot or a revert of another run may have ended between the two
         power = _POWERS.get(state[0], "running")
         if state in PAUSED_FOR_SNAPSHOT and busy:
-            power = "running"  # and it runs on when the snapshot is finished
+            power = "running"  # it resumes when the snapshot is finished
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
-                f"{vm} is transient and ceases to exist when it is off; make it persistent first (virsh define)"
+                f"{vm} is transient and ceases to exist when it is off; make it persistent first ({virsh(self._where, 'define', 'FILE')} with its XML)"
             )
         left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]
@@ -310,19 +318,18 @@ class LibvirtDriver(SnapshotDriver):
             refusals["write"] = why_not_written(vm.name, self._where)
         how = self._ways(vm, domain, power, crashed=state[0] == CRASHED) if look_for_ways else ()
         if state == _libvirt_removal.RESTORED and self._is_qemu:
-            how = _libvirt_removal.ways_restored(vm.name, how, self._daemon.version)
+            how = _libvirt_removal.ways_restored(vm.name, how, self._daemon.version, self._where)
         if left is not None:
-            warning = f"The snapshot is of {vm} as a libvirtd that died has left it: {left.message}; {left.remedy}"
+            warning = f"The snapshot holds the state in which a libvirtd that died left {vm}: {left.message}; {left.remedy}"
             how = tuple(dataclasses.replace(way, warnings=(*way.warnings, warning)) for way in how)
         return VmState(power=power, ways=how, refusals=refusals, busy=busy, findings=tuple(found))
 
     def _ways(self, vm: Vm, domain: t.Any, power: str, *, crashed: bool) -> tuple[Way, ...]:
         saved = power == "off" and vm.id in self._saved
         if not self._is_qemu:
-            return test_driver_ways(vm.name, power=power, saved=saved)
-        current = _libvirt_judge.current_snapshot(domain) if self._daemon.external_revert else None
-        fork = current.getName() if current is not None and current.numChildren() else None
+            return test_driver_ways(vm.name, power=power, saved=saved, where=self._where)
         xml = domain.XMLDesc()
+        fork = _libvirt_judge.fork(domain, xml) if self._daemon.external_revert else None
         seen = self._judge.seen(domain, xml, up=power != "off", crashed=crashed)
         return ways(vm.name, xml, power=power, saved=saved, fork=fork, daemon=self._daemon, seen=seen)
 
@@ -338,13 +345,15 @@ class LibvirtDriver(SnapshotDriver):
             judged = self._hindered(domain.UUIDString(), judged)
         if all(one.kind != EXTERNAL for one in judged):
             return tuple(judged)
-        # One that was gone back to, and has children, has this until a snapshot is taken on the new branch.
+        # A snapshot with children that the VM was reverted to has this element until a snapshot is taken on the new branch.
         current = listing.current
-        branch_lost = any(one.parent == current for one in judged) and "<revertDisks>" not in listing.texts.get(current or "", "")
+        branch_lost = "<revertDisks>" not in listing.texts.get(current or "", "") and any(
+            one.parent == current and _libvirt_judge.is_branch(listing.texts[one.id], definition) for one in judged
+        )
         return tuple(with_obstacles(domain.name(), judged, self._daemon, branch_lost=branch_lost))
 
     def _hindered(self, vm_id: str, snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-        """The snapshots with what keeps them from being removed from the VM as it was seen last."""
+        """Add the obstacles to a removal, by the state of the VM that was read last."""
         why = self._hindrances.get(vm_id, {})
         return [
             dataclasses.replace(one, obstacles={**one.obstacles, "remove": why[one.id]}) if one.id in why else one
@@ -360,11 +369,11 @@ class LibvirtDriver(SnapshotDriver):
             raise self._typed(exc, what) from exc
 
     def _typed(self, error: BaseException | None, what: str) -> SafepointError:
-        """The error as one of ours."""
+        """Translate any exception to a SafepointError."""
         if isinstance(error, SafepointError):
             return error
         if not isinstance(error, libvirt.libvirtError):
-            return _errors.BackendFailed(f"To {what} failed: {type(error).__name__}: {error}")
+            return _errors.BackendFailed(f"Failed to {what}: {type(error).__name__}: {error}")
         return typed(error, what, where=self._where, broken=not is_alive(self._connection))
 
 
@@ -377,7 +386,7 @@ def _any_lost(found: Sequence[Snapshot] | SafepointError) -> bool:
 
 
 def _configuration(domain: t.Any, *, snapshot: Snapshot | None, moving_files: bool) -> Configuration:
-    """What the VM is made of, or was. Without the flag SECURE, so without the secrets in it."""
+    """Return the VM's present configuration, or that in the snapshot. Read without the flag SECURE, so without secrets."""
     if snapshot is not None:
         return snapshot_configuration(domain.snapshotLookupByName(snapshot.id).getXMLDesc(), moving_files=moving_files)
     next_start = None

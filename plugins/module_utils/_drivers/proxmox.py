@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Proxmox VE: virtual machines and containers, over its HTTPS API.
+"""The Proxmox VE backend: virtual machines and containers, over the HTTPS API.
 
-One question tells where all guests of the cluster are and how they do. The snapshots of each guest are a question of their own, and so is
-each action; how those go on is asked once a round for all of a node.
+One request returns node and state of all guests of the cluster. The snapshots of each guest take one request, and so does each action; running
+tasks are polled with one request for each node.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -57,16 +57,16 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Configu
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin, each
 
-# From this release on a task's log says when file systems were not frozen.
+# From this release on, a task's log shows if file systems were not frozen.
 _TELLS_OF_FREEZING = (9, 2)
 _NO_FREEZE = ("skipping guest filesystem freeze", "guest-fsfreeze-freeze problems")
 
 
 class ProxmoxDriver(SnapshotDriver):
-    """One login. A guest is known by its vmid, since a rollback brings back its name too; a snapshot by its name, which is unique in its guest."""
+    """A login to a cluster. The id of a guest is its vmid, since a rollback also reverts its name; the id of a snapshot is its name, unique in its guest."""
 
     name = "proxmox"
-    # pve-common 9.2, pve-configid. PVE takes vzdump as a name, but leaves data of such a snapshot behind when it is deleted.
+    # pve-configid in pve-common 9.2. PVE accepts the name vzdump, but does not remove all data when such a snapshot is deleted.
     name_rule = NameRule(
         max_bytes=40, min_bytes=2, extra="_-", first_letter=True, reserved=frozenset({"current", "pending", "vzdump"})
     )
@@ -96,8 +96,8 @@ class ProxmoxDriver(SnapshotDriver):
         found = sorted((guest.vm for guest in self._inventory.all()), key=lambda vm: (vm.name, int(vm.id)))
         if not found and not self._rights.anywhere("VM.Audit"):
             raise _errors.PermissionDenied(
-                f"{self._session.where} shows {self._session.user!r} no guest, since it has VM.Audit on no path at all; give it VM.Audit on /vms (a token with "
-                "privilege separation needs rights of its own)"
+                f"{self._session.where} shows {self._session.user!r} no guest, because it has VM.Audit on no path; grant it VM.Audit on /vms (a token with "
+                "privilege separation needs its own permissions)"
             )
         return found
 
@@ -120,7 +120,7 @@ class ProxmoxDriver(SnapshotDriver):
         return {vm.id: seen for vm, seen in zip(vms, each(vms, read, at_once=PARALLEL))}
 
     def _standing_still(self, guests: Sequence[Guest]) -> frozenset[str]:
-        """The vmids of the VMs that are paused, which only QEMU tells: one request for each node with some that run."""
+        """Return the vmids of the paused VMs. Only QEMU knows this: one request for each node with running VMs."""
         up = (guest for guest in guests if not guest.container and guest.heard and self._runs(guest))
         nodes = sorted({guest.node for guest in up})
 
@@ -128,7 +128,7 @@ class ProxmoxDriver(SnapshotDriver):
             try:
                 return self._session.read(f"nodes/{node}/qemu", lambda data: read_still(rows(data)), full=1)
             except (Refused, SafepointError):
-                return frozenset()  # that its guests cannot be read is told by the lists of their snapshots
+                return frozenset()  # reading the snapshots of these guests reports the error
 
         return frozenset().union(*each(nodes, read, at_once=PARALLEL))
 
@@ -141,10 +141,10 @@ class ProxmoxDriver(SnapshotDriver):
         state = read_state(guest, listing, holder, no_freeze=no_freeze, still=still)
         unfinished = {(guest.vmid, name) for name in listing.unfinished} if listing is not None else set()
         if not guest.lock and unfinished - self._doubted:
-            # It was listed before the lock was looked at, and may be finished, or taken back, by now.
+            # The snapshots were listed before the lock was read, and may be complete or removed by now.
             self._doubted |= unfinished
             named = ", ".join(sorted(name for _vmid, name in unfinished))
-            state = dataclasses.replace(state, busy=f"an operation that was not finished with the snapshot {named} a moment ago")
+            state = dataclasses.replace(state, busy=f"an operation that has not finished the snapshot {named}")
         return state
 
     def snapshots(self, vms: Sequence[Vm], *, sizes: bool = False) -> Mapping[str, tuple[Snapshot, ...] | SafepointError]:
@@ -175,7 +175,7 @@ class ProxmoxDriver(SnapshotDriver):
 
                 if snapshot is not None:
                     return read_one(f"snapshot/{snapshot.id}/config")
-                # Without current=1 it is told as if what waits for the next start were so already (9.2).
+                # Without current=1 the pending changes are included as if they were active (9.2).
                 return with_pending(read_one("config", current=1), read_one("config"))
 
             try:
@@ -190,12 +190,12 @@ class ProxmoxDriver(SnapshotDriver):
         return DryRun(self._session, self._inventory, self._rights, self._listings).refusals(actions)
 
     def _why_no_freeze(self, vm: Vm, *, tells: bool) -> str | None:
-        """Why it would be of no use to try to quiesce a VM. One more request for each that is to be quiesced, and one in all."""
+        """Return why a VM cannot be quiesced, or None. One request for each VM to be quiesced, and one for the version."""
         listing = self._listings.get(vm.id)
         if self._inventory.guest(vm).container or (listing is not None and not listing.running):
             return None
         if not tells:
-            return "Proxmox VE before 9.2 does not tell whether it was"
+            return "Proxmox VE before 9.2 does not report if file systems were frozen"
         what = f"read the configuration of {vm}"
         return self._inventory.of(
             vm,
@@ -204,12 +204,12 @@ class ProxmoxDriver(SnapshotDriver):
         )
 
     def _holders(self, vmids: Sequence[str]) -> dict[str, str]:
-        """The running tasks of these guests, by the vmid."""
-        found = self._inventory.call("look at the tasks", lambda: self._session.read("cluster/tasks", rows))
+        """Return the running tasks of these guests by vmid."""
+        found = self._inventory.call("list the tasks", lambda: self._session.read("cluster/tasks", rows))
         running = [row for row in found if str(row.get("id")) in vmids and holds(row)]
         return {str(row["id"]): str(row.get("upid")) for row in running}
 
-    # act, each action in a thread of its own
+    # act: each action runs in a separate thread
 
     def start(self, action: Action) -> Job:
         job = Job(action)
@@ -230,7 +230,7 @@ class ProxmoxDriver(SnapshotDriver):
         return job
 
     def _task_error(self, failure: TaskFailed, action: Action) -> SafepointError:
-        """A task's failure with its id, and with the line of its log before the last, which is the failure itself. One request."""
+        """Add the id of the task and the last line of its log, without the final TASK line, to its error. One request."""
         error = typed(str(failure), str(action))
         said = f"{error} (task {failure.upid}"
         if isinstance(error, (_errors.BackendFailed, _errors.Unsupported)):
@@ -264,7 +264,7 @@ class ProxmoxDriver(SnapshotDriver):
         if action.quiesce == "never":
             self._take(order, action, action.description)
             return Finished(order.job, snapshot_id=action.name)
-        # It is not called quiesced before that is known, so that whatever goes wrong from here on leaves no label that is not true.
+        # It is only labelled as quiesced after the check of the log, so an error in between never leaves a wrong label.
         self._take(order, action, action.unquiesced_description or action.description)
         why = None
         try:
@@ -275,14 +275,18 @@ class ProxmoxDriver(SnapshotDriver):
                 self._writes.work(order, "delsnapshot", "delete", f"snapshot/{action.name}")
         except (TaskFailed, SafepointError) as exc:
             if action.quiesce == "require":
-                said = f"is not quiesced ({why}), and was not removed again" if why else "is there, and not known to be quiesced"
-                # As an error of its own kind, a lock for example, it would be taken for one of the whole, and the snapshot be taken again.
+                said = (
+                    f"is not quiesced ({why}) and could not be removed" if why else "exists, but it is unknown if it is quiesced"
+                )
+                # Not as the original error: a lock, for example, would seem to mean that nothing was changed, and the snapshot would be taken again.
                 raise _errors.BackendFailed(f"The snapshot {action.name} of {action.vm} {said}: {exc}") from exc
-            why = f"not known to be, since {exc}"
+            why = f"quiescing could not be verified: {exc}"
         if why is None:
             return Finished(order.job, snapshot_id=action.name)
         if action.quiesce == "require":
-            raise _errors.Unsupported(f"The snapshot {action.name} of {action.vm} was removed again: {why}; {QUIESCE_ADVICE}")
+            raise _errors.Unsupported(
+                f"The snapshot {action.name} of {action.vm} was not quiesced and was removed: {why}; {QUIESCE_ADVICE}"
+            )
         warning = f"The snapshot {action.name} of {action.vm} is not quiesced: {why}; {QUIESCE_ADVICE}"
         return Finished(order.job, snapshot_id=action.name, warnings=(warning,))
 
@@ -291,12 +295,12 @@ class ProxmoxDriver(SnapshotDriver):
         self._writes.work(order, "snapshot", "post", "snapshot", snapname=action.name, description=description, **memory)
 
     def _why_not_quiesced(self, job: Job) -> str | None:
-        """Why the guest's file systems were not at rest, as the task's log tells. One more request for each VM that is to be quiesced."""
+        """Return from the task's log why the file systems were not frozen, or None. One more request for each VM to be quiesced."""
         upid = str(job.handle)
         lines = self._inventory.call(f"read the log of {upid}", lambda: self._tasks.log(upid), node=upid.split(":")[1])
-        # A log that is not there is one line that says so, and no error (pve-manager 9.2).
+        # For a missing log PVE returns one line that says so, not an error (pve-manager 9.2).
         if not any(line.startswith("TASK ") for line in lines):
-            return f"the log of its task does not tell ({lines[-1] if lines else 'it is empty'})"
+            return f"the log of its task does not show it ({lines[-1] if lines else 'it is empty'})"
         return next((line for line in lines if any(sign in line for sign in _NO_FREEZE)), None)
 
     def _release(self) -> tuple[int, ...]:
@@ -306,7 +310,7 @@ class ProxmoxDriver(SnapshotDriver):
         power = Power(self._session, self._inventory, self._writes, lock_timeout=self.lock_timeout)
         turn = power.after(action)
         if turn is not None:
-            # Before the rollback, which would leave the guest off for want of a right.
+            # Checked before the rollback: without the privilege the guest would be left off.
             guest = self._inventory.guest(action.vm)
             self._rights.need(guest, f"{action} with power={action.power}", "VM.PowerMgmt")
         self._writes.work(order, "rollback", "post", f"snapshot/{action.snapshot.id}/rollback")

@@ -20,6 +20,7 @@ import (
 //	POST /faults, DELETE /faults  add a list of faultRule, remove all
 //	GET /counters, DELETE         read and reset, reset
 //	DELETE /sessions              all logins expire
+//	DELETE /tasks                 {undone}: vCenter forgets all tasks that have not ended
 //	POST /barrier                 {method, calls}: hold the next calls until that many have come
 //	POST /outage, GET /outage     outage: what strikes the request of a number; how many were counted so far
 //	POST /vms                     a list of newVM
@@ -37,6 +38,14 @@ func newControl(g *gate) http.Handler {
 		"POST /settings":   func(body []byte, _ *http.Request) (interface{}, error) { return nil, g.settings.update(body) },
 		"DELETE /faults":   func([]byte, *http.Request) (interface{}, error) { g.faults.clear(); return nil, nil },
 		"DELETE /sessions": func([]byte, *http.Request) (interface{}, error) { g.sessions.expire(); return nil, nil },
+		"DELETE /tasks": func(body []byte, _ *http.Request) (interface{}, error) {
+			var wanted struct {
+				Undone bool `json:"undone"`
+			}
+			err := strictUnmarshal(body, &wanted)
+			g.world.tasks.forget(wanted.Undone)
+			return nil, err
+		},
 		"POST /faults": func(body []byte, _ *http.Request) (interface{}, error) {
 			var rules []*faultRule
 			if err := strictUnmarshal(body, &rules); err != nil {

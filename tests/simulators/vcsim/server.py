@@ -125,7 +125,8 @@ class VCenter:
     def set(self, **settings: t.Any) -> None:
         """Change settings while it runs; see settingValues in settings.go.
 
-        task_time, task_times, queue_time and call_delays are seconds, two of them maps by a glob of the method's name. `busy` says
+        task_time, task_times, queue_time and call_delays are seconds, two of them maps by a glob of the method's name; vm_task_times is one
+        by a glob of the VM's name, and counts before these, for tasks that run already as well. `busy` says
         what becomes of a second task of a VM: "task" (it ends with TaskInProgress), "call" (the call raises that) or "queue".
         `page_objects` cuts answers of the PropertyCollector into pages. With `mute` the server accepts everything and answers nothing.
         """
@@ -147,6 +148,10 @@ class VCenter:
     def expire_sessions(self) -> None:
         """End all logins, as a restart of vCenter does; a wait that is under way ends with NotAuthenticated."""
         self._ask("DELETE", "/sessions")
+
+    def forget_tasks(self, *, undone: bool = False) -> None:
+        """End all tasks and let nothing tell of them, as a restart of vCenter may; their work is done, or with `undone` never will be."""
+        self._ask("DELETE", "/tasks", {"undone": undone})
 
     def hold(self, method: str, calls: int) -> None:
         """Hold the next calls of `method` (a glob) until `calls` of them have come, for 30 seconds at most. 0 holds none."""

@@ -19,6 +19,8 @@ type settings struct {
 type settingValues struct {
 	TaskTime  float64            `json:"task_time"`
 	TaskTimes map[string]float64 `json:"task_times"`
+	// The same by globs of the names of VMs, which count before the methods. A change counts for running tasks too.
+	VMTaskTimes map[string]float64 `json:"vm_task_times"`
 	// How long a task stays queued before it runs.
 	QueueTime float64 `json:"queue_time"`
 	// What happens to a second task of a VM: "task" ends it with TaskInProgress, "call" raises that, "queue" lets it wait.
@@ -45,7 +47,7 @@ func newSettings() *settings {
 	close(s.unmuted)
 	s.values = settingValues{
 		Busy: "task", SuppressedPower: "poweredOff", DeltaBytes: 16 << 20, DataBytes: 32 << 10, Levels: 32,
-		TaskTimes: map[string]float64{}, CallDelays: map[string]float64{},
+		TaskTimes: map[string]float64{}, VMTaskTimes: map[string]float64{}, CallDelays: map[string]float64{},
 	}
 	return s
 }
@@ -55,12 +57,15 @@ func (s *settings) update(text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	values := s.values
-	values.TaskTimes, values.CallDelays = nil, nil
+	values.TaskTimes, values.VMTaskTimes, values.CallDelays = nil, nil, nil
 	if err := strictUnmarshal(text, &values); err != nil {
 		return err
 	}
 	if values.TaskTimes == nil {
 		values.TaskTimes = s.values.TaskTimes
+	}
+	if values.VMTaskTimes == nil {
+		values.VMTaskTimes = s.values.VMTaskTimes
 	}
 	if values.CallDelays == nil {
 		values.CallDelays = s.values.CallDelays
@@ -111,8 +116,13 @@ func (s *settings) delayCall(method string) {
 	}
 }
 
-func (s *settings) taskTime(method string) time.Duration {
+func (s *settings) taskTime(method, vm string) time.Duration {
 	values := s.get()
+	for pattern, time := range values.VMTaskTimes {
+		if globMatch(pattern, vm) {
+			return seconds(time)
+		}
+	}
 	if exact, ok := values.TaskTimes[method]; ok {
 		return seconds(exact)
 	}

@@ -18,6 +18,9 @@ import (
 // recentTasks is how many tasks a VM lists, finished ones too (vCenter: those of the last ten minutes).
 const recentTasks = 5
 
+// changeSeen is how long a running task takes to see that its time was changed.
+const changeSeen = 200 * time.Millisecond
+
 // job is a task of ours on a VM.
 type job struct {
 	vm          *simulator.VirtualMachine
@@ -30,6 +33,8 @@ type job struct {
 	failAfter   types.BaseMethodFault                         // after the work
 	task        *simulator.Task
 	canceled    chan struct{}
+	forgotten   chan struct{} // closed by forget
+	undone      bool          // whether the work of a forgotten one is not done
 }
 
 // tasks runs one job at a time for each VM.
@@ -60,7 +65,7 @@ func (t *tasks) start(j *job) (types.ManagedObjectReference, types.BaseMethodFau
 		t.mu.Unlock()
 		return vm, &types.TaskInProgress{Task: other.task.Self}
 	}
-	j.canceled = make(chan struct{})
+	j.canceled, j.forgotten = make(chan struct{}), make(chan struct{})
 	j.makeTask()
 	t.jobs[j.task.Self] = j
 	ref := j.task.Self
@@ -129,26 +134,32 @@ func (t *tasks) perform(j *job) (result types.AnyType, fault types.BaseMethodFau
 		now := t.settings.now()
 		info.State, info.StartTime = types.TaskInfoStateRunning, &now
 	})
-	length := t.settings.taskTime(j.method)
-	step := length / 10
-	if step < 20*time.Millisecond {
-		step = 20 * time.Millisecond
-	}
-	for begun := time.Now(); ; {
-		passed := time.Since(begun)
+	shown := time.Duration(0) // when the progress was told last
+	for begun := time.Now(); !j.isForgotten(); {
+		length, passed := t.settings.taskTime(j.method, j.vm.Name), time.Since(begun)
 		if passed >= length {
 			break
 		}
-		if passed > 0 {
+		step := length / 10
+		if step < 20*time.Millisecond {
+			step = 20 * time.Millisecond
+		}
+		if passed >= shown+step {
+			shown = passed
 			percent := int32(passed * 100 / length)
 			j.change(func(info *types.TaskInfo) { info.Progress = percent })
 		}
-		if left := length - passed; step > left {
-			step = left
+		for _, limit := range []time.Duration{length - passed, changeSeen} {
+			if step > limit {
+				step = limit
+			}
 		}
 		if !j.sleep(step) {
 			return nil, &types.RequestCanceled{}
 		}
+	}
+	if j.isForgotten() && j.undone {
+		return nil, &types.RequestCanceled{}
 	}
 	if j.fail != nil {
 		return nil, j.fail
@@ -179,9 +190,35 @@ func (j *job) sleep(length time.Duration) bool {
 	select {
 	case <-j.canceled:
 		return false
+	case <-j.forgotten:
+		return true
 	case <-time.After(length):
 		return true
 	}
+}
+
+func (j *job) isForgotten() bool {
+	select {
+	case <-j.forgotten:
+		return true
+	default:
+		return false
+	}
+}
+
+// forget ends all tasks and lets nothing tell of them, as a restart of vCenter may. The host does their work, or with undone has never heard of it.
+func (t *tasks) forget(undone bool) {
+	t.mu.Lock()
+	forgotten := t.jobs
+	t.jobs = map[types.ManagedObjectReference]*job{}
+	t.mu.Unlock()
+	for ref, j := range forgotten {
+		simulator.Map.Remove(ref)
+		simulator.Map.WithLock(j.vm, func() { simulator.RemoveReference(&j.vm.RecentTask, ref) })
+		j.undone = undone
+		close(j.forgotten)
+	}
+	changes.announce()
 }
 
 // change edits a copy: the old value may just be on its way to a client.

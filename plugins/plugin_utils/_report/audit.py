@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-import typing as t
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report_advice import item, moment
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import item, moment
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Audit, Data, Endpoint, Item, Subject
 
-Data = dict[str, t.Any]
 
-
-def read_audit(lines: Iterable[str]) -> Data:
+def read_audit(lines: Iterable[str]) -> Audit:
     """The results of the VMs and the writes without an outcome, the newest first, and how many lines cannot be read: a full disk leaves half of one.
 
     A write without an outcome is settled once another call has written to the same VM without an error: it read the state of the VM before.
@@ -46,36 +44,30 @@ def read_audit(lines: Iterable[str]) -> Data:
         else:
             entries.append(entry)
     shown = [one for one in entries if one.get("event") != "intent" or str(one.get("id")) in waiting]
-    return {"entries": shown[::-1], "unreadable": unreadable}
+    return Audit(tuple(shown[::-1]), unreadable)
 
 
-def advise_audit(audit: Data, endpoints: Sequence[Data], now: datetime) -> list[Data]:
-    """The writes without an outcome: those whose call may still be running, and those whose call has ended without recording one."""
-    names = {one["where"]: one["name"] for one in endpoints if one["where"]}
+def advise_audit(audit: Audit, endpoints: Sequence[Endpoint], now: datetime) -> list[Item]:
+    """Items about the writes without an outcome: those whose call may still be running, and those whose call has ended without recording one."""
+    names = {one.where: one.name for one in endpoints if one.where}
     said = []
-    for one in audit["entries"]:
+    for one in audit.entries:
         if one.get("event") != "intent":
             continue
         where = without_login(str(one.get("endpoint") or ""))
-        vm = {
-            "endpoint": names.get(where, where),
-            "backend": one.get("backend"),
-            "name": str(one.get("vm")),
-            "id": one.get("vm_id"),
-        }
+        subject = Subject(names.get(where, where), one.get("backend"), str(one.get("vm")), one.get("vm_id"))
         began, ends_by = moment(one.get("time")), moment(one.get("ends_by"))
+        age = int((now - began).total_seconds()) if began else None
         what = (
             f"A call of {one.get('module')} began to {one.get('action')} the snapshot {one.get('snapshot')} at {one.get('time')}"
         )
         if ends_by is not None and ends_by > now:
-            found = item(
-                vm, "note", "write_under_way", f"{what}, and may still be running", f"Leave it alone until {one['ends_by']}"
-            )
+            what += ", and may still be running"
+            said.append(item(subject, "note", "write_under_way", what, f"Leave it alone until {one['ends_by']}", age=age))
         else:
             what += ", and recorded no outcome: it was killed, or did not see the end"
             remedy = "See with safepoint.vm.snapshot_info what is there, and run the play of that call again"
-            found = item(vm, "act", "write_without_outcome", what, remedy)
-        said.append({**found, "age_seconds": int((now - began).total_seconds()) if began else None})
+            said.append(item(subject, "act", "write_without_outcome", what, remedy, age=age))
     return said
 
 

@@ -11,12 +11,8 @@ Note that this plugin util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
-import typing as t
-from collections.abc import Mapping
-
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
-
-Data = Mapping[str, t.Any]
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
 
 _HELP = {
     "report_timestamp_seconds": "When the report was made, in seconds since 1970.",
@@ -59,33 +55,33 @@ _BY_ENDPOINT = {
 }
 
 
-def metrics(report: Data) -> str:
+def metrics(report: Report) -> str:
     """The whole file."""
     series: dict[str, list[str]] = {name: [] for name in _HELP}
 
-    def add(name: str, value: t.Any, **labels: str) -> None:
+    def add(name: str, value: float | None, **labels: str) -> None:
         if value is not None:
             pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
             series[name].append(f"safepoint_{name}{f'{{{pairs}}}' if pairs else ''} {value}")
 
-    add("report_timestamp_seconds", int(parse_time(report["time"], option="time").timestamp()))
-    add("report_age_limit_seconds", report["limits"]["age_seconds"])
-    add("report_chain_limit", report["limits"]["chain"])
-    for severity, number in report["totals"]["attention"].items():
+    add("report_timestamp_seconds", int(parse_time(report.time, option="time").timestamp()))
+    add("report_age_limit_seconds", report.limits.age_seconds)
+    add("report_chain_limit", report.limits.chain)
+    for severity, number in report.totals.attention.items():
         add("attention", number, severity=severity)
-    for one in report["endpoints"]:
-        where = {"endpoint": one["name"], "backend": one["backend"]}
-        add("endpoint_up", int(one["seen"]), **where)
-        if not one["seen"]:
+    for one in report.endpoints:
+        where = {"endpoint": one.name, "backend": one.backend}
+        add("endpoint_up", int(one.seen), **where)
+        if one.totals is None:
             continue
-        add("endpoint_clock_ahead_seconds", one["clock_ahead_seconds"], **where)
-        for name, key in _BY_ENDPOINT.items():
-            add(name, one["totals"][key], **where)
-        for code, number in one["totals"]["findings"].items():
+        add("endpoint_clock_ahead_seconds", one.clock_ahead_seconds, **where)
+        for name, field in _BY_ENDPOINT.items():
+            add(name, getattr(one.totals, field), **where)
+        for code, number in one.totals.findings.items():
             add("findings", number, **where, code=code)
-        for group, totals in one["totals"]["classes"].items():
-            for name, key in _BY_CLASS.items():
-                add(name, totals[key], **where, owner_class=group)
+        for group, counts in one.totals.classes.items():
+            for name, field in _BY_CLASS.items():
+                add(name, getattr(counts, field), **where, owner_class=group)
     parts = []
     for name, lines in series.items():
         if lines:

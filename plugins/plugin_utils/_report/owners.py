@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Whose a snapshot is: ours, another owner's, a backup product's, or somebody's. Pure: no I/O, no clock.
+"""The owner class of a snapshot: ours, another owner's, a backup product's, or a person's. Pure: no I/O, no clock.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -12,15 +12,7 @@ import re
 import typing as t
 from collections.abc import Mapping, Sequence
 
-Snapshot = Mapping[str, t.Any]
-
-CLASSES = ("ours", "other_owner", "backup", "person")
-CLASS_WORDS = {
-    "ours": "ours",
-    "other_owner": "another owner",
-    "backup": "backup product",
-    "person": "person or other tool",
-}
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import OwnerClass
 
 
 class Product(t.NamedTuple):
@@ -91,8 +83,8 @@ def products(patterns: Sequence[Mapping[str, t.Any]]) -> list[Product]:
     return [*own, *_KNOWN, *worded]
 
 
-def owner_class(snapshot: Snapshot, known: Sequence[Product]) -> tuple[str, str | None]:
-    """One of ``CLASSES``, and who it is where that can be told."""
+def owner_class(snapshot: Mapping[str, t.Any], known: Sequence[Product]) -> tuple[OwnerClass, str | None]:
+    """The owner class, and the name of the owner or product where that is known."""
     if snapshot.get("ours"):
         return "ours", None
     label = snapshot.get("label")
