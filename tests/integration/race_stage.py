@@ -60,7 +60,7 @@ class Said:
 
 
 def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: Iterable[int]) -> list[str]:
-    """What was wrong in these rounds of so many runs, in turn with and without the snapshot that they are about."""
+    """Return the problems of these rounds with this number of runs, alternately with and without the snapshot."""
     found: list[str] = []
     for number in numbers:
         stage.vary(number)

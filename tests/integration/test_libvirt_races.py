@@ -212,7 +212,7 @@ def check_backup(lab: t.Any, vm: str) -> None:
         began = time.monotonic()
         done = apply(lab.uri, plan, vm, lock_timeout=2)
         assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
-        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds
+        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds seconds
     assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # a call without a write does not wait
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
@@ -231,7 +231,7 @@ def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t
 
 @contextlib.contextmanager
 def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
-    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    """Let another run take a snapshot of the VM, and stop QEMU in the middle of it during the block."""
     mine = domain(lab, vm)
     with ThreadPoolExecutor(1) as pool:
         pid = qemu_pid(lab, vm)
@@ -241,7 +241,7 @@ def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
         other.result()
 
 
-def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
+def test_vm_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
     with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
@@ -262,15 +262,15 @@ def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
     with contextlib.ExitStack() as stack:
-        # The revert is done then, and not yet looked at.
+        # The revert is done, but its result is not read yet.
         before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
+        assert domain(lab, vm).state() == [3, 3]  # the test did something
 
 
-def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
-    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+def test_external_snapshots_get_unique_file_names(lab: t.Any, tiny: Make) -> None:
+    """With the same file name in the same millisecond, libvirt would refuse the second snapshot (67), like on a VM that cannot have external ones."""
     vm = domain(lab, tiny("names"))
     create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
     named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
@@ -278,7 +278,7 @@ def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make)
 
 
 @pytest.mark.slow
-def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_left(
+def test_removal_of_the_current_snapshot_during_the_read_is_handled(
     new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = newer("removed", running=True)

@@ -107,7 +107,7 @@ def test_write_that_cannot_be_read_again_is_unverified(hypervisor: Hypervisor) -
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_a_write_that_was_never_sent_has_changed_nothing(hypervisor: Hypervisor) -> None:
+def test_write_that_was_never_sent_has_changed_nothing(hypervisor: Hypervisor) -> None:
     hypervisor.outages[4] = FOR_EVER
     done = run(hypervisor, Present(Request(name="x")), on_error="stop", timeout=1.0)
     assert [one.changed for one in done] == [False] * 3 or codes(done)[0] == "timed_out"
@@ -130,7 +130,7 @@ def test_call_ends_in_time_when_the_endpoint_stops_answering(hypervisor: Hypervi
 
 
 @pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
-def test_a_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
+def test_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
     hypervisor: Hypervisor, on_error: str, others: str
 ) -> None:
     machines = list(hypervisor.machines.values())
@@ -181,7 +181,7 @@ class SlowCheck(FakeDriver):
 
 
 @pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
-def test_in_check_mode_too_a_busy_vm_has_a_row(hypervisor: Hypervisor, on_error: str, others: str) -> None:
+def test_busy_vm_has_a_row_in_check_mode_too(hypervisor: Hypervisor, on_error: str, others: str) -> None:
     list(hypervisor.machines.values())[1].busy = "a backup"
     fleet = Fleet(SlowCheck(hypervisor), Bounds(timeout=0.5, lock_timeout=60.0, on_error=on_error))
     done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=True)
