@@ -314,16 +314,20 @@ class Fleet:
             raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
-        """Remove the snapshots of this call on VMs where another run was first, then decide again, with the snapshot of that run."""
-        for one in losers:
-            if one.vm and one.decision and one.decision.snapshot:
-                one.todo.append(Delete(one.vm, one.decision.snapshot))
-        self._work.perform(losers)
-        lost = [one for one in losers if one.error is None]
-        for one in lost:
-            one.lose()
-        self._again(lost, plan)
-        self._confirm([one for one in lost if one.error is None], plan)
+        """Remove the snapshots of this call on VMs where another run was first, then decide again, with the snapshot of that run.
+
+        If that snapshot was removed since, the decision is to create again, and another run may again be first.
+        """
+        while losers:
+            for one in losers:
+                if one.vm and one.decision and one.decision.snapshot:
+                    one.todo.append(Delete(one.vm, one.decision.snapshot))
+            self._work.perform(losers)
+            lost = [one for one in losers if one.error is None]
+            for one in lost:
+                one.lose()
+            self._again(lost, plan)
+            losers = self._confirm([one for one in lost if one.error is None], plan)
 
     def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
         """Read the changed VMs again, and write once more if the state differs from the decision.

@@ -174,7 +174,7 @@ vms:
           memory: true
           consistency: memory
           size_bytes: null
-          size_unknown: it is kept inside the VM's disk images, and libvirt does not tell its part of them
+          size_unknown: it is stored inside the VM's disk images, and libvirt does not report its share
           current: true
           age_seconds: 3600
           lease: null

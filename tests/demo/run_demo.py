@@ -165,7 +165,7 @@ def expect(happened: bool, otherwise: str) -> None:
 
 def look(guest: Guest) -> list[str]:
     seen = guest.ssh(LOOK)
-    expect(seen.returncode == 0, f"web01 does not tell its state: {seen.stderr.strip()}")
+    expect(seen.returncode == 0, f"reading the state of web01 failed: {seen.stderr.strip()}")
     return seen.stdout.splitlines()
 
 

@@ -91,8 +91,7 @@ class ExternalStage(QemuStage):
             if base == written:
                 found.append(f"the VM writes to the image of the snapshot {one.getName()}")
             used |= {Path(layer["filename"]).name for layer in _layers(base)}
-        unused = set(files(self.qemu.lab, vm)) - used
-        return [*found, *([f"nothing uses {sorted(unused)}"] if unused else [])]
+        return [*found, *(f"nothing uses {name}" for name in files(self.qemu.lab, vm) if name not in used)]
 
 
 def _layers(path: Path) -> list[dict[str, t.Any]]:

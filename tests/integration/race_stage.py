@@ -71,13 +71,14 @@ def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: 
 def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[str]:
     """Start these kinds of runs in parallel on a VM with or without (``there``) the snapshot ``sx``; return the problems in their results."""
     reset(stage, vm, there=there)
-    before = {one.id for one in stage.backend.list(vm)}
+    before, damaged = {one.id for one in stage.backend.list(vm)}, stage.damage(vm)
     done = stage.at_once(vm, [RUNS[kind](number) for number, kind in enumerate(kinds)], lock_timeout=60.0)
     said = [Said(kind, outcome) for kind, outcome in zip(kinds, done)]
     after = {one.id for one in stage.backend.list(vm)}
     power, names, data = stage.state(vm)
     unique = stage.unique_ids
-    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique), *stage.damage(vm)]
+    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique)]
+    wrong += [one for one in stage.damage(vm) if one not in damaged]
     if power != "running":
         wrong.append(f"the VM is {power}")
     if names.count("sx") > 1:

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.qemu
 @pytest.mark.parametrize(
     ("options", "reason", "remedy"),
     [
-        ({"raw_disks": 1, "paused": True}, "vdb is raw", "qemu-img convert"),
-        ({"raw_disks": 1}, "vdb is raw", "qemu-img convert"),
+        ({"raw_disks": 1, "paused": True}, "vdb has the format raw", "qemu-img convert"),
+        ({"raw_disks": 1}, "vdb has the format raw", "qemu-img convert"),
         ({"disks": 0}, "no writable disk", "qcow2"),
         ({"pflash": True}, "UEFI", "BIOS"),
     ],
@@ -172,7 +172,7 @@ def test_configuration_changes_do_not_prevent_the_rollback(lab: t.Any, tiny: Mak
         f"<disk type='file'><driver name='qemu' type='raw'/><source file='{image}'/><target dev='vdb' bus='virtio'/></disk>"
     )
     refused = apply(lab.uri, Present(Request(name="y")), vm)
-    assert refused.error and "vdb is raw" in str(refused.error)
+    assert refused.error and "vdb has the format raw" in str(refused.error)
     assert apply(lab.uri, Reverted(Request(name="x")), vm).error is None
     assert "vdb" not in person.XMLDesc()
 

@@ -309,10 +309,10 @@ def test_cdrom_and_read_only_disk_are_left_out(new_lab: t.Any, newer: Make) -> N
             "vda and vdq have the same name except for the suffix",
             "rename",
         ),
-        ("<disk type='block'><driver type='raw'/><source dev='/dev/nowhere'/>", "vdq is on a block device", "image file"),
+        ("<disk type='block'><driver type='raw'/><source dev='/dev/nowhere'/>", "vdq has the type block", "image file"),
         (
             "<disk type='network'><driver type='raw'/><source protocol='nbd' name='x'><host name='localhost'/></source>",
-            "vdq is on a network device",
+            "vdq has the type network",
             "image file",
         ),
     ],

@@ -232,4 +232,4 @@ def test_raw_image_has_no_orphans(lab: t.Any, tiny: Make) -> None:
     vm = tiny("plain", disks=0, raw_disks=1, paused=True)
     assert found(lab, vm, images=True) == []
     refused = apply(lab.uri, Present(Request(name="x", kind="internal")), vm)
-    assert refused.error and "vda is raw" in str(refused.error)
+    assert refused.error and "vda has the format raw" in str(refused.error)

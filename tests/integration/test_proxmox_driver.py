@@ -176,7 +176,7 @@ def test_name_that_moved_to_another_guest_changes_neither(backend: ProxmoxBacken
     ):
         done = only(backend.run(plan, "web01", on_error="undo"))
         assert (code(done), done.changed) == ("vm_not_found", False)
-        assert f"'web01-old' now, while 'web01' is pve1/{other}" in str(done.error) and f"id:{vmid}" in str(done.error)
+        assert f"to 'web01-old'; 'web01' is now pve1/{other}" in str(done.error) and f"id:{vmid}" in str(done.error)
     assert cluster.task_list() == [] and names(cluster, vmid) == names(cluster, other) == ["old"]
     assert only(backend.run(Present(Request(name="new")), f"id:{vmid}")).word == "created"
     assert backend.look("web01").error is None  # a read may be some seconds old

@@ -199,7 +199,7 @@ def test_vms_with_the_same_name_are_listed_with_path_and_id(module: Run, vcenter
     [
         ({"template": True, "power": "poweredOff"}, {}, ["template", "convert"]),
         ({"question": "Is it moved or copied?"}, {}, ["moved or copied", "answer it"]),
-        ({"capability": {"snapshotOperationsSupported": False}}, {}, ["passed through"]),
+        ({"capability": {"snapshotOperationsSupported": False}}, {}, ["passthrough"]),
         ({"power": "poweredOff"}, {"memory": True}, ["off", "start it first"]),
         ({"power": "suspended"}, {"memory": True}, ["suspended", "resume it"]),
         ({"disk_mode": "independent_persistent"}, {"memory": True}, ["independent", "leave memory out"]),

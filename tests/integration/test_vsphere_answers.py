@@ -55,11 +55,11 @@ def ask() -> Iterator[t.Callable[[], t.Any]]:
 @pytest.mark.parametrize(
     ("status", "body", "words"),
     [
-        (200, "<html><body>Maintenance</body></html>", "no SOAP"),
-        (200, "Maintenance & more", "no XML"),
-        (200, "", "no XML"),
+        (200, "<html><body>Maintenance</body></html>", "not SOAP"),
+        (200, "Maintenance & more", "not XML"),
+        (200, "", "not XML"),
         (500, "<html><body>Oops</body></html>", ""),
-        (500, ENVELOPE.format(""), "no fault"),
+        (500, ENVELOPE.format(""), "without a fault"),
         (502, "", "502"),
     ],
 )

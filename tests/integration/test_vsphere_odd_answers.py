@@ -107,7 +107,7 @@ def test_listing_with_a_missing_page_is_an_error(estate: VCenter) -> None:
     estate.set(page_objects=0)
     assert estate.end_outage() == 1
     assert answer.failure and answer.failure["error"] == "connection_failed"
-    assert "asked to list the VMs, answered with no objects at all" in answer.failure["msg"]
+    assert "answered the request to list the VMs with no objects at all" in answer.failure["msg"]
 
 
 def test_endless_answer_is_refused_while_it_is_read(estate: VCenter) -> None:

@@ -72,7 +72,7 @@ class Lab:
         self._daemon: int | None = None
         self._image: GuestImage | None = None
 
-    # -- start and stop ----------------------------------------------------------------------------------------------------------
+    # -- start and stop -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Lab:
         return self.start()
@@ -257,7 +257,7 @@ class Lab:
         if result.returncode != 0:
             raise LabError(f"{' '.join(command)} failed: {result.stderr.strip()}")
 
-    # -- internal --------------------------------------------------------------------------------------------------------
+    # -- internal ------------------------------------------------------------------------------------------------------
 
     def _write_configuration(self) -> None:
         for part in ("run", "config/libvirt", "cache", "data", "home", "disks"):

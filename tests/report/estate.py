@@ -18,10 +18,10 @@ _BACKENDS = {
     "kvm01.example.com": (
         "libvirt",
         "qemu+ssh://root@kvm01.example.com/system",
-        "it is kept inside the VM's disk images, which tell no size",
+        "it is stored inside the VM's disk images, and libvirt does not report its share",
     ),
     "vcenter.example.com": ("vsphere", "vcenter.example.com", None),
-    "pve1.example.com": ("proxmox", "pve1.example.com", "Proxmox VE does not tell it"),
+    "pve1.example.com": ("proxmox", "pve1.example.com", "Proxmox VE does not report it"),
 }
 _PEOPLE = (
     "before upgrade",
@@ -176,15 +176,15 @@ def _vm(number: int, where: str, chance: random.Random) -> Data:
         row["findings"].append(
             {
                 "code": "consolidation_needed",
-                "msg": f"Disks of {name} were left behind by the removal of a snapshot, and go on growing",
-                "remedy": "consolidate them in the vSphere client (Snapshots, Consolidate)",
+                "msg": f"Disk files of {name} remain from the removal of a snapshot and keep growing",
+                "remedy": "consolidate the disks in the vSphere client (Snapshots, Consolidate)",
             }
         )
     if backend == "proxmox" and number % 50 == 2:
         row["findings"].append(
             {
                 "code": "unfinished_snapshot",
-                "msg": f"The snapshot half of {name} was never finished (snapstate prepare)",
+                "msg": f"The snapshot half of {name} is incomplete (snapstate prepare)",
                 "remedy": f"remove it on its node: qm delsnapshot {number} half --force",
             }
         )

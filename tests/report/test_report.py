@@ -92,7 +92,7 @@ def test_what_else_needs_somebody() -> None:
     unsigned = snapshot("unsigned", why_not_ours="its label is not signed, and label_key is set")
     unsigned["label"] = {"owner": "safepoint"}
     broken = snapshot("broken", description="[safepoint v=1] [", why_not_ours="it does not say its owner")
-    finding = {"code": "consolidation_needed", "msg": "disks", "remedy": "consolidate them"}
+    finding = {"code": "consolidation_needed", "msg": "disks", "remedy": "consolidate the disks"}
     rows = [
         vm("a", expired),
         vm("b", unsigned),

@@ -294,6 +294,28 @@ def test_run_that_lost_a_race_does_not_warn_about_its_own_snapshot(hypervisor: H
     assert not any("quiesce" in warning for warning in done[0].warnings)
 
 
+def test_run_that_loses_a_second_race_removes_its_second_snapshot_too(hypervisor: Hypervisor) -> None:
+    hypervisor.unique_names = False
+    machine = next(iter(hypervisor.machines.values()))
+    faster(hypervisor)
+    original = hypervisor.request
+    removed: list[str] = []
+
+    def prune(name: str) -> None:
+        original(name)
+        if name == "Delete web01" and not removed:
+            removed.append(next(iter(machine.snapshots)))  # the one that was first; then yet another run is faster again
+            FakeDriver(hypervisor)._delete(machine, machine.snapshots[removed[0]])
+
+    hypervisor.request = prune  # type: ignore[method-assign]
+    done = run(hypervisor, Present(Request(name="x")))
+    assert removed and len(machine.snapshots) == 1
+    assert [(one.word, one.changed, code) for one, code in zip(done, codes(done))] == [
+        ("lost_race", False, None),
+        ("created", True, None),
+    ]
+
+
 def test_warning_of_the_first_decision_is_given_once_after_a_race(hypervisor: Hypervisor) -> None:
     hypervisor.failures[1] = SnapshotExists("another run was faster")  # and has removed it since
     alone = run(hypervisor, Present(Request(name="x", quiesce="prefer")))

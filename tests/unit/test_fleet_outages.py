@@ -14,6 +14,7 @@ from fake import FakeDriver, Hypervisor, Machine
 from kit import pruning
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _fleet, _phases
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
@@ -274,6 +275,27 @@ def test_revert_is_confirmed_between_the_reverts_of_other_runs(hypervisor: Hyper
     hypervisor.request = others  # type: ignore[method-assign]
     (done,) = run(hypervisor, Reverted(Request(name="x", power="on")), vms=["web01"], lock_timeout=10.0)
     assert (done.word, done.error) == ("reverted", None)
+
+
+def test_failed_prune_does_not_report_the_removal_by_another_run(hypervisor: Hypervisor) -> None:
+    for name in ("w", "x"):
+        run(hypervisor, Present(Request(name=name)), vms=["web01"])
+    machine = next(iter(hypervisor.machines.values()))
+    first, second = machine.snapshots.values()
+    hypervisor.lies.add(len(hypervisor.actions) + 1)  # the first one stays listed
+    original = hypervisor.request
+
+    def other(name: str) -> None:
+        original(name)
+        action = hypervisor.actions[-1]
+        if isinstance(action, Delete) and action.snapshot.id == second.id and second.id in machine.snapshots:
+            FakeDriver(hypervisor)._delete(machine, second)
+
+    hypervisor.request = other  # type: ignore[method-assign]
+    (done,) = run(hypervisor, pruning(everything=True, confirm=1), vms=["web01"])
+    assert list(machine.snapshots) == [first.id] and done.error and done.error.code == "unverified"
+    row = outcome_pruned(done, ours=Owner(), now=datetime.now(timezone.utc))
+    assert [one["removed"] for one in row["snapshots"] if one["id"] == second.id] == [False]
 
 
 def test_only_one_of_two_prunes_reports_the_removal(hypervisor: Hypervisor) -> None:

@@ -159,7 +159,7 @@ def _create(job: LibvirtJob, action: Create, domain: t.Any, uri: str) -> Finishe
         if exc.get_error_code() != libvirt.VIR_ERR_OPERATION_FAILED:
             raise
         if action.name in domain.snapshotListNames():
-            raise _errors.SnapshotExists(f"{action.vm} has a snapshot named {action.name!r} already") from exc
+            raise _errors.SnapshotExists(f"{action.vm} already has a snapshot named {action.name!r}") from exc
         raise _errors.BackendFailed(f"libvirt failed to {action}: {clean(exc)}{_advice(str(exc))}") from exc
     return Finished(job, snapshot_id=made.getName())
 
@@ -219,8 +219,8 @@ def _new_files(action: Create, domain: t.Any) -> tuple[dict[str, str], str | Non
     disks = [disk for disk in read_disks(ElementTree.fromstring(domain.XMLDesc())) if disk.writable and disk.path]
     # A file name has at most 255 bytes; the snapshot's name can take 80 of them.
     vm = action.vm.name.encode()[:100].decode(errors="ignore")
-    # In milliseconds and with a random part: a retry within one second of a daemon's death would find the files of the first try, and another run may
-    # begin in the same millisecond.
+    # In milliseconds and with a random part: with seconds, a retry soon after a daemon's death would find the files of the first try, and another run may
+    # start in the same millisecond.
     end = f"{action.name}.{time.time_ns() // 1_000_000}{secrets.randbelow(10**6):06}"
     files = {disk.target: os.path.join(os.path.dirname(disk.path or ""), f"{vm}-{disk.target}.{end}") for disk in disks}
     memory_file = None
@@ -240,7 +240,7 @@ def _revert(job: LibvirtJob, action: Revert, domain: t.Any, snapshot: t.Any, *, 
     elif transient:
         raise _errors.Unsupported(
             f"{action.vm} is transient and would be off after a revert to {action.snapshot}, which holds no memory, and so cease to exist; "
-            f"set power=on, or make it persistent first ({virsh(public_uri(uri), 'define', 'FILE')} with its XML)"
+            f"set power=on, or make it persistent first (write its XML to FILE, then {virsh(public_uri(uri), 'define', 'FILE')})"
         )
     job.asks()
     _go_back(action, domain, snapshot, flags)
@@ -382,7 +382,7 @@ def _describe(job: LibvirtJob, action: Describe, domain: t.Any, xml: str) -> Fin
                 f"The snapshot {action.snapshot} of {action.vm} was removed before its description could be changed"
             ) from exc
         if exc.get_error_code() == libvirt.VIR_ERR_INVALID_ARG:
-            # 'parent w for moment x not found': another run has removed that one, and the definition has another parent now.
+            # 'parent w for moment x not found': another run has removed the parent, and the definition has a new parent now.
             again = _same(action, domain.snapshotLookupByName(action.snapshot.id))
             if read_snapshot(again, current=None).parent != read_snapshot(xml, current=None).parent:
                 return _describe(job, action, domain, again)

@@ -97,22 +97,22 @@ def current_snapshot(domain: t.Any) -> t.Any:
 
 
 def fork(domain: t.Any, definition: str) -> str | None:
-    """The snapshot that the VM was reverted to, where others were taken on top of it and none since; ``definition`` is the VM's."""
+    """Return the current snapshot if the VM was reverted to it and it has children on another branch, else None; ``definition`` is the VM's XML."""
     while True:
         current = current_snapshot(domain)
         try:
             children = [one.getXMLDesc() for one in current.listAllChildren()] if current is not None else []
             return current.getName() if any(is_branch(one, definition) for one in children) else None
         except libvirt.libvirtError as exc:
-            # Another run has removed one of them in this moment.
+            # Another run has just removed one of them.
             if exc.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                 raise
 
 
 def is_branch(child: str, definition: str) -> bool:
-    """Whether a child of the current snapshot is not what the VM runs on, by the definitions of both.
+    """Return True if the VM does not run on this child of its current snapshot, judged by the definitions of both.
 
-    One that is being taken is listed so as well (11.3), and the VM then runs on the image that it is based on, or on the new one already.
+    A snapshot that is being created is also listed as a child (11.3); the VM then still runs on its base image, or already on the new one.
     """
     near = {*external_bases(child).values(), *external_files(child)}
     return all(disk.image not in near for disk in read_disks(ElementTree.fromstring(definition)) if disk.writable)

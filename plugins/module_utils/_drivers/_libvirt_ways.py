@@ -190,7 +190,7 @@ def with_obstacles(vm: str, snapshots: Sequence[Snapshot], daemon: Daemon, *, br
                 # 11.3 removes it, and deletes the base image of the branch beside it at the next revert.
                 obstacles["remove_alone"] = (
                     f"is external and the current snapshot of the VM, and libvirt would destroy {' and '.join(beside)} with the same parent; "
-                    f"first remove {' and '.join(beside)}, or revert to another snapshot"
+                    f"remove {' and '.join(beside)} first, or revert to another snapshot"
                 )
         if len(kinds) > 1:
             delete = virsh(daemon.where, "snapshot-delete", vm, "NAME")

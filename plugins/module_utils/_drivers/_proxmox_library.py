@@ -48,7 +48,7 @@ _PROXY_LOST = (502, 503, 504)
 # How long a forwarded request is repeated for a node that does not answer: a restart of its services takes some seconds. A longer time would delay all
 # other guests if one node is down.
 _NODE_SECONDS = 10.0
-# Between two tries of a request, growing.
+# Pause between retries of a request; it doubles each time.
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 3.0
 
@@ -64,24 +64,24 @@ class Refused(Exception):
 
 
 class Tries:
-    """The further tries of one request: until when there are any, and the pauses between them."""
+    """The retries of one request: their time limit, and the pauses between them."""
 
     def __init__(self, silent: Collection[int], node_seconds: float | None = None) -> None:
-        """A node about which PVE answers with one of the statuses in ``silent`` is tried for some seconds, or for ``node_seconds``."""
+        """Retries after a status in ``silent``, which means that a node does not answer, are limited to _NODE_SECONDS, or to ``node_seconds``."""
         self._silent = silent
         self._node_seconds = _NODE_SECONDS if node_seconds is None else node_seconds
         self._node: Deadline | None = None
         self._pause = _FIRST_PAUSE_SECONDS
 
     def left(self, error: Exception, left: float) -> float:
-        """The time for further tries after this error, in seconds, of the ``left`` ones that the request has."""
+        """Return the seconds for retries after this error; ``left`` are the remaining seconds of the request."""
         if not (isinstance(error, Refused) and error.status in self._silent):
             return left
         self._node = self._node or Deadline(self._node_seconds)
         return min(left, self._node.left())
 
     def sleep(self, left: float) -> None:
-        """Let the next pause pass, or the time that is ``left``."""
+        """Sleep for the next pause, at most for the ``left`` seconds."""
         time.sleep(min(self._pause, left))
         self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
 

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The jobs of vSphere: the tasks of each action, what is done when an answer is lost, and when the VM is held by another task.
+"""The jobs of the vSphere backend: the tasks of each action, lost answers, and waiting for other tasks on the VM.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -43,22 +43,22 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_rea
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_tasks import TaskLost, Tasks
 from ansible_collections.safepoint.vm.plugins.module_utils._threads import Crew, Endings
 
-# So many tasks are being begun at a time. Each is one request, and vCenter answers it at once; what lasts is the task.
+# Number of tasks that are started in parallel. vCenter answers each request at once; only the task itself takes time.
 _AT_ONCE = 8
-# How long the guest's file systems may be held; minutes, as the API counts.
+# Time limit for the freeze of the guest's file systems, in minutes, the unit of the API.
 _QUIESCE_MINUTES = 5
-# Between two looks at a VM whose answer was lost, or that another task holds.
+# Pause between two reads of a VM after a lost answer, or while another task holds it.
 _LOOK_SECONDS = 0.5
-# A request whose connection was cut may still be on its way into the server. For so long nothing must be seen of it before it counts as not done.
+# A request may still reach the server after its connection broke. It counts as not done if no effect is visible for this long.
 _CALM_SECONDS = 3.0
-# The same for a revert where a proxy (504) or we gave up waiting for the answer: vCenter may be busy, and begin it later. A second one would discard
-# what the VM has written since the first, so that it is not sent; as with Proxmox VE.
+# The same for a revert after a timeout, ours or a proxy's (504): vCenter may be busy and start it later. A second revert is not sent, since it would
+# discard what the VM has written since the first, as with Proxmox VE.
 _SLOW_CALM_SECONDS = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The next request of a job; ``task`` says whether it begins a task, whose end is waited for."""
+    """The next request of a job. If ``task`` is true it starts a task, whose end is awaited."""
 
     make: Callable[[], t.Any]
     task: bool = True
@@ -66,20 +66,20 @@ class _Call:
 
 @dataclasses.dataclass(frozen=True)
 class _Pause:
-    """Go on after so many seconds. No thread waits for that."""
+    """Continue after this many seconds. Blocks no thread."""
 
     seconds: float
 
 
 @dataclasses.dataclass(eq=False)
 class _Job(Job):
-    """A job with the deadline of the time when it was begun. The engine sets later ones for the undo and the last look, when it has given this job up."""
+    """A job with the deadline at its start. The engine sets later deadlines for the undo and the final read, after it has given up this job."""
 
     deadline: Deadline = dataclasses.field(default_factory=lambda: Deadline(0))
 
 
 _Value = t.TypeVar("_Value")
-# What a job does next; it is sent the result of a call or of its task, or has the error raised.
+# The steps of a job: a generator that receives the result of each call or of its task, or the exception.
 _Steps = t.Generator[t.Union[_Call, _Pause], t.Any, _Value]
 
 
@@ -96,7 +96,7 @@ class Actions:
         self.lock_timeout = 60.0
 
     def start(self, action: Action) -> Job:
-        """Begin an action and return at once; its end goes to ``endings``."""
+        """Start an action and return at once; its result is put into ``endings``."""
         job = _Job(action, deadline=self._session.deadline)
         self._crew.do(lambda: self._advance(job, self._run(job, action)))
         return job
@@ -104,7 +104,7 @@ class Actions:
     # the steps of a job
 
     def _advance(self, job: Job, steps: _Steps[Finished], made: t.Any = None, error: BaseException | None = None) -> None:
-        """Go on with a job until it waits or has ended, with the result of the step before. No thread waits in between."""
+        """Run a job until it has to wait or has ended, with the result of the previous step. While it waits it blocks no thread."""
         while True:
             try:
                 step = steps.send(made) if error is None else steps.throw(error)
@@ -128,7 +128,7 @@ class Actions:
                 error = exc
                 continue
             if step.task:
-                # Another task of the same job may have gone before.
+                # The job may already have had another task.
                 job.handle, job.percent = made._moId, None
                 self._lookup.known.add(made._moId)
                 self._tasks.watch(made, job, functools.partial(self._ended, job, steps))
@@ -139,13 +139,14 @@ class Actions:
         self._crew.do(lambda: self._advance(job, steps, made, error))
 
     def _do(self, job: _Job, sent: str, call: _Call, is_done: Callable[[Seen], t.Any], *, once: bool = False) -> _Steps[t.Any]:
-        """Make a call and return the result of it or of its task.
+        """Make a call and return its result, or that of its task.
 
-        Where the answer is lost, ``is_done`` says of what is seen afterwards what the result was, or None where nothing was done: then it is sent again.
-        ``sent`` is how people are told of it. ``once`` is for what must not come twice, however late the first one comes, and whether it is seen or not.
+        If the answer is lost, ``is_done`` returns the result judged by the state of the VM, or None if nothing was done; then the call is repeated.
+        ``sent`` is the call in words, as an infinitive. ``once`` is for a call that must not run twice, even if the first one starts
+        late or its effect is not visible.
 
         :raises NotSent: there was no connection until the deadline.
-        :raises Unverified: it was sent, and by the deadline it could not be known whether it was done.
+        :raises Unverified: it was sent, but until the deadline its effect stayed unknown.
         """
         for tries in itertools.count():
             try:
@@ -156,48 +157,50 @@ class Actions:
                     raise
                 yield _Pause(seconds)
             except (TaskLost, BadAnswer, *UNREADABLE, *UNANSWERED) as exc:
-                # A task that vCenter has forgotten had begun, and may have done its work before.
+                # If vCenter no longer has the task, it was started and may have done its work.
                 may_come = once and (is_slow(exc) or isinstance(exc, TaskLost))
                 done = yield from self._look_up(job, sent, exc, is_done, may_come=may_come)
                 if done is not None:
                     return done
-        raise AssertionError  # there is no end to the numbers
+        raise AssertionError  # unreachable: the loop has no end
 
     def _look_up(
         self, job: _Job, sent: str, lost: BaseException, is_done: Callable[[Seen], t.Any], *, may_come: bool
     ) -> _Steps[t.Any]:
-        """The result by ``is_done`` when no task is at work on the VM any more, or None where nothing was done.
+        """Return the result by ``is_done`` as soon as no task runs on the VM, or None if nothing was done.
 
-        :raises Unverified: it cannot be known, as where nothing is seen of what ``may_come`` later.
+        :raises Unverified: the effect is unknown, also if nothing is visible but the call ``may_come`` later.
         """
         where, why = self._session.where, typed(lost, sent, where=self._session.where)
         if isinstance(lost, TaskLost):
-            why = _errors.ConnectionFailed("vCenter does not know the task any more")
-        unknown = f"{where} was asked to {sent}, its answer was lost ({why}), and it cannot be told whether that was done"
+            why = _errors.ConnectionFailed("vCenter no longer has the task")
+        unknown = f"{where} was asked to {sent}, but its answer was lost ({why}), and the result is unknown"
         calm: Deadline | None = None
         while True:
             try:
                 seen = self._lookup.look(job.action.vm)
             except _errors.SafepointError as exc:
-                raise _errors.Unverified(f"{unknown}: {exc}; look with snapshot_info before the next try") from exc
+                raise _errors.Unverified(f"{unknown}: {exc}; check with snapshot_info before you retry") from exc
             if seen.running is None:
                 done = is_done(seen)
                 if done is not None:
                     return done
                 calm = calm or Deadline(_SLOW_CALM_SECONDS if may_come else _CALM_SECONDS)
             if job.deadline.left() <= _LOOK_SECONDS:
-                at_work = f": {seen.running} is still at work" if seen.running else ""
-                raise _errors.Unverified(f"{unknown} in time{at_work}; look with snapshot_info before the next try")
+                at_work = f": {seen.running} is still running" if seen.running else ""
+                raise _errors.Unverified(f"{unknown} at the timeout{at_work}; check with snapshot_info before you retry")
             if seen.running is None and calm is not None and calm.left() <= 0:
                 if may_come:
-                    raise _errors.Unverified(f"{unknown}, or still will be; look with snapshot_info before the next try")
+                    raise _errors.Unverified(
+                        f"{unknown}, and it may still take effect; check with snapshot_info before you retry"
+                    )
                 return None
             yield _Pause(_LOOK_SECONDS)
 
     # the actions
 
     def _run(self, job: _Job, action: Action) -> _Steps[Finished]:
-        """The tasks of an action."""
+        """Run the tasks of an action."""
         if isinstance(action, Create):
             return (yield from self._create(job, action))
         snapshot = vim.vm.Snapshot(action.snapshot.id, self._session.stub)
@@ -241,13 +244,13 @@ class Actions:
             try:
                 made = yield from self._do(job, f"{action}", call, is_done)
             except vmodl.fault.MethodNotFound:
-                self._modern = False  # govmomi 0.24's simulator; every vCenter since 6.0 has it
+                self._modern = False  # missing in govmomi 0.24's simulator; vCenter has it since 6.0
         if not self._modern:
             call = _Call(lambda: vm.CreateSnapshot_Task(**what, quiesce=quiesce))
             made = yield from self._do(job, f"{action}", call, is_done)
         if made is None:
             raise _errors.BackendFailed(
-                f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); look with snapshot_info"
+                f"The task {job.handle} of vCenter ended without the id of the new snapshot ({job.action}); check with snapshot_info"
             )
         return Finished(job, snapshot_id=made if isinstance(made, str) else str(made._moId))
 
@@ -260,16 +263,16 @@ class Actions:
         try:
             yield from self._turn(job, action, on=turn == "start")
         except BaseException as exc:
-            # Whatever it is, the VM is back at the snapshot, and to decide again as if it was not would be wrong.
+            # Not as the original error, which would seem to mean that the VM was not reverted.
             error = self._typed(exc, action)
             kind = _errors.Unverified if isinstance(error, _errors.Unverified) else _errors.BackendFailed
-            raise kind(f"{action.vm} is back at {action.snapshot}, and its {turn} failed: {error}") from exc
+            raise kind(f"{action.vm} was reverted to {action.snapshot}, but its {turn} failed: {error}") from exc
 
     def _turn(self, job: _Job, action: Revert, *, on: bool) -> _Steps[None]:
-        """Start or stop the VM. Another task on it is waited for: it may be that of a run that removes the snapshot, or reverts as well."""
+        """Start or stop the VM. Waits for other tasks on it, such as a removal or a revert by another run."""
         vm = vim.VirtualMachine(action.vm.id, self._session.stub)
         wanted = "poweredOn" if on else "poweredOff"
-        # One more request before a stop, since nothing else tells: it may be suspended, with its memory or as it was taken.
+        # One more request before a stop, since the power state after the revert is not known otherwise: the VM can also be suspended.
         if not on and self._power(action) == wanted:
             return
         call = _Call(vm.PowerOnVM_Task if on else vm.PowerOffVM_Task)
@@ -281,7 +284,7 @@ class Actions:
                 return
             except vmodl.MethodFault as exc:
                 in_passing = isinstance(exc, vim.fault.InvalidPowerState)
-                # Another run may have started or stopped it already, which is what is wanted.
+                # Another run may already have set the wanted power state.
                 if in_passing and self._power(action) == wanted:
                     return
                 lock = lock or job.deadline.within(self.lock_timeout)

@@ -1,10 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the PropertyCollector answers, made into Python values no sooner than somebody looks at them.
+"""Answers of the PropertyCollector, converted to Python values only on access.
 
-pyVmomi 9.1 makes an object of every element at once. The devices of 500 VMs, of which a disk's mode is all that is wanted, took it
-more CPU than everything else of a call together, since the PropertyCollector gives them as a whole only.
+pyVmomi 9.1 creates an object for every element. The PropertyCollector can only return the devices of a VM as a whole, although only the modes of
+disks are needed: with 500 VMs pyVmomi took more CPU time for them than for the rest of the call.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -28,7 +28,7 @@ _NUMBERS = {"byte": int, "short": int, "int": int, "long": int, "float": float, 
 
 
 class LazyStub:
-    """Stands in for pyVmomi's stub under a managed object. Its answers are values of this file, faults are pyVmomi's."""
+    """Replaces pyVmomi's stub of a managed object. Answers are objects of this file; faults are pyVmomi's."""
 
     def __init__(self, stub: t.Any) -> None:
         self._stub = stub
@@ -48,7 +48,7 @@ class LazyStub:
             body = answer.read()
         except BaseException:
             connection.close()
-            # What was kept for later has most likely been cut as well.
+            # The other pooled connections are most likely broken too.
             stub.DropConnections()
             raise
         stub.ReturnConnection(connection)
@@ -57,17 +57,17 @@ class LazyStub:
         if answer.headers.get("Content-Encoding", "").lower() == "gzip":
             body = _unpacked(body)
         if answer.status == 500 or b"missingSet>" in body or b"MethodFault" in body:
-            # Faults have many shapes, and are rare.
+            # Faults have many formats and are rare: leave them to pyVmomi.
             read = pyvmomi.SoapAdapter.SoapResponseDeserializer(stub).Deserialize(io.BytesIO(body), info.result)
             if answer.status == 500:
-                raise read if isinstance(read, BaseException) else http.client.HTTPException("500, and no fault")
+                raise read if isinstance(read, BaseException) else http.client.HTTPException("status 500 without a fault")
             return read
         try:
             envelope = ElementTree.fromstring(body)
         except ElementTree.ParseError as exc:
-            raise http.client.HTTPException(f"an answer that is no XML: {exc}") from exc
+            raise http.client.HTTPException(f"an answer that is not XML: {exc}") from exc
         if not envelope.tag.endswith("}Envelope"):
-            raise http.client.HTTPException(f"an answer that is no SOAP, but <{envelope.tag}>")
+            raise http.client.HTTPException(f"an answer that is not SOAP, but <{envelope.tag}>")
         found = envelope.find(f".//{_NS}returnval")
         return None if found is None else Lazy(found, info.result, stub)
 
@@ -77,16 +77,16 @@ def _unpacked(body: bytes) -> bytes:
     try:
         plain = packed.decompress(body, LARGEST_ANSWER)
     except zlib.error as exc:
-        raise http.client.HTTPException(f"an answer that cannot be unpacked: {exc}") from exc
+        raise http.client.HTTPException(f"an answer that cannot be decompressed: {exc}") from exc
     if packed.unconsumed_tail:
         raise BadAnswer(f"more than {LARGEST_ANSWER} bytes")
     if not packed.eof:
-        raise http.client.HTTPException("a packed answer that is cut off")
+        raise http.client.HTTPException("a compressed answer that is truncated")
     return plain
 
 
 class Lazy:
-    """A data object of the API, read from its XML attribute by attribute."""
+    """A data object of the API whose attributes are read from its XML on access."""
 
     __slots__ = ("_element", "_kind", "_stub")
 
@@ -97,7 +97,7 @@ class Lazy:
 
     @property  # type: ignore[misc]
     def __class__(self) -> t.Any:
-        """The type in the API; isinstance() goes by it."""
+        """The type in the API, for isinstance()."""
         return self._kind
 
     def __getattr__(self, name: str) -> t.Any:
@@ -108,7 +108,7 @@ class Lazy:
         return None if found is None else _value(found, kind, self._stub)
 
     def properties(self) -> dict[str, t.Any]:
-        """Of an ObjectContent: what was read, by the paths. As ``propSet`` says it, without an object for each of its thousands."""
+        """For an ObjectContent: the properties by path. Like ``propSet``, without an object for each of the thousands of entries."""
         return {
             name.text or "": _value(value, object, self._stub)
             for name, value in (one for one in self._element if one.tag == _PROP_SET)
@@ -116,11 +116,11 @@ class Lazy:
 
 
 def _value(element: ElementTree.Element, kind: t.Any, stub: t.Any) -> t.Any:
-    """The value of an element whose declared type is ``kind``."""
+    """Return the value of an element with the declared type ``kind``."""
     attributes = element.attrib
     if "type" in attributes:
         return _type(attributes["type"])(element.text, stub)
-    # With a prefix or without, as the server likes.
+    # Servers send it with or without a prefix.
     said = attributes.get(_XSI_TYPE, "").rpartition(":")[2]
     if said.startswith("ArrayOf"):
         name = said[len("ArrayOf") :]
@@ -130,14 +130,14 @@ def _value(element: ElementTree.Element, kind: t.Any, stub: t.Any) -> t.Any:
     return Lazy(element, data_object, stub) if data_object else read(element.text or "")
 
 
-# What the API's types say is the same for all objects of a type, of which one answer has thousands.
+# The functions below are cached: one answer has thousands of objects of the same type.
 
 
 @functools.cache
 def _declared(kind: t.Any, name: str) -> tuple[str, t.Any, bool]:
-    """Of an attribute: the tag of its elements, their type, and whether there may be many of them.
+    """Return tag and type of an attribute's elements, and True if it is a list.
 
-    :raises AttributeError: the type has no such attribute; as the object itself would.
+    :raises AttributeError: the type has no such attribute.
     """
     declared = kind._GetPropertyInfo(name).type
     many = issubclass(declared, list)
@@ -146,7 +146,7 @@ def _declared(kind: t.Any, name: str) -> tuple[str, t.Any, bool]:
 
 @functools.cache
 def _shape(kind: t.Any, said: str) -> tuple[t.Any, Callable[[str], t.Any]]:
-    """The type of the data object that an element is, or None and how to read its text; ``said`` is the type that it names itself."""
+    """Return the type of a data object, or None and the function that reads the text of a simple value; ``said`` is the element's xsi:type."""
     if said in _NUMBERS:
         return None, _NUMBERS[said]
     if said == "boolean" or kind is bool:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""pyVmomi: the only import of it, the login, and its faults as errors of ours.
+"""The only import of pyVmomi: the login, and translation of its faults.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -29,7 +29,7 @@ try:
     from pyVmomi import SoapStubAdapter, vim, vmodl
 
     PYVMOMI_IMPORT_ERROR = None
-except Exception:  # pyVmomi 9.1 raises a bare one on Python 3.9, for which there is 8.0
+except Exception:  # pyVmomi 9.1 raises a plain Exception on Python 3.9, which needs 8.0
     pyvmomi = SoapStubAdapter = vim = vmodl = None
     PYVMOMI_IMPORT_ERROR = traceback.format_exc()
 
@@ -48,41 +48,41 @@ __all__ = [
     "vmodl",
 ]
 
-# 6.5. A server speaks every older version, so that nothing has to be asked first; older servers are out of support since 2020.
+# 6.5. Servers support all older versions, so no version request is needed; servers before 6.5 have been out of support since 2020.
 _VERSION = "vim.version.version11"
-# A new connection for a request that finds none free; this many are kept, and none longer than proxies keep theirs.
+# Number of pooled connections, and how long an idle one is kept; proxies close theirs later.
 _POOL = 32
 _IDLE_SECONDS = 30
-# More than the longest request keeps us waiting (_vsphere_tasks.py): a connection that was cut without a word is given up then,
-# and so much after the time is up.
+# Timeout for an answer; more than the longest request takes (_vsphere_tasks.py), so it detects connections that were silently cut. And the
+# timeout of a request at or after the deadline.
 _SILENCE_SECONDS = 60.0
 _LATE_SECONDS = 2.0
-# Between two tries of a request that got no answer.
+# Pauses between retries of a request without an answer.
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 
-# In bytes. One of 500 VMs has 3 MB with their devices; nothing that we ask for comes near, and no answer may fill the memory.
+# In bytes, so that no answer can exhaust the memory. An answer with 500 VMs and their devices has 3 MB.
 LARGEST_ANSWER = 256 * 1024**2
-# Of those that pyVmomi reads itself, piece by piece: logins, views and tasks of some kB. It takes minutes for 100 MB (9.1).
+# For answers that pyVmomi reads itself, in pieces: logins, views and tasks of some kB. For 100 MB it takes minutes (9.1).
 _LARGEST_SMALL_ANSWER = 4 * 1024**2
 _PIECE = 1024**2
 
 _T = t.TypeVar("_T")
 
-# A request that was sent, or was about to be, and got no answer of vCenter: a cut or silent connection, a proxy's 502, a page that is no SOAP.
+# No answer of vCenter to a request that was or may have been sent: a broken or silent connection, a proxy's 502, a page that is not SOAP.
 UNANSWERED = (OSError, http.client.HTTPException, ExpatError)
 
 
-# What pyVmomi and our own reading raise on an answer of a wrong shape.
+# Raised by pyVmomi and by our own parser for an answer of the wrong format.
 UNREADABLE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 class BadAnswer(Exception):
-    """An answer that is none of this request: without a value, of a wrong shape, only a part, or too large. To ask again would bring the same."""
+    """An answer that does not fit the request: without a value, of the wrong format, incomplete or too large. A retry would not help."""
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer of which no more is read than it may have."""
+    """An HTTP answer with a size limit."""
 
     _read_so_far = 0
 
@@ -99,23 +99,23 @@ class _Response(http.client.HTTPResponse):
         return piece
 
     def getheader(self, name: str, default: t.Any = None) -> t.Any:
-        # pyVmomi would unpack without a limit what it has not asked to be packed.
+        # pyVmomi would decompress the answer without a limit, although it did not request compression.
         return default if name.lower() == "content-encoding" else super().getheader(name, default)
 
 
 class NotSent(OSError):
-    """There was no connection, so that nothing was sent. Its cause says why."""
+    """There was no connection, and nothing was sent. Its __cause__ is the reason."""
 
 
 def _make_stub(limit: Callable[[], float], **settings: t.Any) -> t.Any:
-    """pyVmomi's stub, whose requests wait for an answer no longer than ``limit`` says when they begin."""
+    """Return pyVmomi's stub with a timeout for each request: ``limit`` returns the seconds when the request starts."""
 
     class Stub(SoapStubAdapter):  # type: ignore[misc, valid-type, unused-ignore]
         def GetConnection(self) -> t.Any:  # the name that pyVmomi calls
             seconds = limit()
             self.schemeArgs["timeout"] = seconds
             try:
-                # A new one is connected here (pyVmomi 8.0 and 9.1).
+                # A new connection is opened here (pyVmomi 8.0 and 9.1).
                 connection = super().GetConnection()
             except Exception as exc:
                 raise NotSent(str(exc)) from exc
@@ -128,18 +128,18 @@ def _make_stub(limit: Callable[[], float], **settings: t.Any) -> t.Any:
 
 
 class Session:
-    """One login, made again when the server has ended it. Any thread may call.
+    """A login, renewed when the server has ended the session. Thread-safe.
 
-    Once logged in, what reads is repeated until ``deadline`` while nothing answers; only the first login fails at once.
+    After the login, reads are repeated until ``deadline`` while there is no answer; the first login itself fails at once.
     """
 
     def __init__(
         self, *, hostname: str, port: int, username: str, password: str, validate_certs: bool, ca_path: str | None
     ) -> None:
-        """Log in. Three requests; blocks for as long as the peer is mute.
+        """Log in. Three requests; blocks while the peer does not answer.
 
         :raises LibraryMissing: pyVmomi is not installed.
-        :raises ConnectionFailed: nothing answered, or something that is no vCenter, or with a certificate that is not trusted.
+        :raises ConnectionFailed: no answer, an answer that is not from vCenter, or a certificate that is not trusted.
         :raises PermissionDenied: the login was refused.
         """
         if PYVMOMI_IMPORT_ERROR:
@@ -150,7 +150,7 @@ class Session:
         self._logins = 0
         self._closed = False
         self.deadline = Deadline(_SILENCE_SECONDS)
-        # _server.py has read ca_path.
+        # _server.py has checked ca_path.
         context = ssl.create_default_context(cafile=ca_path) if validate_certs else ssl._create_unverified_context()
         self.stub = _make_stub(
             self._silence,
@@ -167,7 +167,7 @@ class Session:
         try:
             self.content = expect(instance.RetrieveContent(), vim.ServiceInstanceContent, "content of the service")
             self._login()
-            # Ages are counted by the clock that the snapshots have their times from.
+            # The ages of snapshots are calculated with the server's clock, which their times come from.
             self.ahead: timedelta = expect(instance.CurrentTime(), datetime, "time") - datetime.now(timezone.utc)
         except _errors.SafepointError:
             raise
@@ -184,7 +184,7 @@ class Session:
         self._logins += 1
 
     def raw(self, method: Callable[[], _T]) -> _T:
-        """Return what ``method`` returns; log in once more where the session has ended meanwhile. Raises what it raises."""
+        """Return the result of ``method``; if the session has ended, log in again and repeat it once. Raises what ``method`` raises."""
         logins = self._logins
         try:
             return method()
@@ -193,9 +193,9 @@ class Session:
         return method()
 
     def call(self, what: str, method: Callable[[], _T]) -> _T:
-        """What ``method`` returns, which only reads, repeated until the deadline while nothing answers.
+        """Return the result of ``method``, a read, which is repeated until the deadline while there is no answer.
 
-        :raises SafepointError: what failed, in the server's words.
+        :raises SafepointError: the failure, with the server's text.
         """
         tries = 0
         while True:
@@ -207,7 +207,7 @@ class Session:
             tries += 1
 
     def pause(self, tries: int) -> bool:
-        """Wait before what got no answer so often is tried again; False where there is no time for that."""
+        """Wait before the next retry; return False if the deadline leaves no time for one."""
         seconds = self.pause_seconds(tries)
         if seconds is None:
             return False
@@ -215,29 +215,29 @@ class Session:
         return True
 
     def pause_seconds(self, tries: int, deadline: Deadline | None = None) -> float | None:
-        """For how long to leave the server alone after so many tries, or None where there is no time for another one before the deadline."""
+        """Return the pause before the next retry, or None if the deadline leaves no time for one."""
         seconds = min(_FIRST_PAUSE_SECONDS * 2 ** min(tries, 10), _LONGEST_PAUSE_SECONDS)
         return None if self._closed or (deadline or self.deadline).left() <= seconds else seconds
 
     def _silence(self) -> float:
-        """For how long a request that begins now waits for an answer."""
+        """Return the timeout of a request that starts now."""
         return min(_SILENCE_SECONDS, self.deadline.left() + _LATE_SECONDS)
 
     @property
     def logins(self) -> int:
-        """How often we have logged in. What a session holds (views, filters) goes with it."""
+        """Number of logins so far. Views and filters belong to a session and end with it."""
         return self._logins
 
     def renew(self, logins: int) -> None:
-        """Log in again, unless somebody else has done so since there were so many ``logins``."""
+        """Log in again, unless another thread has done so: ``logins`` is the number of logins that the caller has seen."""
         with self._lock:
             if self._closed:
-                raise _errors.ConnectionFailed(f"We have logged out of {self.where}")
+                raise _errors.ConnectionFailed(f"The session at {self.where} was closed by this module")
             if self._logins == logins:
                 self._login()
 
     def close(self) -> None:
-        """Log out, for good: whatever is still under way does not log in again."""
+        """Log out. Requests that are still running do not log in again."""
         with self._lock:
             self._closed = True
         try:
@@ -248,7 +248,7 @@ class Session:
 
 
 def expect(value: t.Any, kind: t.Any, what: str) -> t.Any:
-    """The value of an answer, which must be of that kind of the API.
+    """Return the value if it has that type of the API.
 
     :raises BadAnswer: it is not.
     """
@@ -258,13 +258,13 @@ def expect(value: t.Any, kind: t.Any, what: str) -> t.Any:
 
 
 def is_slow(error: BaseException) -> bool:
-    """Whether an answer is lost because a proxy or we gave up waiting for it, so that the work may begin only later."""
-    # pyVmomi puts the status of an answer that is no SOAP into the text (8.0 and 9.1).
+    """Return True if the answer was lost by a timeout, ours or a proxy's: the work may begin later."""
+    # For an answer that is not SOAP, pyVmomi puts the HTTP status into the text (8.0 and 9.1).
     return isinstance(error, socket.timeout) or (isinstance(error, http.client.HTTPException) and str(error).startswith("504"))
 
 
 def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointError:
-    """A fault of the server, or what kept us from reaching it, as one of ours."""
+    """Translate a fault of the server or a connection error; ``what`` is the operation, as an infinitive."""
     if isinstance(error, _errors.SafepointError):
         return error
     failed = _errors.ConnectionFailed
@@ -273,22 +273,20 @@ def typed(error: BaseException, what: str, *, where: str) -> _errors.SafepointEr
     if isinstance(error, ssl.SSLCertVerificationError):
         return failed(
             f"The certificate of {where} is not trusted: {error.verify_message}; set ca_path to the CA that signed it, and hostname to a name in it "
-            "(validate_certs=false would trust anybody)"
+            "(validate_certs=false would trust any server)"
         )
     if isinstance(error, UNANSWERED):
-        return failed(f"No vCenter or ESXi answered at {where} on the way to {what}: {_words(error)}; check hostname and port")
+        return failed(f"No vCenter or ESXi at {where} answered the request to {what}: {_words(error)}; check hostname and port")
     if not isinstance(error, vmodl.MethodFault):
-        # What is read of an answer is all that can fail here.
-        said = str(error) if isinstance(error, BadAnswer) else f"what could not be read ({type(error).__name__}: {error})"
-        return failed(
-            f"{where}, asked to {what}, answered with {said}; see what stands between it and this machine, and its own log"
-        )
+        # All other exceptions come from reading an answer.
+        said = str(error) if isinstance(error, BadAnswer) else f"data that could not be read ({type(error).__name__}: {error})"
+        return failed(f"{where} answered the request to {what} with {said}; check any proxy in between, and its own log")
     return _fault(error, what)
 
 
 def _fault(fault: t.Any, what: str) -> _errors.SafepointError:
     said = f"vSphere failed to {what}: {_words(fault)}"
-    # The one is a kind of the other.
+    # NotAuthenticated is a subclass of NoPermission.
     if isinstance(fault, vim.fault.NoPermission) and not isinstance(fault, vim.fault.NotAuthenticated):
         on = getattr(fault.object, "_moId", "it")
         return _errors.PermissionDenied(f"{said}; the privilege {fault.privilegeId} on {on} is missing")
@@ -299,15 +297,15 @@ def _fault(fault: t.Any, what: str) -> _errors.SafepointError:
 
 
 def _table() -> list[tuple[t.Any, type[_errors.SafepointError], str]]:
-    """By the fault: which error it is, and what to do. The first that fits; the special ones stand before their parents."""
+    """Return fault types, error and remedy. The first match is used, so subclasses come before their parents."""
     faults = vim.fault
     return [
         (faults.NotAuthenticated, _errors.ConnectionFailed, "; the session has ended, try again"),
-        (faults.TaskInProgress, _errors.Locked, "; another task works on the VM, try again when it has ended"),
+        (faults.TaskInProgress, _errors.Locked, "; another task runs on the VM, try again when it has ended"),
         (
             (faults.ConcurrentAccess, faults.FileLocked, faults.SnapshotLocked),
             _errors.Locked,
-            "; something else holds it, try again later",
+            "; another process holds it, try again later",
         ),
         (faults.RestrictedVersion, _errors.Unsupported, "; the licence of this host does not allow changes by the API"),
         (faults.TooManySnapshotLevels, _errors.Unsupported, "; remove older snapshots first"),
@@ -318,22 +316,22 @@ def _table() -> list[tuple[t.Any, type[_errors.SafepointError], str]]:
         (
             (faults.InvalidState, faults.QuestionPending),
             _errors.Unsupported,
-            "; look at the VM's state, and for a question that it asks",
+            "; check the VM's state, and if it waits for an answer to a question",
         ),
         ((vmodl.fault.NotSupported, vmodl.fault.MethodNotFound), _errors.Unsupported, ""),
         (faults.SnapshotFault, _errors.Unsupported, ""),
     ]
 
 
-QUIESCE_ADVICE = "look at VMware Tools in the guest, or set quiesce=never"
+QUIESCE_ADVICE = "check VMware Tools in the guest, or set quiesce=never"
 
 
 def _words(error: t.Any) -> str:
-    """What the server says, in one line; the name of the fault where it says nothing."""
+    """Return the server's text in one line, or the name of the fault if it has no text."""
     if isinstance(error, socket.gaierror):
-        return "its name is not known"
+        return "its name could not be resolved"
     if isinstance(error, ExpatError):
-        return "what came back is no SOAP"
+        return "the answer is not SOAP"
     said = getattr(error, "localizedMessage", None) or getattr(error, "msg", None) or str(error)
     name = type(error).__name__.rpartition(".")[2]
     said = " ".join(str(said).split())

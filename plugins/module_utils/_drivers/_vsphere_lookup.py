@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Look up at a VM whether a write was done whose answer was lost.
+"""After a lost answer, check the VM for the effect of the write.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -20,82 +20,82 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapsho
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """A VM after an answer was lost."""
+    """The state of a VM after a lost answer."""
 
     power: str
     snapshots: Sequence[Snapshot]
     running: str | None
-    """A task that has begun on the VM since we looked at it first, and has not ended; as people are told of it."""
+    """A task, in words, that was started on the VM after our first read and has not ended."""
     succeeded: Collection[str]
-    """The kinds (descriptionId) of those that have begun since, and ended well."""
+    """The descriptionIds of tasks that were started after our first read and have succeeded."""
     has_left: bool
-    """The snapshot that was the current one when we looked at the VM last is still there, and is not the current one any more."""
+    """True if the snapshot that was current at the last read still exists but is no longer the current one."""
 
     def by_id(self, snapshot_id: str) -> Snapshot | None:
         return next((one for one in self.snapshots if one.id == snapshot_id), None)
 
     def created(self, action: Create, description: str, before: Collection[str]) -> str | None:
-        """The id of the snapshot that was made, or None.
+        """Return the id of the new snapshot, or None.
 
-        :raises Unverified: another run has made one that is called and described alike.
+        :raises Unverified: another run has created a snapshot with the same name and description.
         """
         alike = [one for one in self.snapshots if one.name == action.name and one.description == description]
         new = [one.id for one in alike if one.id not in before]
         if len(new) > 1:
             raise Unverified(
-                f"The answer to {action} was lost, and there are {len(new)} such snapshots now ({', '.join(new)}), of which others are another run's; "
-                "remove those that are too many by their ids"
+                f"The answer to {action} was lost, and there are now {len(new)} such snapshots ({', '.join(new)}), some of them from another run; "
+                "remove the duplicates by id"
             )
         return new[0] if new else None
 
     def is_reverted(self, action: Revert) -> bool:
-        """Whether a revert has worked, and to this snapshot, unless that was removed since."""
+        """Return True if a revert succeeded, and the snapshot is the current one or was removed since."""
         target = self.by_id(action.snapshot.id)
         if any("revert" in kind.lower() for kind in self.succeeded):
             return target is None or target.current
-        # vCenter may have forgotten the task. A new snapshot makes itself the current one, a removal its parent; a revert alone does this.
+        # vCenter may no longer have the task. A new snapshot becomes the current one, after a removal its parent does; only a revert leaves it like this.
         return self.has_left and target is not None and target.current
 
     def is_described(self, action: Describe) -> bool:
-        """Whether the snapshot has the description."""
+        """Return True if the snapshot has the new description."""
         found = self.by_id(action.snapshot.id)
         return found is not None and found.description == action.description
 
 
 class Lookup:
-    """What was known of VMs and tasks before, and the look afterwards."""
+    """The tasks and snapshots that were known before a write, for comparison after it."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self.known: set[str] = set()
-        """The ids of tasks that were there when the VM was looked at, or that are ours."""
+        """The ids of tasks that existed when the VM was read, or that are our own."""
         self.over: set[str] = set()
-        """The ids of tasks that have ended. They are never used again, and vCenter lists them with their VM for ten minutes more."""
+        """The ids of tasks that have ended. vCenter lists them with their VM for ten more minutes; ids are never reused."""
         self._snapshots: dict[str, frozenset[str]] = {}
         self._current: dict[str, frozenset[str]] = {}
 
     def note_snapshots(self, seen: Mapping[str, Sequence[Snapshot]]) -> None:
-        """These are the snapshots of VMs, by the ids of the VMs."""
+        """Remember the snapshots of VMs, by VM id."""
         for vm_id, snapshots in seen.items():
             self._snapshots[vm_id] = frozenset(one.id for one in snapshots)
             self._current[vm_id] = frozenset(one.id for one in snapshots if one.current)
 
     def snapshots_of(self, vm: Vm) -> frozenset[str]:
-        """The ids of the snapshots that the VM had when it was last looked at."""
+        """Return the ids of the VM's snapshots at the last read."""
         return self._snapshots.get(vm.id, frozenset())
 
     def look(self, vm: Vm) -> Seen:
-        """See the VM and what has been done on it since. Two requests, of which the engine makes none where no answer is lost.
+        """Read the VM and its new tasks. Two requests, only after a lost answer.
 
-        :raises SafepointError: it cannot be seen.
+        :raises SafepointError: the VM cannot be read.
         """
         paths = ["runtime.powerState", "snapshot", "recentTask"]
         machine = vim.VirtualMachine(vm.id, self._session.stub)
-        seen = retrieve_each(self._session, f"look at {vm}", [machine], {vim.VirtualMachine: paths}).get(vm.id)
+        seen = retrieve_each(self._session, f"read {vm}", [machine], {vim.VirtualMachine: paths}).get(vm.id)
         if seen is None:
             raise VmNotFound(f"The VM {vm} ({vm.id}) does not exist any more")
         new = [task for task in seen.get("recentTask") or () if task._moId not in self.known]
-        tasks = retrieve_each(self._session, f"look at {vm}", new, {vim.Task: ["info.state", "info.descriptionId"]})
+        tasks = retrieve_each(self._session, f"read the tasks of {vm}", new, {vim.Task: ["info.state", "info.descriptionId"]})
         states = {moid: (str(one.get("info.state")), str(one.get("info.descriptionId"))) for moid, one in tasks.items()}
         running = next(
             (f"the task {moid} ({kind})" for moid, (state, kind) in states.items() if state in ("queued", "running")), None

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What vSphere tells about VMs and snapshots, as the values of the core. Properties come by name through the PropertyCollector only.
+"""Convert vSphere's data about VMs and snapshots to the core's data classes. Properties are only read by path, through the PropertyCollector.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -46,21 +46,21 @@ MEMORY_WAYS = (
     "datastore",
 )
 QUIESCE_WAYS = ("capability.quiescedSnapshotsSupported", "guest.toolsRunningStatus")
-# So many objects are named in an error.
+# Maximum number of objects that an error lists.
 _NAMED = 3
-# No property has this name.
+# Key for the properties that could not be read; no property has this path.
 NOT_READ = ""
 CONFIGURATION = ("config.hardware.numCPU", "config.hardware.memoryMB", "config.hardware.device")
 
 # vSphere 8 documentation, "Snapshot Limitations" and TooManySnapshotLevels: a chain has 32 levels at most.
 DEEPEST = 32
 _POWERS = {"poweredOn": "running", "poweredOff": "off", "suspended": "paused"}
-# How vSphere writes these characters in the names of entities and snapshots.
+# Escapes in the names of entities and snapshots.
 _ESCAPES = (("%2f", "/"), ("%2F", "/"), ("%5c", "\\"), ("%5C", "\\"), ("%25", "%"))
 
 
 class Gone(SafepointError):
-    """A managed object does not exist any more. Never leaves the driver."""
+    """A managed object does not exist any more. Internal to this backend."""
 
     def __init__(self, gone: str) -> None:
         super().__init__(f"{gone} does not exist any more")
@@ -68,16 +68,16 @@ class Gone(SafepointError):
 
 
 def plain(name: str) -> str:
-    """A name as people wrote it."""
+    """Return the name without vSphere's escapes."""
     for escaped, char in _ESCAPES:
         name = name.replace(escaped, char)
     return name
 
 
 def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[t.Any, Properties]]:
-    """The objects that the filter specs select, with those of the properties that are set. One request, and one more for each full page.
+    """Return the objects that the filter specs select, with their set properties. One request, and one more for each further page.
 
-    There must be one at least: an answer without a value is taken for none.
+    The specs must select at least one object: an empty answer raises BadAnswer.
     """
     collector = vmodl.query.PropertyCollector(session.content.propertyCollector._moId, LazyStub(session.stub))
 
@@ -97,9 +97,9 @@ def retrieve(session: Session, what: str, specs: Sequence[t.Any]) -> list[tuple[
 
 
 def _page(answer: t.Any) -> t.Any:
-    """One page of objects.
+    """Return the answer if it is a page with objects.
 
-    :raises BadAnswer: it is none, or has no objects. A server has no pages without.
+    :raises BadAnswer: it has no objects, which a real server never sends.
     """
     if answer is None or not answer.objects:
         raise BadAnswer("no objects at all")
@@ -107,14 +107,14 @@ def _page(answer: t.Any) -> t.Any:
 
 
 def _object(one: t.Any) -> t.Any:
-    """The managed object that something is said about."""
+    """Return the managed object of an ObjectContent."""
     if not isinstance(one.obj, pyvmomi.VmomiSupport.ManagedObject):
-        raise BadAnswer("properties that are of no object")
+        raise BadAnswer("properties without an object")
     return one.obj
 
 
 def _properties(one: t.Any) -> dict[str, t.Any]:
-    """What was read of an object, and under NOT_READ by its path what could not be, with the fault."""
+    """Return the properties of an object by path; NOT_READ has the faults, by path, of those that could not be read."""
     if isinstance(one, Lazy):  # then nothing is missing
         return one.properties()
     seen = {prop.name: prop.val for prop in one.propSet}
@@ -127,7 +127,7 @@ def _properties(one: t.Any) -> dict[str, t.Any]:
 def retrieve_each(
     session: Session, what: str, objects: Sequence[t.Any], paths: Mapping[t.Any, Sequence[str]]
 ) -> dict[str, Properties]:
-    """The properties of these objects by their ids; ``paths`` are by the type. Those that are gone are not among them."""
+    """Return the properties of these objects by id; ``paths`` are by type. Objects that no longer exist are left out."""
     left = {one._moId: one for one in objects}
     while left:
         spec = vmodl.query.PropertyCollector.FilterSpec(
@@ -141,16 +141,16 @@ def retrieve_each(
                 raise
             del left[exc.id]
             continue
-        # One that is gone would have been a fault, see Gone; one of which nothing is set has no properties, and is there.
+        # A deleted object would have been a fault, see Gone; an object without set properties is included, with none.
         missing = left.keys() - found.keys()
         if missing:
-            raise typed(BadAnswer(f"nothing about {', '.join(sorted(missing)[:_NAMED])}"), what, where=session.where)
+            raise typed(BadAnswer(f"no data about {', '.join(sorted(missing)[:_NAMED])}"), what, where=session.where)
         return found
     return {}
 
 
 def read_state(name: str, seen: Properties, *, ways: bool, busy: str | None, free: Mapping[str, tuple[str, int]]) -> VmState:
-    """The state of a VM, and with ``ways`` how a snapshot can be taken. ``free`` has the name and the free bytes of datastores by their ids."""
+    """Return the state of a VM, with ``ways`` also how a snapshot can be taken. ``free`` has name and free bytes of datastores by id."""
     power = _POWERS.get(str(seen.get("runtime.powerState")), "running")
     findings = []
     question = seen.get("runtime.question")
@@ -158,16 +158,16 @@ def read_state(name: str, seen: Properties, *, ways: bool, busy: str | None, fre
         findings.append(
             Finding(
                 "question_pending",
-                f"{name} waits for an answer: {' '.join(question.text.split())}",
-                "answer it in the vSphere client",
+                f"{name} waits for an answer to a question: {' '.join(question.text.split())}",
+                "answer the question in the vSphere client",
             )
         )
     if seen.get("runtime.consolidationNeeded"):
         findings.append(
             Finding(
                 "consolidation_needed",
-                f"Disks of {name} were left behind by the removal of a snapshot, and go on growing",
-                "consolidate them in the vSphere client (Snapshots, Consolidate)",
+                f"Disk files of {name} remain from the removal of a snapshot and keep growing",
+                "consolidate the disks in the vSphere client (Snapshots, Consolidate)",
             )
         )
     return VmState(power, (_way(name, power, seen, free),) if ways else (), busy=busy, findings=tuple(findings))
@@ -181,10 +181,11 @@ def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, 
         "quiesce": _why_not_quiesce(name, power, seen),
         "memory_and_quiesce": None
         if power == "off"
-        else f"{name} keeps its memory or is quiesced, and vSphere ignores quiescing with memory; leave one out",
+        else f"{name} cannot have a snapshot with memory that is also quiesced: vSphere does not quiesce a guest if memory is included; leave one out",
     }
     missed = [
-        f"The independent disk {one} of {name} is not part of the snapshot, and does not come back with it" for one in independent
+        f"The independent disk {one} of {name} is not included in the snapshot; a revert does not change it"
+        for one in independent
     ]
     refusals = {what: why for what, why in why_not.items() if why}
     return Way(refusals=refusals, unrecorded=("offline",), deepest=DEEPEST, warnings=tuple(missed))
@@ -193,11 +194,13 @@ def _way(name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, 
 def _why_not_create(name: str, seen: Properties) -> str | None:
     question = seen.get("runtime.question")
     if seen.get("config.template"):
-        return f"{name} is a template, which has no snapshots; convert it to a VM first"
+        return f"{name} is a template, and templates have no snapshots; convert it to a VM first"
     if question is not None:
-        return f"{name} waits for an answer ({' '.join(question.text.split())}); answer it in the vSphere client first"
+        return (
+            f"{name} waits for an answer to a question ({' '.join(question.text.split())}); answer it in the vSphere client first"
+        )
     if seen.get("capability.snapshotOperationsSupported") is False:
-        return f"{name} cannot have snapshots, as its host says; look for disks or devices that are passed through"
+        return f"{name} cannot have snapshots, as reported by its host; check for passthrough disks or devices"
     return None
 
 
@@ -205,21 +208,21 @@ def _why_not_memory(
     name: str, power: str, seen: Properties, free: Mapping[str, tuple[str, int]], independent: Sequence[str]
 ) -> str | None:
     if power == "off":
-        return f"{name} is off and has no memory to keep; start it first, or leave memory out"
+        return f"{name} is off and has no memory to include; start it first, or leave memory out"
     if power == "paused":
-        return f"{name} is suspended, its memory is on disk already; resume it first, or leave memory out"
+        return f"{name} is suspended, so its memory is already on disk; resume it first, or leave memory out"
     if seen.get("capability.memorySnapshotsSupported") is False:
-        return f"{name} cannot have snapshots with memory, as its host says; leave memory out"
+        return f"{name} cannot have snapshots with memory, as reported by its host; leave memory out"
     if independent:
-        return f"{name} has the independent disk {independent[0]}, which rules out memory; leave memory out, or make it dependent"
+        return f"{name} has the independent disk {independent[0]}, so a snapshot cannot include memory; leave memory out, or make the disk dependent"
     needed = int(seen.get("config.hardware.memoryMB") or 0) * 1024**2
-    # As in "[LocalDS_0] web01/"; the others may be those of a CD image.
+    # For example "[LocalDS_0] web01/". The VM's other datastores may only hold a CD image.
     where = str(seen.get("config.files.snapshotDirectory") or "").partition("]")[0].lstrip("[")
     stores = [free[one._moId] for one in seen.get("datastore") or () if one._moId in free]
     full = [(store, left) for store, left in stores if store == where and left < needed]
     if full:
         store, left = full[0]
-        return f"The memory of {name} needs {needed} bytes, and the datastore {store} has {left} free; free some, or leave memory out"
+        return f"The memory of {name} needs {needed} bytes, but the datastore {store} has only {left} free; free some space, or leave memory out"
     return None
 
 
@@ -227,21 +230,21 @@ def _why_not_quiesce(name: str, power: str, seen: Properties) -> str | None:
     if power == "off":
         return None
     if power == "paused":
-        return f"{name} is suspended, and nothing in it can be quiesced; resume it first, or set quiesce=never"
+        return f"{name} is suspended and cannot be quiesced; resume it first, or set quiesce=never"
     if seen.get("capability.quiescedSnapshotsSupported") is False:
-        return f"{name} cannot be quiesced, as its host says; {QUIESCE_ADVICE}"
+        return f"{name} cannot be quiesced, as reported by its host; {QUIESCE_ADVICE}"
     if seen.get("guest.toolsRunningStatus") not in (None, "guestToolsRunning"):
-        return f"{name} cannot be quiesced, since VMware Tools do not run in it; {QUIESCE_ADVICE}"
+        return f"{name} cannot be quiesced, because VMware Tools is not running in the guest; {QUIESCE_ADVICE}"
     return None
 
 
 def disks(seen: Properties, path: str = "config.hardware.device") -> list[t.Any]:
-    """The virtual disks among a VM's devices."""
+    """Return the virtual disks among a VM's devices."""
     return [one for one in seen.get(path) or () if isinstance(one, vim.vm.device.VirtualDisk)]
 
 
 def read_snapshots(seen: Properties) -> list[Snapshot]:
-    """The tree as a flat list."""
+    """Return the snapshot tree as a flat list, parents before their children."""
     info = seen.get("snapshot")
     if info is None:
         return []
@@ -260,7 +263,7 @@ def _walk(nodes: Sequence[t.Any], parent: str | None, current: str | None, sizes
         elif node.quiesced:
             consistency = "filesystem"
         else:
-            # Without memory the state is poweredOff, whether the VM was or not.
+            # Without memory the state is always poweredOff, also if the VM was running.
             consistency = "offline" if label is not None and label.consistency == "offline" else "crash"
         size = sizes.get(node.snapshot._moId)
         yield Snapshot(
@@ -273,13 +276,13 @@ def _walk(nodes: Sequence[t.Any], parent: str | None, current: str | None, sizes
             consistency=consistency,
             current=node.snapshot._moId == current,
             size_bytes=size,
-            size_unknown=None if size is not None else "the sizes of files are read for a listing only",
+            size_unknown=None if size is not None else "file sizes are only read by snapshot_info",
         )
         yield from _walk(node.childSnapshotList, node.snapshot._moId, current, sizes)
 
 
 def _sizes(layout: t.Any) -> dict[str, int]:
-    """By the id of the snapshot: the bytes of its own files (its state, its memory, and the disk files that it has frozen last)."""
+    """Return the bytes of each snapshot's own files by snapshot id: state, memory, and the last disk files that it froze."""
     if layout is None:
         return {}
     files = {one.key: one.size for one in layout.file or ()}
@@ -287,7 +290,7 @@ def _sizes(layout: t.Any) -> dict[str, int]:
     for one in layout.snapshot or ():
         keys = [one.dataKey, *([one.memoryKey] if one.memoryKey is not None and one.memoryKey >= 0 else [])]
         for disk in one.disk or ():
-            # The last of the chain is what was written to before this snapshot; the first one belongs to the VM itself.
+            # The last file of the chain is the one that was written to before this snapshot; the first is the VM's base disk.
             if len(disk.chain) > 1:
                 keys += list(disk.chain[-1].fileKey)
         found[one.key._moId] = sum(files.get(key, 0) for key in keys)
@@ -295,7 +298,7 @@ def _sizes(layout: t.Any) -> dict[str, int]:
 
 
 def read_configuration(seen: Properties) -> Configuration:
-    """What a VM is made of, or was when the snapshot was taken."""
+    """Read the configuration of a VM or of a snapshot."""
     memory = seen.get("config.hardware.memoryMB")
     cards = [one for one in seen.get("config.hardware.device") or () if isinstance(one, vim.vm.device.VirtualEthernetCard)]
     return Configuration(

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Waiting for the tasks of vCenter, for all of them together.
+"""Wait for the tasks of vCenter, all with one request.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -27,29 +27,29 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_lib
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Unverified
 
-# Tasks that begin within this time are put on the list in one request.
+# Tasks that start within this time are added to the list view in one request.
 _GATHER_SECONDS = 0.05
-# Later ones are put there before the next time that we ask, and after this time at the latest.
+# Later tasks are added before the next poll, and after this time at the latest.
 _PUSH_SECONDS = 0.3
-# While some are under way, each that ends and each percent of each would cost a request of its own. So the server is left alone after an
-# answer: for a tenth of the time that tasks take as it seems, which is how late an end may be noticed, within these bounds.
+# Without pauses between polls, the end of each task and each percent of progress would cost one request. The pause is a tenth of the estimated
+# time of a task, within these bounds; the end of a task is noticed at most that late.
 _ASK_SECONDS = 0.2
-# The same after an answer in which some have ended: others are about to, and whoever waits goes on with the next ones.
+# The pause after an answer in which tasks have ended: others will end soon, and the callers start the next ones.
 _SOON_SECONDS = 0.05
 _LONGEST_ASK_SECONDS = 2.0
 _LATE = 0.1
-# How long the server may keep a request that has nothing to tell. Proxies cut connections that are silent for a minute.
+# maxWaitSeconds: how long the server may hold a request without updates. Proxies cut connections that are silent for a minute.
 _LONGEST_WAIT = 30
 
 Done = Callable[[t.Any, t.Optional[BaseException]], None]
 
 
 class TaskLost(Exception):
-    """vCenter does not know the task any more, as after its restart. How it ended has to be looked up at the VM. Never leaves the driver."""
+    """vCenter no longer has the task, for example after its restart. The result must be read from the VM. Internal to this backend."""
 
 
 class _Waiting:
-    """A task that is waited for."""
+    """A task whose end is awaited."""
 
     def __init__(self, task: t.Any, job: Job, done: Done) -> None:
         self.task = task
@@ -60,7 +60,7 @@ class _Waiting:
 
 
 class Tasks:
-    """One list of tasks at the server, with one filter on it, and one thread that asks what has changed."""
+    """All tasks of a login: one list view on the server, with one filter, and one polling thread."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -72,15 +72,15 @@ class Tasks:
         self._view: t.Any = None
         self._view_login = 0
         self._version = ""
-        # Whether to log in again, and to begin a list of its own, before the server is asked the next time.
+        # Set before the next poll: log in again; create a new list view.
         self._renew = self._list_is_old = False
         self._pace, self._ended_at = 0.0, 0.0
         self._tries, self._login = 0, 0
 
     def watch(self, task: t.Any, job: Job, done: Done) -> None:
-        """Have ``done`` called with the task's result when it has ended, or else with what it failed with, and ``job`` told how far it is.
+        """Call ``done`` with the task's result or its error when it has ended, and update the progress of ``job`` until then.
 
-        The error is a MethodFault, TaskLost, or Unverified where it cannot be known how it ended. ``done`` must not block. Any thread may call.
+        The error is a MethodFault, TaskLost, or Unverified if the result is unknown. ``done`` must not block. Thread-safe.
         """
         with self._lock:
             self._pending[task._moId] = _Waiting(task, job, done)
@@ -94,7 +94,7 @@ class Tasks:
             threading.Thread(target=self._push, name="vSphere tasks, new", daemon=True).start()
 
     def _push(self) -> None:
-        """Put on the list what the thread that asks has not put there for a while: the server may be keeping it."""
+        """Add new tasks that the polling thread has not added: the server may hold its request."""
         time.sleep(_PUSH_SECONDS)
         with self._lock:
             self._pushing = False
@@ -105,18 +105,18 @@ class Tasks:
             self._fail(exc, new)
 
     def _add(self) -> None:
-        """Put the new tasks on the list, or all on a list of their own where there is none."""
+        """Add the new tasks to the list view, or all tasks to a new list view if there is none."""
         with self._lock:
             new, self._new = self._new, []
-        view = self._view  # two threads come here
+        view = self._view  # read once: two threads call this method
         if view is None or self._view_login != self._session.logins:
             self._begin()
         elif new:
             try:
                 view.ModifyListView(add=new)
             except (vmodl.MethodFault, *UNANSWERED):
-                # The list went with the session, or the connection was cut. Where the next one fails as well, there is none for the next try,
-                # which has no new tasks any more and puts all of them on one.
+                # The session with the list view has ended, or the connection broke. If creating a new one fails too, the next call finds no
+                # list view, and creates one with all tasks.
                 self._view = None
                 self._begin()
 
@@ -129,14 +129,14 @@ class Tasks:
         over_view = collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)
         spec = collector.FilterSpec(
             objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
-            # Not the whole of info: pyVmomi cannot read the entity that govmomi 0.24's simulator puts there.
+            # Not all of info: pyVmomi cannot read the entity in it that govmomi 0.24's simulator sends.
             propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error", "info.progress"])],
         )
         self._session.content.propertyCollector.CreateFilter(spec, partialUpdates=False)
         self._view, self._view_login, self._version = view, login, ""
 
     def _ask(self) -> None:
-        """Ask what has changed until nothing is waited for. Outages are ridden through: the tasks go on, and a new list tells again what was lost."""
+        """Poll until no task is pending. Survives outages: the tasks continue, and a new list view reports lost updates again."""
         self._ended_at, self._pace = time.monotonic(), 0.0
         self._tries, self._login = 0, self._session.logins
         time.sleep(_GATHER_SECONDS)
@@ -149,14 +149,14 @@ class Tasks:
             self._fail(exc)
 
     def _go_on(self) -> bool:
-        """Whether a task is waited for; where none is, the next one begins to ask again."""
+        """Return True while tasks are pending; if not, the next task starts a new polling thread."""
         with self._lock:
             if not self._pending:
                 self._asking = False
             return self._asking
 
     def _ask_once(self) -> None:
-        """One round. What an outage breaks is tried again after a pause, until the deadline."""
+        """Poll once. After an outage, wait for the next try; raise when the deadline has passed."""
         try:
             if self._renew:
                 self._session.renew(self._login)
@@ -165,7 +165,7 @@ class Tasks:
             self._round()
             self._tries = 0
         except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
-            # The session has ended; the tasks go on. A server that forgets each login at once is not to be flooded with them.
+            # The session has ended; the tasks continue. With a pause, in case a server ends every session at once.
             self._renew = self._list_is_old = True
             if not self._may_try_again():
                 raise
@@ -179,12 +179,12 @@ class Tasks:
                 raise
 
     def _may_try_again(self) -> bool:
-        """Wait before the next try; False when there is no time for one."""
+        """Wait before the next try; return False if the deadline leaves no time for one."""
         self._tries += 1
         return self._session.pause(self._tries - 1)
 
     def _round(self) -> None:
-        """Put new tasks on the list, ask once what has changed, tell it, and leave the server alone for a while."""
+        """Add new tasks to the list view, wait for one update, process it, and pause."""
         if self._list_is_old:
             self._begin()
             self._list_is_old = False
@@ -196,11 +196,11 @@ class Tasks:
         update = collector.WaitForUpdatesEx(self._version, options)
         if update is None:
             if time.monotonic() - asked < options.maxWaitSeconds - 1:
-                # Nothing to tell is told when the time is up. The server may think that it has told something.
-                raise BadAnswer("no update, before its time")
+                # An empty answer is only allowed after maxWaitSeconds; otherwise an update may have been lost.
+                raise BadAnswer("an empty update too early")
             return
         if not update.filterSet:
-            raise BadAnswer("an update of nothing")
+            raise BadAnswer("an update without data")
         self._version = update.version
         ended = self._note(update)
         now = time.monotonic()
@@ -211,11 +211,11 @@ class Tasks:
         time.sleep(min(max(pause, least), _LONGEST_ASK_SECONDS) if self._pending else 0)
 
     def _longest_wait(self) -> int:
-        """For how many seconds the server may keep a request; never past the deadline, up to which its answer is waited for."""
+        """Return maxWaitSeconds for the next poll; it never extends past the deadline."""
         return max(1, min(_LONGEST_WAIT, int(self._session.deadline.left())))
 
     def _forget(self, error: t.Any) -> bool:
-        """Have a task looked up elsewhere that vCenter does not know any more; False where that is not what the error is about."""
+        """Report a task that vCenter no longer has as TaskLost; return False if the error is about another object."""
         with self._lock:
             lost = self._pending.pop(error.obj._moId if error.obj else "", None)
         if lost is not None:
@@ -223,7 +223,7 @@ class Tasks:
         return lost is not None
 
     def _note(self, update: t.Any) -> list[_Waiting]:
-        """Tell those who wait what the update tells; return those whose tasks have ended."""
+        """Process an update: call ``done`` for each ended task, and return these tasks."""
         gone: list[_Waiting] = []
         for filter_set in update.filterSet:
             for one in filter_set.objectSet:
@@ -231,7 +231,7 @@ class Tasks:
                     waiting = self._pending.get(one.obj._moId)
                     if waiting is None:
                         continue
-                    # An update tells what has changed, which need not be all at once.
+                    # An update has only the changed properties.
                     waiting.seen.update({change.name: change.val for change in one.changeSet or ()})
                     state = str(waiting.seen.get("info.state"))
                     ended = state in ("success", "error") or str(one.kind) == "leave"
@@ -239,19 +239,19 @@ class Tasks:
                         del self._pending[one.obj._moId]
                         gone.append(waiting)
                     else:
-                        # Unset until the task runs, and with some tasks for as long as they do.
+                        # Unset until the task runs; some tasks never set it.
                         waiting.job.percent = waiting.seen.get("info.progress")
                 if state == "success":
                     waiting.done(waiting.seen.get("info.result"), None)
                 elif state == "error":
-                    unknown = BackendFailed(f"The task {one.obj._moId} ended with an error, and vCenter does not say which")
+                    unknown = BackendFailed(f"The task {one.obj._moId} failed, and vCenter does not report the error")
                     waiting.done(None, waiting.seen.get("info.error") or unknown)
                 elif ended:
                     waiting.done(None, TaskLost())
         return gone
 
     def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
-        # They go on all the same, and what they leave is to be looked for, whatever it was that did not let us see.
+        # The tasks continue in any case, so their effects must be checked.
         why = typed(error, "wait for tasks", where=self._session.where)
         with self._lock:
             failed = [(key, self._pending.pop(key)) for key in list(self._pending) if only is None or key in only]
@@ -259,7 +259,7 @@ class Tasks:
             one.done(
                 None,
                 Unverified(
-                    f"{self._session.where} was asked to {one.job.action} (task {key}), and how that ended cannot be told: {why}; look with "
-                    "snapshot_info before the next try"
+                    f"{self._session.where} was asked to {one.job.action} (task {key}), but the result is unknown: {why}; check with "
+                    "snapshot_info before you retry"
                 ),
             )

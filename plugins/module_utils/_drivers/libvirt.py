@@ -303,14 +303,15 @@ class LibvirtDriver(SnapshotDriver):
         # A snapshot that is being created is already listed, so the list does not show that it is finished.
         busy = HOLDER if state[0] != _OFF and is_held(domain) else None
         if state[0] == _PAUSED and not busy:
-            state = tuple(domain.state())  # a snapshot or a revert of another run may have ended between the two
+            state = tuple(domain.state())  # a snapshot or a revert of another run may have ended between the two requests
         power = _POWERS.get(state[0], "running")
         if state in PAUSED_FOR_SNAPSHOT and busy:
             power = "running"  # it resumes when the snapshot is finished
         refusals = {}
         if vm.id in self._transient:
             refusals["power_off"] = (
-                f"{vm} is transient and ceases to exist when it is off; make it persistent first ({virsh(self._where, 'define', 'FILE')} with its XML)"
+                f"{vm} is transient and ceases to exist when it is off; make it persistent first (write its XML to FILE, then "
+                f"{virsh(self._where, 'define', 'FILE')})"
             )
         left = left_by_dead_daemon(vm.name, state, where=self._where) if not busy else None
         found = [*([left] if left else []), *self._judge.findings(vm), *findings_of_state(vm.name, *state, where=self._where)]

@@ -1,11 +1,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""vSphere: vCenter and ESXi, over pyVmomi.
+"""The vSphere backend: vCenter and ESXi, through pyVmomi.
 
-All VMs of a call are looked up, read and waited for together. What a call costs in requests grows with their number by the one that begins
-each task, and by two for each wave of tasks that end at about the same time. While tasks tell how far they are, one more is asked each
-0.2 to 2 seconds, the rarer the longer they take.
+All VMs of a call are looked up, read and awaited together. The number of requests grows by one for each task, which starts it, and by two for each
+group of tasks that end at about the same time. While tasks report progress, there is one more request each 0.2 to 2 seconds, less often the longer
+the tasks take.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -60,11 +60,11 @@ class _Entry:
     vm: Vm
     path: str
     bios_uuid: str | None
-    """Clones can share it; the instance UUID, which is the VM's own in its vCenter, is in ``vm``."""
+    """Not unique: clones can share it. ``vm`` has the instance UUID, which is unique in a vCenter."""
 
 
 class _Index:
-    """The inventory by all that a VM can be named by."""
+    """An index of the inventory by id, name, path and UUIDs."""
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         self.entries = entries
@@ -76,7 +76,7 @@ class _Index:
                 self._by.setdefault(key, []).append(one)
 
     def matching(self, kind: str, text: str) -> list[_Entry]:
-        """Those that ``text`` names as their ``id``, ``name``, ``uuid`` or ``path``, or with ``any`` as one of these."""
+        """Return the VMs whose ``id``, ``name``, ``uuid`` or ``path`` (``kind``) is ``text``; with ``any`` one of these."""
         keys = [("id", text), ("name", text), ("uuid", text.lower())]
         if "/" in text:
             keys.append(("path", "/" + text.strip("/")))
@@ -92,7 +92,7 @@ _Method = t.TypeVar("_Method", bound=Callable[..., t.Any])
 
 
 def _reads(what: str) -> Callable[[_Method], _Method]:
-    """A method that only reads. An answer of a shape in which it cannot be read is an error of the endpoint, which names what was asked."""
+    """Decorate a method that only reads: all exceptions are translated to an error of the endpoint, with ``what`` as the operation."""
 
     def around(method: _Method) -> _Method:
         @functools.wraps(method)
@@ -108,10 +108,10 @@ def _reads(what: str) -> Callable[[_Method], _Method]:
 
 
 class VsphereDriver(SnapshotDriver):
-    """One login. The id of a snapshot is its managed object id, which is never used again."""
+    """A login to vCenter or ESXi. The id of a snapshot is its managed object id, which is never reused."""
 
     name = "vsphere"
-    # The client's own limit; blanks and more would be taken, but other backends know them not.
+    # The limit of the vSphere client. vSphere would also accept spaces and other characters, but other backends do not.
     name_rule = NameRule(max_bytes=80)
 
     def __init__(self, session: Session) -> None:
@@ -128,7 +128,7 @@ class VsphereDriver(SnapshotDriver):
     @_reads("find the VMs")
     def find(self, refs: Sequence[str]) -> Mapping[str, Vm | SafepointError]:
         if all(ref.startswith("id:") for ref in refs):
-            # Without a look at the inventory, whatever its size.
+            # Does not read the inventory, which may be large.
             vms = [self._vm(ref[3:]) for ref in refs]
             found = retrieve_each(self._session, "find the VMs", vms, {vim.VirtualMachine: _NAMES})
             known = {moid: _vm(moid, seen) for moid, seen in found.items()}
@@ -140,12 +140,12 @@ class VsphereDriver(SnapshotDriver):
     def vms(self) -> Sequence[Vm]:
         return sorted((one.vm for one in self._inventory()), key=lambda vm: (vm.name, vm.id))
 
-    @_reads("look at the VMs")
+    @_reads("read the VMs")
     def inspect(
         self, vms: Sequence[Vm], *, ways: bool, memory: bool = False, quiesce: bool = False
     ) -> Mapping[str, VmState | SafepointError]:
         paths = [*STATE, *(WAYS if ways else ()), *(MEMORY_WAYS if memory else ()), *(QUIESCE_WAYS if quiesce else ())]
-        seen = retrieve_each(self._session, "look at the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
+        seen = retrieve_each(self._session, "read the VMs", [self._vm(vm.id) for vm in vms], {vim.VirtualMachine: paths})
         tasks = [task for one in seen.values() for task in one.get("recentTask") or ()]
         self._lookup.known.update(task._moId for task in tasks)
         running = self._running_tasks(tasks)
@@ -203,7 +203,7 @@ class VsphereDriver(SnapshotDriver):
     # look up
 
     def _inventory(self) -> list[_Entry]:
-        """All VMs, with where they stand. Two requests."""
+        """Return all VMs with their paths. Two requests."""
         content = self._session.content
         kinds = [vim.VirtualMachine, vim.Folder, vim.Datacenter]
         view = self._session.call(
@@ -217,7 +217,7 @@ class VsphereDriver(SnapshotDriver):
         collector = vmodl.query.PropertyCollector
         over_view = collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
         spec = collector.FilterSpec(
-            # With the root folder, which is in no view of itself: an answer without any object is none, then, and no estate without VMs.
+            # The root folder is added, since no view contains it: then even an inventory without VMs is not an empty answer.
             objectSet=[
                 collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view]),
                 collector.ObjectSpec(obj=content.rootFolder),
@@ -229,7 +229,7 @@ class VsphereDriver(SnapshotDriver):
             ],
         )
         seen = {one._moId: (one, properties) for one, properties in retrieve(self._session, "list the VMs", [spec])}
-        # The view goes with the log-out, without a request of its own.
+        # The logout destroys the view; no separate request is needed.
 
         def path(moid: str | None) -> str:
             if moid not in seen or moid == content.rootFolder._moId:
@@ -250,7 +250,7 @@ class VsphereDriver(SnapshotDriver):
         found = index.matching(kind, rest)
         if len(found) > 1:
             listed = ", ".join(f"{one.path} (id:{one.vm.id})" for one in found)
-            return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Name one of them by its id or path")
+            return _errors.VmAmbiguous(f"{len(found)} VMs match {ref!r}: {listed}. Use the id or the path")
         return found[0].vm if found else self._missing(ref, index.entries)
 
     def _missing(self, ref: str, everything: Sequence[_Entry]) -> _errors.VmNotFound:
@@ -259,22 +259,22 @@ class VsphereDriver(SnapshotDriver):
         return _errors.VmNotFound(f"{self._session.where} has no VM {ref!r}; {hint}")
 
     def _unreadable(self, vm: Vm, seen: Mapping[str, Properties], path: str) -> SafepointError | None:
-        """Why a property of the VM is not known: unset is something else than not to be read."""
+        """Return why a property of the VM could not be read, or None; an unset property is no error."""
         if vm.id not in seen:
             return self._gone(vm)
         fault = seen[vm.id].get(NOT_READ, {}).get(path)
         if fault is None and path == "runtime.powerState" and path not in seen[vm.id]:
-            fault = BadAnswer(f"no {path}")  # each VM has one
+            fault = BadAnswer(f"no {path}")  # every VM has a power state
         return typed(fault, f"read {path} of {vm}", where=self._session.where) if fault is not None else None
 
     def _gone(self, vm: Vm) -> _errors.VmNotFound:
         return _errors.VmNotFound(f"The VM {vm} ({vm.id}) does not exist any more")
 
     def _running_tasks(self, tasks: Sequence[t.Any]) -> dict[str, str]:
-        """Those of the tasks that have not ended, by their ids, in words."""
+        """Return the tasks that have not ended, in words, by id."""
         tasks = [task for task in tasks if task._moId not in self._lookup.over]
         seen = retrieve_each(
-            self._session, "look at the tasks", tasks, {vim.Task: ["info.state", "info.descriptionId", "info.progress"]}
+            self._session, "read the tasks", tasks, {vim.Task: ["info.state", "info.descriptionId", "info.progress"]}
         )
         running = {
             moid: f"the task {moid} ({one.get('info.descriptionId', 'unknown')}, {one.get('info.progress') or 0}% done)"
@@ -285,9 +285,7 @@ class VsphereDriver(SnapshotDriver):
         return running
 
     def _free_space(self, stores: Sequence[t.Any]) -> dict[str, tuple[str, int]]:
-        seen = retrieve_each(
-            self._session, "look at the datastores", stores, {vim.Datastore: ["summary.name", "summary.freeSpace"]}
-        )
+        seen = retrieve_each(self._session, "read the datastores", stores, {vim.Datastore: ["summary.name", "summary.freeSpace"]})
         return {
             moid: (plain(one["summary.name"]), one["summary.freeSpace"])
             for moid, one in seen.items()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests of the simulator share: a cluster for each test, which must not have met a bug of its own."""
+"""Fixtures for the tests of the simulator: a cluster for each test, which fails if the simulator itself had a bug."""
 
 from __future__ import annotations
 

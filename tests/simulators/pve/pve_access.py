@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who may do what: users, tokens, tickets and privileges."""
+"""Users, tokens, tickets and privileges."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Rights = Mapping[str, Set[str]]
 
 @dataclasses.dataclass
 class Token:
-    """An API token. With `privsep` it may do what both its own rights and its user's allow."""
+    """An API token. With `privsep` it has only the privileges that both it and its user have."""
 
     secret: str
     privsep: bool
@@ -44,7 +44,7 @@ class Token:
 
 @dataclasses.dataclass
 class User:
-    """A user with his rights by path."""
+    """A user with privileges by path."""
 
     password: str
     privileges: dict[str, frozenset[str]]
@@ -52,7 +52,7 @@ class User:
 
 
 class Access:
-    """All users of a cluster, and the tickets that they have."""
+    """All users of a cluster, and their tickets."""
 
     def __init__(self, root_password: str) -> None:
         self.users = {ROOT: User(root_password, {"/": PRIVILEGES})}
@@ -64,16 +64,16 @@ class Access:
         self.users[userid] = User(password, _frozen(privileges))
 
     def add_token(self, tokenid: str, secret: str | None, *, privsep: bool, privileges: Rights) -> str:
-        """Add a token of a user and return its secret."""
+        """Add a token for a user and return its secret."""
         userid, _, name = tokenid.partition("!")
         token = Token(secret or str(uuid.uuid4()), privsep, _frozen(privileges))
         self.users[userid].tokens[name] = token
         return token.secret
 
-    # -- who is it -----------------------------------------------------------------------------------------------------
+    # -- login ---------------------------------------------------------------------------------------------------------
 
     def log_in(self, userid: str, password: str) -> dict[str, t.Any]:
-        """Give a ticket for a password, or for a ticket of the same user, which renews it."""
+        """Issue a ticket for a password, or renew a ticket of the same user."""
         user = self.users.get(userid)
         if user is None or not (password == user.password or self._ticket_user(password) == userid):
             raise Refused(401, "authentication failure\n")
@@ -90,11 +90,11 @@ class Access:
         }
 
     def expire_tickets(self) -> None:
-        """No ticket that was given is good any longer."""
+        """Invalidate all tickets."""
         self._tickets.clear()
 
     def identify(self, method: str, *, authorization: str, ticket: str, csrf: str) -> str:
-        """The user, or the full id of the token, that a request comes from; Refused with 401."""
+        """Return the user, or the full id of the token, that sent a request; Refused with 401."""
         if authorization.startswith("PVEAPIToken="):
             tokenid, _, secret = authorization.removeprefix("PVEAPIToken=").partition("=")
             userid, _, name = tokenid.partition("!")
@@ -115,10 +115,10 @@ class Access:
         userid, _, given = self._tickets.get(ticket, ("", "", 0.0))
         return userid if userid and time.monotonic() - given < self.ticket_seconds else None
 
-    # -- what may they -------------------------------------------------------------------------------------------------
+    # -- privileges ----------------------------------------------------------------------------------------------------
 
     def privileges(self, who: str, path: str, pool: str | None = None) -> frozenset[str]:
-        """What a user or a token may do at `path`; rights on the pool of a guest count as rights on the guest."""
+        """Return the privileges of a user or token at `path`, including those on the pool of a guest."""
         userid, _, name = who.partition("!")
         user = self.users.get(userid)
         if user is None:
@@ -132,16 +132,16 @@ class Access:
         return owned & _at(token.privileges, path, pool) if token.privsep else owned
 
     def allowed(self, who: str, path: str, *privileges: str, pool: str | None = None) -> bool:
-        """Whether they have one of `privileges` at `path`."""
+        """Return True if the user or token has one of `privileges` at `path`."""
         return who == ROOT or not self.privileges(who, path, pool).isdisjoint(privileges)
 
     def check(self, who: str, path: str, privileges: Sequence[str], pool: str | None = None) -> None:
-        """Refused with 403 unless they have one of `privileges` at `path`."""
+        """Raise Refused with 403 unless the user or token has one of `privileges` at `path`."""
         if not self.allowed(who, path, *privileges, pool=pool):
             raise forbidden(path, privileges)
 
     def permissions(self, who: str, path: str | None) -> dict[str, dict[str, int]]:
-        """All that they may do, by path; paths where that is nothing are left out."""
+        """Return all privileges by path; paths without any are left out."""
         userid, _, name = who.partition("!")
         user = self.users[userid]
         paths = {"/", "/access", "/nodes", "/pool", "/sdn", "/storage", "/vms", *user.privileges}
@@ -160,7 +160,7 @@ def _frozen(privileges: Rights) -> dict[str, frozenset[str]]:
 
 
 def _at(rights: dict[str, frozenset[str]], path: str, pool: str | None) -> frozenset[str]:
-    """Rights are inherited downwards, and those on the deeper path replace those from above (pve-access-control 9.1.1)."""
+    """Privileges are inherited; those on a deeper path replace the inherited ones (pve-access-control 9.1.1)."""
     best = frozenset[str]()
     at = path
     while True:

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The calls on the cluster, its users and its tasks."""
+"""API calls for the cluster, its users and its tasks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def version(call: Call) -> dict[str, str]:
 
 @routes.add("GET", "/access/ticket")
 def ticket_page(call: Call) -> None:
-    """Nothing; a form for people."""
+    """Return nothing; in PVE an HTML form."""
 
 
 @routes.add(
@@ -54,7 +54,7 @@ def create_ticket(call: Call) -> dict[str, t.Any]:
 
 @routes.add("GET", "/access/permissions", parameters={"path": STRING, "userid": STRING})
 def permissions(call: Call) -> dict[str, t.Any]:
-    """What somebody may do: oneself, a token of one's own, or with Sys.Audit anybody."""
+    """Return the privileges of oneself, of an own token, or with Sys.Audit of any user."""
     whom = call.values.get("userid", call.user)
     if whom != call.user and whom.partition("!")[0] != call.user:
         call.cluster.access.check(call.user, "/access", ["Sys.Audit"])
@@ -114,7 +114,7 @@ def cluster_status(call: Call) -> list[dict[str, t.Any]]:
 
 @routes.add("GET", "/cluster/resources", parameters={"type": Parameter(choices=("vm", "storage", "node", "sdn"))})
 def resources(call: Call) -> list[dict[str, t.Any]]:
-    """All guests and nodes. Names and power are what pvestatd last said; lock, tags and pool are as they are now."""
+    """List all guests and nodes. Names and power are from pvestatd's last broadcast; lock, tags and pool are current."""
     kind = call.values.get("type")
     rows = []
     if kind in (None, "vm"):
@@ -143,7 +143,7 @@ def _guest(guest: Guest, seen: dict[int, dict[str, t.Any]]) -> dict[str, t.Any]:
 
 @routes.add("GET", "/cluster/tasks")
 def cluster_tasks(call: Call) -> list[dict[str, t.Any]]:
-    """What each node last told of its tasks: all that run, and finished ones as long as there are no more than 25 in all."""
+    """List the tasks that each node reported last: all running ones, and finished ones up to 25 in total."""
     audit = call.allowed("/", "Sys.Audit")
     rows = []
     for node in call.cluster.nodes:
@@ -178,7 +178,7 @@ def _summary(task: Task) -> dict[str, t.Any]:
     },
 )
 def node_tasks(call: Call) -> Rows:
-    """The tasks of a node, the newest first but those that run before all others."""
+    """List the tasks of a node: running ones first, then the newest first."""
     source = call.values.get("source", "archive")
     audit = call.allowed(f"/nodes/{call.values['node']}", "Sys.Audit")
     tasks = [task for task in reversed(call.cluster.tasks.values()) if task.node == call.values["node"]]
@@ -209,10 +209,10 @@ def _passes(values: dict[str, t.Any], task: Task) -> bool:
 
 
 def _task(call: Call, privilege: str) -> Task | None:
-    """The task of the path, if its node has it; Refused for tasks of others without `privilege`."""
+    """Return the task in the path, if its node has it; Refused for tasks of other users without `privilege`."""
     parts = parse_upid(call.values["upid"])
     node = call.values["node"]
-    # A token sees what it started itself, a user what his tokens started, too.
+    # A token sees only its own tasks; a user also sees those of the user's tokens.
     if call.user not in (parts["user"], parts["user"].partition("!")[0]):
         call.cluster.access.check(call.user, f"/nodes/{node}", [privilege])
     task = call.cluster.tasks.get(call.values["upid"])
@@ -228,7 +228,7 @@ def _known_task(call: Call, privilege: str = "Sys.Audit") -> Task:
 
 @routes.add("GET", "/nodes/{node}/tasks/{upid}", hand_on=False)
 def task_index(call: Call) -> list[dict[str, str]]:
-    """What there is of a task."""
+    """List the sub-resources of a task."""
     return [{"name": "log"}, {"name": "status"}]
 
 
@@ -240,7 +240,7 @@ def stop_task(call: Call) -> None:
 
 @routes.add("GET", "/nodes/{node}/tasks/{upid}/status")
 def task_status(call: Call) -> dict[str, t.Any]:
-    """Whether a task runs, and how it ended."""
+    """Return the status of a task."""
     task = _known_task(call)
     if task.running:
         return task.row() | {"status": "running"}
@@ -249,7 +249,7 @@ def task_status(call: Call) -> dict[str, t.Any]:
 
 @routes.add("GET", "/nodes/{node}/tasks/{upid}/log", parameters={"start": COUNT, "limit": COUNT, "download": BOOLEAN})
 def task_log(call: Call) -> Rows:
-    """The log of a task, 50 lines unless more are asked for; a limit of 0 is none. Without a file there is one line, no error."""
+    """Return the log of a task: 50 lines by default; a limit of 0 means no limit. For a missing file, one line and no error."""
     task = _task(call, "Sys.Audit")
     lines = ["unable to open file - No such file or directory"] if task is None else task.log or ["no content"]
     rows = [{"n": number, "t": line} for number, line in enumerate(lines, 1)]
@@ -260,7 +260,7 @@ def task_log(call: Call) -> Rows:
 
 @routes.add("GET", "/cluster/ha/resources", parameters={"type": Parameter(choices=("ct", "vm"))})
 def ha_resources(call: Call) -> list[dict[str, t.Any]]:
-    """The guests that high availability looks after."""
+    """List the guests that high availability manages."""
     call.cluster.access.check(call.user, "/", ["Sys.Audit"])
     words = {"qemu": "vm", "lxc": "ct"}
     wanted = call.values.get("type")
@@ -273,7 +273,7 @@ def ha_resources(call: Call) -> list[dict[str, t.Any]]:
 
 @routes.add("GET", "/cluster/replication")
 def replication(call: Call) -> list[dict[str, t.Any]]:
-    """The replication jobs of guests that one may see."""
+    """List the replication jobs of the guests that the user may see."""
     return [
         {"id": f"{guest.vmid}-0", "type": "local", "guest": guest.vmid, "jobnum": 0, "source": guest.node, "target": "elsewhere"}
         for guest in call.cluster.guests.values()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The calls on configurations, and what a guest's storage can do."""
+"""API calls for configurations and for the features of a guest's storage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NUMBERED = {
     ),
     "lxc": re.compile(r"(rootfs|(dev|mp|net|unused)\d+)$"),
 }
-# Who may change anything at all, and for which options only one of these will do.
+# The privileges for changes in general, and for single options.
 MODIFY = {
     "qemu": tuple(f"VM.Config.{one}" for one in ("Disk", "CDROM", "CPU", "Memory", "Network", "HWType", "Options", "Cloudinit")),
     "lxc": tuple(f"VM.Config.{one}" for one in ("Disk", "CPU", "Memory", "Network", "Options")),
@@ -57,31 +57,31 @@ OPTION_RIGHTS = [
     parameters={"current": BOOLEAN, "snapshot": Parameter(format="configid", longest=40)},
 )
 def read_config(call: Call) -> dict[str, t.Any]:
-    """The configuration, of now or of a snapshot."""
+    """Return the present configuration, or that of a snapshot."""
     guest = call.cluster.load(call.place)
     name = call.values.get("snapshot")
     if name:
         return {**guest.snapshot(name).section, "digest": guest.digest()}
-    # Without `current` it is as it will be after the next start.
+    # Without `current`, pending changes are included.
     return {**(guest.config if call.values.get("current") else guest.planned()), "digest": guest.digest()}
 
 
 def update_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What a change takes besides the options of a guest."""
+    """The parameters of a change besides the options of a guest."""
     common = {"delete": STRING, "digest": Parameter(longest=40), "revert": STRING}
     return common | {"skiplock": BOOLEAN, "force": BOOLEAN} if guest_type == "qemu" else common
 
 
 @routes.add("PUT", "/nodes/{node}/qemu/{vmid}/config", parameters=update_parameters("qemu"), privileges=MODIFY["qemu"], open=True)
 async def update_vm(call: Call) -> None:
-    """Change a VM. What would wait for its next start in the real one changes at once here."""
+    """Change a VM. Changes that PVE would keep pending until the next start take effect at once."""
     call.type = "qemu"
     await _update(call, skip_lock=skips_lock(call))
 
 
 @routes.add("PUT", "/nodes/{node}/lxc/{vmid}/config", parameters=update_parameters("lxc"), privileges=MODIFY["lxc"], open=True)
 async def update_container(call: Call) -> None:
-    """Change a container; there is no way past a lock."""
+    """Change a container; locks cannot be skipped."""
     call.type = "lxc"
     await _update(call, skip_lock=False)
 
@@ -110,7 +110,7 @@ async def _update(call: Call, *, skip_lock: bool) -> None:
 
 
 def _typed(guest_type: str, name: str, value: str) -> t.Any:
-    """The value of an option; Refused if there is no such option."""
+    """Return the value of an option; Refused for an unknown option."""
     if name in BOOLEANS or name in NUMBERS[guest_type]:
         parameter = Parameter("boolean" if name in BOOLEANS else "integer")
         fault = parameter.fault(value)
@@ -142,7 +142,7 @@ def _check_option(call: Call, name: str) -> None:
     },
 )
 def feature(call: Call) -> dict[str, t.Any]:
-    """Whether the disks can do something. It does not tell that a storage only goes back to the newest snapshot."""
+    """Return if the disks support a feature. It does not report that a storage can only revert to the newest snapshot."""
     guest = call.cluster.load(call.place)
     name = call.values.get("snapname")
     section = guest.snapshot(name).section if name else guest.config
@@ -162,7 +162,7 @@ STORAGE_RIGHTS = ("Datastore.Audit", "Datastore.AllocateSpace")
 
 @routes.add("GET", "/storage", parameters={"type": STRING})
 def storages(call: Call) -> list[dict[str, t.Any]]:
-    """The storages of the cluster that one may see."""
+    """List the storages of the cluster that the user may see."""
     rows = []
     for name, storage in STORAGES.items():
         if call.allowed(f"/storage/{name}", *STORAGE_RIGHTS):
@@ -174,7 +174,7 @@ def storages(call: Call) -> list[dict[str, t.Any]]:
 
 @routes.add("GET", "/nodes/{node}/storage/{storage}/status")
 def storage_status(call: Call) -> dict[str, t.Any]:
-    """One storage. The right is asked for before it is looked for."""
+    """Return the status of one storage. The privilege is checked before the storage is looked up."""
     name = call.values["storage"]
     call.cluster.access.check(call.user, f"/storage/{name}", STORAGE_RIGHTS)
     return {"type": storage_of(f"{name}:").kind, "active": 1, "enabled": 1, "content": "images,rootdir"}

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The calls on guests: lists, status and power."""
+"""API calls for guests: lists, status and power."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT_ONLY = "Only root may use this option."
 
 
 def status_row(guest: Guest) -> dict[str, t.Any]:
-    """What the list of a node and the status of a guest both have."""
+    """The fields that the list of a node and the status of a guest share."""
     running = guest.running
     row: dict[str, t.Any] = {
         "vmid": guest.vmid,
@@ -51,21 +51,21 @@ def status_row(guest: Guest) -> dict[str, t.Any]:
 
 
 def skips_lock(call: Call) -> bool:
-    """Whether `skiplock` was given. It is for root himself; a token of root's is somebody else (qemu-server 9.2.6)."""
+    """Return True if `skiplock` was set. Only allowed for root itself, not for a token of root (qemu-server 9.2.6)."""
     if call.values.get("skiplock") and call.user != "root@pam":
         raise bad_parameters({"skiplock": ROOT_ONLY})
     return bool(call.values.get("skiplock"))
 
 
 def list_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What the list of a node takes."""
+    """The parameters of a node's list."""
     return {"full": BOOLEAN} if guest_type == "qemu" else {}
 
 
 @routes.add("GET", "/nodes/{node}/{type}", parameters=list_parameters)
 def list_guests(call: Call) -> list[dict[str, t.Any]]:
-    """The guests of one kind on one node, as they are now."""
-    # Only `full` asks each QEMU.
+    """List the guests of one kind on one node, with current data."""
+    # Only `full` queries each QEMU.
     full = call.type == "qemu" and call.values.get("full")
     return [
         status_row(guest) | ({"qmpstatus": _qmp_status(guest)} if full else {})
@@ -75,7 +75,7 @@ def list_guests(call: Call) -> list[dict[str, t.Any]]:
 
 
 def _qmp_status(guest: Guest) -> str:
-    """What QEMU itself says, which knows of a pause."""
+    """QEMU's own status, which includes paused."""
     return "paused" if guest.paused else guest.status
 
 
@@ -95,7 +95,7 @@ def status_current(call: Call) -> dict[str, t.Any]:
 
 
 def start_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What a start takes."""
+    """The parameters of a start."""
     common = {"skiplock": BOOLEAN}
     if guest_type == "lxc":
         return common | {"debug": BOOLEAN}
@@ -105,7 +105,7 @@ def start_parameters(guest_type: str) -> dict[str, Parameter]:
 
 @routes.add("POST", "/nodes/{node}/{type}/{vmid}/status/start", privileges=POWER, parameters=start_parameters)
 def start(call: Call) -> str:
-    """Start a guest. That a container runs already is an error of the request, that a VM does one of the task."""
+    """Start a guest. For a running container the request fails, for a running VM the task fails."""
     skip_lock = skips_lock(call)
     if call.type == "lxc" and call.cluster.load(call.place).running:
         raise Died(f"CT {call.place.vmid} already running")
@@ -113,13 +113,13 @@ def start(call: Call) -> str:
 
 
 def stop_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What a stop takes."""
+    """The parameters of a stop."""
     common = {"skiplock": BOOLEAN, "overrule-shutdown": BOOLEAN}
     return common if guest_type == "lxc" else common | {"keepActive": BOOLEAN, "migratedfrom": STRING, "timeout": COUNT}
 
 
 def shutdown_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What a shutdown takes."""
+    """The parameters of a shutdown."""
     common = {"forceStop": BOOLEAN, "timeout": COUNT}
     return common if guest_type == "lxc" else common | {"keepActive": BOOLEAN, "skiplock": BOOLEAN}
 
@@ -132,7 +132,7 @@ def stop(call: Call) -> str:
 
 @routes.add("POST", "/nodes/{node}/{type}/{vmid}/status/shutdown", privileges=POWER, parameters=shutdown_parameters)
 def shutdown(call: Call) -> str:
-    """Shut a guest down; all guests here obey."""
+    """Shut a guest down; it always succeeds here."""
     return _stop(call, "shutdown")
 
 
@@ -152,7 +152,7 @@ def suspend(call: Call) -> str:
     "POST", "/nodes/{node}/qemu/{vmid}/status/resume", privileges=POWER, parameters={"skiplock": BOOLEAN, "nocheck": BOOLEAN}
 )
 def resume(call: Call) -> str:
-    """Let a VM go on."""
+    """Resume a VM."""
     call.type = "qemu"
     return resume_guest(call.cluster, call.place, call.user)
 

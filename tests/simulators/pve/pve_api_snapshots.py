@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The calls on snapshots."""
+"""API calls for snapshots."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ READ = ("VM.Snapshot", "VM.Snapshot.Rollback", "VM.Audit")
 
 @routes.add("GET", BASE, privileges=AUDIT)
 def list_snapshots(call: Call) -> list[dict[str, t.Any]]:
-    """The snapshots, and a last row that stands for the guest as it is now."""
+    """List the snapshots, with one row more for the present state of the guest."""
     guest = call.cluster.load(call.place)
     rows = []
     for name, snapshot in guest.snapshots.items():
         section = snapshot.section
         text = section.get("description")
-        # "0" is false in Perl, so that nothing is shown for it here.
+        # "0" is false in Perl, so this row has no description then.
         row = {"name": name, "snaptime": section.get("snaptime", 0), "description": text if text and text != "0" else ""}
         if guest.type == "qemu":
             row["vmstate"] = int(bool(section.get("vmstate")))
         row |= {key: section[key] for key in ("parent", "snapstate") if section.get(key)}
         rows.append(row)
-    # A Perl hash: another order in each answer.
+    # PVE iterates over a Perl hash: the order differs in each answer.
     random.shuffle(rows)
     current = {"name": "current", "digest": guest.digest(), "running": int(guest.running), "description": "You are here!"}
     if guest.config.get("parent"):
@@ -45,14 +45,14 @@ def list_snapshots(call: Call) -> list[dict[str, t.Any]]:
 
 
 def create_parameters(guest_type: str) -> dict[str, Parameter]:
-    """What a create takes."""
+    """The parameters of a create."""
     common = {"snapname": SNAPNAME, "description": STRING}
     return common | {"vmstate": BOOLEAN} if guest_type == "qemu" else common
 
 
 @routes.add("POST", BASE, privileges=SNAPSHOT, parameters=create_parameters)
 def create(call: Call) -> str:
-    """Begin to take a snapshot. Of what may be wrong only the name and a VM that is not there are seen here."""
+    """Start the task of a create. The request itself only fails for an invalid name or a missing VM."""
     name = call.values["snapname"]
     reserved = name == "current" or (name.lower() == "pending" if call.type == "qemu" else name == "vzdump")
     if reserved:
@@ -74,13 +74,13 @@ def create(call: Call) -> str:
 
 @routes.add("GET", BASE + "/{snapname}", hand_on=False)
 def index(call: Call) -> list[dict[str, str]]:
-    """What can be done with a snapshot, whether there is one of the name or not."""
+    """List the sub-resources of a snapshot, even of one that does not exist."""
     return [{"cmd": "rollback"}, {"cmd": "config"}]
 
 
 @routes.add("DELETE", BASE + "/{snapname}", privileges=SNAPSHOT, parameters={"force": BOOLEAN})
 def delete(call: Call) -> str:
-    """Begin to delete a snapshot."""
+    """Start the task of a delete."""
     work = Snapshots(call.cluster, call.place, call.values["snapname"])
     force = call.values.get("force", False)
 
@@ -92,7 +92,7 @@ def delete(call: Call) -> str:
 
 @routes.add("POST", BASE + "/{snapname}/rollback", privileges=ROLLBACK, parameters={"start": BOOLEAN})
 def rollback(call: Call) -> str:
-    """Begin to go back to a snapshot. A start after it needs the right for that, since PVE 9.2 and of a VM only."""
+    """Start the task of a rollback. start=1 needs the power privilege since PVE 9.2, for a VM only."""
     start = call.values.get("start", False)
     vmid = call.place.vmid
     if start and call.type == "qemu":
@@ -107,13 +107,13 @@ def rollback(call: Call) -> str:
 
 @routes.add("GET", BASE + "/{snapname}/config", privileges=READ)
 def read_config(call: Call) -> dict[str, t.Any]:
-    """The configuration that the guest had."""
+    """Return the guest's configuration in the snapshot."""
     return dict(call.cluster.load(call.place).snapshot(call.values["snapname"]).section)
 
 
 @routes.add("PUT", BASE + "/{snapname}/config", privileges=SNAPSHOT, parameters={"description": STRING})
 async def update_config(call: Call) -> None:
-    """Describe a snapshot; without a description nothing is done, and nothing checked."""
+    """Change the description of a snapshot; without one, nothing is changed or checked."""
     if "description" not in call.values:
         return
     async with call.cluster.config(call.place) as guest:

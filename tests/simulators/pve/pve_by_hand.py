@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What people do by hand, and what they see: the part of the server that tests talk to directly."""
+"""Direct access for tests: read and change the state of the cluster without the API, as an administrator would."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pve_storage import make_state_volid, make_volid
 
 
 class ByHand(Cluster):
-    """A cluster with hands."""
+    """A cluster that tests can read and change directly."""
 
     # -- guests --------------------------------------------------------------------------------------------------------
 
@@ -37,10 +37,10 @@ class ByHand(Cluster):
         pool: str | None = None,
         config: Config | None = None,
     ) -> int:
-        """Make a guest, by default on the first node, and return its id, by default the next one that is free from 100 on.
+        """Create a guest, by default on the first node, and return its id, by default the next free one from 100.
 
-        `storage` is a class of pve_storage.CLASSES for all disks, or a list with one for each. `agent` "silent": it is switched on
-        and does not answer. `config` is put over the configuration that a new guest has.
+        `storage` is a class of pve_storage.CLASSES for all disks, or a list with one for each. `agent` "silent": it is enabled
+        but does not answer. `config` overrides the configuration of a new guest.
         """
         with self.lock:
             vmid = vmid or next(number for number in range(100, 10**9) if number not in self.guests)
@@ -80,9 +80,9 @@ class ByHand(Cluster):
             return vmid
 
     def guest(self, vmid: int) -> dict[str, t.Any]:
-        """A guest as it is: name, vmid, type, node, status, lock, config, data, pool, and its snapshots in the order they were made.
+        """Return the real state of a guest: name, vmid, type, node, status, lock, config, data, pool, and its snapshots in order of creation.
 
-        A snapshot has name, snaptime, parent, vmstate, description, snapstate (None where there is none), config and data.
+        A snapshot has name, snaptime, parent, vmstate, description, snapstate (None if unset), config and data.
         """
         with self.lock:
             guest = self.guests[vmid]
@@ -112,11 +112,11 @@ class ByHand(Cluster):
             }
 
     def set_guest(self, vmid: int, **changes: t.Any) -> None:
-        """Change a guest, as a person at the node does, past all locks.
+        """Change a guest regardless of locks, as an administrator on the node could.
 
         name, lock, protection, template, tags, memory_mb; status, node (it was migrated), data, pool; agent (True, False, "silent"),
         managed (by high availability), ha_state ("started" or "stopped"), replicated (a replication job needs its snapshots), paused;
-        config and pending (what waits for the next start), dicts. None takes away.
+        config and pending (changes until the next start), dicts. None removes a value.
         """
         with self.lock:
             guest = self.guests[vmid]
@@ -163,7 +163,7 @@ class ByHand(Cluster):
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
     def snapshot_by_hand(self, vmid: int, name: str, description: str = "", vmstate: bool = False) -> None:
-        """Take a snapshot, finished at once, whatever is locked."""
+        """Create a snapshot at once, regardless of locks."""
         with self.lock:
             guest = self.guests[vmid]
             section = copied(guest.config) | {"snaptime": int(time.time())}
@@ -178,7 +178,7 @@ class ByHand(Cluster):
             guest.config["parent"] = name
 
     def remove_snapshot(self, vmid: int, name: str) -> None:
-        """Delete a snapshot, finished at once."""
+        """Delete a snapshot at once."""
         with self.lock:
             guest = self.guests[vmid]
             section = guest.snapshots.pop(name).section
@@ -187,7 +187,7 @@ class ByHand(Cluster):
             guest.unlink(name, section.get("parent"))
 
     def set_snapshot(self, vmid: int, name: str, **section: t.Any) -> None:
-        """Change what the configuration says of a snapshot: snaptime, parent, snapstate, description; None takes away."""
+        """Change the configuration of a snapshot: snaptime, parent, snapstate, description; None removes a value."""
         with self.lock:
             kept = self.guests[vmid].snapshots[name].section
             kept.update(section)
@@ -195,7 +195,7 @@ class ByHand(Cluster):
                 del kept[key]
 
     def snapshots_on_disk(self, vmid: int) -> dict[str, list[str]]:
-        """The snapshots that the volumes of a guest really have, by volume id."""
+        """Return the snapshots that the volumes of a guest really have, by volume id."""
         with self.lock:
             guest = self.guests[vmid]
             return {volid: list(self.volumes.snapshots.get(volid, [])) for _, volid in guest.disks(guest.config)}
@@ -203,12 +203,12 @@ class ByHand(Cluster):
     # -- tasks and nodes -----------------------------------------------------------------------------------------------
 
     def set_task_seconds(self, seconds: float, type: str | None = None) -> None:  # noqa: A002
-        """How long tasks run that are begun from now on: those of a type, as qmsnapshot, or all that have no time of their own."""
+        """Set the duration of new tasks: of one type, such as qmsnapshot, or of all types without their own duration."""
         with self.lock:
             self.task_seconds[type] = seconds
 
     def open_console(self, vmid: int) -> None:
-        """Look at the screen of a VM: a task of root's that runs for as long as vncproxy takes."""
+        """Open the console of a VM: a task of root that runs for the duration of vncproxy."""
         guest, begun = self.guests[vmid], threading.Event()
 
         def begin() -> None:
@@ -221,14 +221,14 @@ class ByHand(Cluster):
             begun.wait()
 
     def finish_tasks(self) -> None:
-        """Let all tasks that run end now, with success."""
+        """End all running tasks now, with success."""
         with self.lock:
             for task in self.tasks.values():
                 if task.running and self.loop is not None:
                     self.loop.call_soon_threadsafe(task.hurry)
 
     def task_list(self, type: str | None = None) -> list[dict[str, t.Any]]:  # noqa: A002
-        """All tasks in the order they were begun, or those of one type: upid, type, vmid, user, exitstatus (None: it runs), log."""
+        """Return all tasks in the order of their start, or those of one type: upid, type, vmid, user, exitstatus (None: it runs), log."""
         with self.lock:
             return [
                 {
@@ -244,7 +244,7 @@ class ByHand(Cluster):
             ]
 
     def node_offline(self, node: str, status: int = 595, reason: str = "Connection refused") -> None:
-        """Take a node down: what is for it is answered so, and its guests have no name and an unknown status."""
+        """Take a node down: requests for it get this answer, and its guests have no name and an unknown status."""
         with self.lock:
             self.offline[node] = (status, reason)
             self._broadcast_at = 0.0

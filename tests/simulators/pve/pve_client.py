@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""requests with as little around it as the tests of the simulator need. Not the project's driver: that one is tested elsewhere."""
+"""A minimal client for the tests of the simulator, with requests. Independent of the collection's driver."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ PAUSE = 0.01
 
 
 class Client:
-    """A session with a cluster, by the token of root unless told otherwise."""
+    """A session with a cluster, by default with a token of root."""
 
     def __init__(self, pve: PveServer, *, token: tuple[str, str] | None = None, timeout: float = 10.0) -> None:
         self.base = f"https://{pve.hostname}:{pve.port}/api2/json"
         self.timeout = timeout
         self.session = requests.Session()
-        # Otherwise REQUESTS_CA_BUNDLE of the environment has precedence over `verify`.
+        # Else REQUESTS_CA_BUNDLE of the environment takes precedence over `verify`.
         self.session.trust_env = False
         self.session.verify = pve.ca_path
         name, secret = token or (pve.token_id, pve.token_secret)
         self.session.headers["Authorization"] = f"PVEAPIToken={name}={secret}"
 
     def log_in(self, username: str, password: str) -> Client:
-        """Use a ticket from now on."""
+        """Use a ticket for all further requests."""
         del self.session.headers["Authorization"]
         data = self.data("POST", "/access/ticket", username=username, password=password)
         self.session.headers["Cookie"] = f"PVEAuthCookie={data['ticket']}"
@@ -36,25 +36,25 @@ class Client:
         return self
 
     def ask(self, method: str, path: str, /, **values: t.Any) -> requests.Response:
-        """One request; parameters go into the URL or the body, as the method wants it."""
+        """Send one request; the method decides if parameters go into the URL or the body."""
         if method in ("GET", "DELETE"):
             return self.session.request(method, self.base + path, timeout=self.timeout, params=values)
         return self.session.request(method, self.base + path, timeout=self.timeout, data=values)
 
     def data(self, method: str, path: str, /, **values: t.Any) -> t.Any:
-        """The data of an answer that must be a good one."""
+        """Return the data of an answer that must be a success."""
         answer = self.ask(method, path, **values)
         assert answer.status_code == 200, f"{answer.status_code} {answer.reason} {answer.text}"
         return answer.json()["data"]
 
     def refused(self, method: str, path: str, /, **values: t.Any) -> str:
-        """Status and reason of an answer that must be a bad one."""
+        """Return status and reason of an answer that must be an error."""
         answer = self.ask(method, path, **values)
         assert answer.status_code != 200
         return f"{answer.status_code} {answer.reason}"
 
     def exit_text(self, upid: str, seconds: float = 10.0) -> str:
-        """Wait for a task; its exit text."""
+        """Wait for a task and return its exit text."""
         path = f"/nodes/{upid.split(':')[1]}/tasks/{upid}/status"
         end = time.monotonic() + seconds
         while (status := self.data("GET", path))["status"] == "running":
@@ -63,12 +63,12 @@ class Client:
         return str(status["exitstatus"])
 
     def task(self, method: str, path: str, /, **values: t.Any) -> str:
-        """Begin a task and wait for it; its exit text."""
+        """Start a task, wait for it, and return its exit text."""
         return self.exit_text(self.data(method, path, **values))
 
 
 class GuestClient(Client):
-    """A session that talks about one guest."""
+    """A session for one guest."""
 
     def __init__(self, pve: PveServer, vmid: int, **options: t.Any) -> None:
         super().__init__(pve, **options)
@@ -77,19 +77,19 @@ class GuestClient(Client):
         self.snapshots = f"{self.path}/snapshot"
 
     def create(self, name: str, **values: t.Any) -> str:
-        """Take a snapshot; the exit text."""
+        """Create a snapshot and return the exit text."""
         return self.task("POST", self.snapshots, snapname=name, **values)
 
     def delete(self, name: str, **values: t.Any) -> str:
-        """Delete a snapshot; the exit text."""
+        """Delete a snapshot and return the exit text."""
         return self.task("DELETE", f"{self.snapshots}/{name}", **values)
 
     def rollback(self, name: str, **values: t.Any) -> str:
-        """Go back to a snapshot; the exit text."""
+        """Roll back to a snapshot and return the exit text."""
         return self.task("POST", f"{self.snapshots}/{name}/rollback", **values)
 
     def listed(self) -> dict[str, dict[str, t.Any]]:
-        """The rows of the list by name, `current` among them."""
+        """Return the rows of the list by name, including `current`."""
         return {row["name"]: row for row in self.data("GET", self.snapshots)}
 
     def status(self) -> dict[str, t.Any]:

@@ -30,7 +30,7 @@ STEP = 0.005
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a request says that a guest is; nothing else finds its configuration file."""
+    """The location of a guest according to a request; it must match to find the configuration file."""
 
     vmid: int
     type: str
@@ -38,12 +38,12 @@ class Place:
 
 
 class Cluster:
-    """Everything there is. Whoever reads or changes it from another thread than the server's holds `lock`."""
+    """The state of the whole cluster. Threads other than the server's must hold `lock` to read or change it."""
 
     def __init__(self, nodes: tuple[str, ...], root_password: str) -> None:
         self.lock = threading.RLock()
         self.nodes = nodes
-        # A node that does not answer, and the status and reason that its proxy gives then.
+        # Nodes that do not answer, with the status and reason that the proxying node returns.
         self.offline: dict[str, tuple[int, str]] = {}
         self.guests: dict[int, Guest] = {}
         self.volumes = Volumes()
@@ -51,20 +51,20 @@ class Cluster:
         self.faults = Faults()
         self.tasks: dict[str, Task] = {}
         self.version = "9.2.11"
-        # Proxmox VE waits that long for the lock of a configuration file and for the migration lock.
+        # How long Proxmox VE waits for the lock of a configuration file and for the migration lock.
         self.lock_seconds = 10.0
         self.task_seconds: dict[str | None, float] = {None: 0.0}
-        # Of how many workers the start fails: Perl's read of the new worker's id is interrupted by the end of another one. The real one did so 13 times
-        # in 560 under load.
+        # The share of workers whose start fails: the end of another worker interrupts Perl's read of the new worker's id. Real PVE did so 13 times in 560
+        # under load.
         self.worker_failure_rate = 0.0
         self.chance = random.Random(14)
-        # Two deletes of one snapshot of a container at the same time: both find it, and the second leaves its lock (seen 4 times of 6).
+        # Two parallel deletes of one snapshot of a container: both find it, and the second leaves its lock (seen 4 times of 6).
         self.container_deletes_meet = True
-        # After how many seconds high availability starts a guest again that is off and should be started; None is never.
+        # Seconds until high availability restarts a guest that is off and should be started; None: never.
         self.ha_watch_seconds: float | None = None
-        # How long a new guest has no name and no status in cluster/resources; 10 s in reality.
+        # Seconds for which a new guest has no name and no status in cluster/resources; 10 s in real PVE.
         self.nameless_seconds = 0.0
-        # The start after a rollback is a task of its own: the VM runs a moment after the rollback says OK.
+        # The start after a rollback is a separate task: the VM runs shortly after the rollback has ended with OK.
         self.second_start_seconds = 0.2
         self.held_configs: set[int] = set()
         self.migrating: set[int] = set()
@@ -76,13 +76,13 @@ class Cluster:
         self._broadcast_at = 0.0
 
     def note_error(self) -> None:
-        """Keep the exception at hand: the simulator has a bug."""
+        """Record an exception: a bug of the simulator."""
         self.errors += traceback.format_exc()
 
     # -- guests --------------------------------------------------------------------------------------------------------
 
     def load(self, place: Place) -> Guest:
-        """The guest, if its configuration is where the request looks for it."""
+        """Return the guest, if its configuration is at the location in the request."""
         guest = self.guests.get(place.vmid)
         if guest is None or (guest.type, guest.node) != (place.type, place.node):
             name = f"nodes/{place.node}/{FOLDERS[place.type]}/{place.vmid}.conf"
@@ -90,13 +90,13 @@ class Cluster:
         return guest
 
     def pool_of(self, vmid: t.Any) -> str | None:
-        """The pool of a guest."""
+        """Return the pool of a guest."""
         guest = self.guests.get(vmid)
         return guest.pool if guest else None
 
     @contextlib.asynccontextmanager
     async def config(self, place: Place) -> AsyncIterator[Guest]:
-        """Hold the lock of the guest's configuration file, and ours: the block must not await."""
+        """Hold the lock of the guest's configuration file and the cluster's: the block must not await."""
         end = time.monotonic() + self.lock_seconds
         while True:
             with self.lock:
@@ -109,7 +109,7 @@ class Cluster:
 
     @contextlib.asynccontextmanager
     async def migration_lock(self, vmid: int, otherwise: str) -> AsyncIterator[None]:
-        """Hold the migration lock of a guest; Died with the text `otherwise` if another one has it for too long."""
+        """Hold the migration lock of a guest; Died with the text `otherwise` if another operation holds it for too long."""
         end = time.monotonic() + self.lock_seconds
         while not self._take_migration_lock(vmid):
             if time.monotonic() >= end:
@@ -131,7 +131,7 @@ class Cluster:
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def reach(self, node: str) -> None:
-        """Refused unless a request can be handed on to that node."""
+        """Raise Refused unless a request can be forwarded to that node."""
         if node not in self.nodes:
             text = f"hostname lookup '{node}' failed - failed to get address info for: {node}: Name or service not known"
             raise Refused(500, f"{text}\n")
@@ -140,13 +140,13 @@ class Cluster:
             raise Refused(status, reason, bare=True)
 
     def stale(self, seconds: float) -> None:
-        """Let the broadcasts of pvestatd be up to `seconds` old; there has just been one."""
+        """Let the broadcasts of pvestatd be up to `seconds` old; the last one was just now."""
         self._stale_seconds = 0.0
         self.broadcast()
         self._stale_seconds = seconds
 
     def broadcast(self) -> dict[int, dict[str, t.Any]]:
-        """What pvestatd last said of each guest; nothing of those on nodes that are offline."""
+        """Return pvestatd's last broadcast for each guest; without guests on offline nodes."""
         now = time.monotonic()
         if now - self._broadcast_at >= self._stale_seconds:
             self._broadcast_at = now
@@ -175,7 +175,7 @@ class Cluster:
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
     def fork(self, task_type: str, place: Place, user: str, worker: Worker, *, seconds: float | None = None) -> str:
-        """Start a task and return its id. `seconds` counts unless a test has said how long tasks of the type take."""
+        """Start a task and return its id. `seconds` is used unless a test has set the duration of this task type."""
         if seconds is None or task_type in self.task_seconds:
             seconds = self.task_seconds.get(task_type, self.task_seconds[None])
         fault = self.faults.for_task(task_type, place.vmid)
@@ -187,7 +187,7 @@ class Cluster:
         return task.upid
 
     def spawn(self, coroutine: Coroutine[t.Any, t.Any, None]) -> None:
-        """Run it in the server's loop until it ends or the server does."""
+        """Run it in the server's loop until it or the server ends."""
         running = asyncio.ensure_future(coroutine)
         self._running.add(running)
         running.add_done_callback(self._running.discard)
@@ -207,7 +207,7 @@ class Cluster:
             task.finish(failure, killed=killed)
 
     def start_by_ha(self, worker: collections.abc.Callable[[Guest], None], off_since: dict[int, float]) -> None:
-        """Call `worker` for each guest that high availability has found off for long enough; `off_since` is its memory."""
+        """Call `worker` for each guest that was off for long enough; `off_since` is the memory of high availability."""
         now = time.monotonic()
         for guest in self.guests.values():
             if not guest.managed or guest.ha_state != "started" or guest.running or guest.config.get("lock"):

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How a request or a task ends badly."""
+"""The failures of requests and tasks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typing as t
 
 
 class Died(Exception):
-    """What is `die` in Proxmox VE: the exit text of a task, or an answer 500 of a request. The text is the vendor's, to the letter."""
+    """`die` in Proxmox VE: the exit text of a task, or the answer 500 of a request. The text is exactly PVE's."""
 
 
 class Killed(Exception):
-    """The worker is gone: nothing is cleaned up, and its log ends in the middle."""
+    """The worker was killed: nothing is cleaned up, and its log is incomplete."""
 
 
 class Refused(Exception):
-    """An answer that is an error. `bare`: without a body, as those have that the web server gives by itself."""
+    """An error answer. `bare`: without a body, as the errors of the web server itself."""
 
     def __init__(self, status: int, message: str, *, errors: dict[str, str] | None = None, bare: bool = False) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class Refused(Exception):
         self.bare = bare
 
     def body(self) -> dict[str, t.Any] | None:
-        """The body to send; the message stands first, as the real server has it for a refused login."""
+        """Return the body; the message comes first, as in real PVE's answer to a refused login."""
         if self.bare:
             return None
         answer: dict[str, t.Any] = {"message": self.message, "data": None}
@@ -38,10 +38,10 @@ class Refused(Exception):
 
 
 def bad_parameters(errors: dict[str, str]) -> Refused:
-    """400: what is wrong, by the parameter's name."""
+    """400: the errors by parameter name."""
     return Refused(400, "Parameter verification failed.\n", errors=errors)
 
 
 def forbidden(path: str, privileges: collections.abc.Sequence[str]) -> Refused:
-    """403: one of `privileges` would have been needed on `path`."""
+    """403: one of `privileges` is needed on `path`."""
     return Refused(403, f"Permission check failed ({path}, {'|'.join(privileges)})\n")

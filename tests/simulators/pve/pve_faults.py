@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a test lets go wrong: rules for requests and rules for tasks."""
+"""Injected faults: rules for requests and rules for tasks."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import threading
 
 @dataclasses.dataclass
 class Rule:
-    """Applies from the `nth` match on, `count` times; a `count` of None never ends."""
+    """Applies from the `nth` match on, `count` times; None means without limit."""
 
     nth: int
     count: int | None
     seen: int = 0
 
     def hit(self) -> bool:
-        """Count a match; say whether the rule applies to it."""
+        """Count a match; return True if the rule applies to it."""
         self.seen += 1
         return self.seen >= self.nth and (self.count is None or self.seen < self.nth + self.count)
 
 
 @dataclasses.dataclass
 class RequestFault(Rule):
-    """What happens to a request. `after`: first all is done, and then the client does not hear of it."""
+    """The fault of a request. `after`: the request is executed first, and its answer is lost."""
 
     method: str = "*"
     path: str = "*"
@@ -40,21 +40,21 @@ class RequestFault(Rule):
     body: str | None = None
     hold: bool = False
     reached: threading.Event = dataclasses.field(default_factory=threading.Event)
-    """Set when a request is held."""
+    """Set when a request is on hold."""
     released: bool = False
 
     def release(self) -> None:
-        """Let go of what is held; a client that waited gets no answer."""
+        """Release the requests on hold; their clients get no answer."""
         self.released = True
 
     def matches(self, method: str, path: str) -> bool:
-        """Whether it is for this request; `*` in the path matches slashes too."""
+        """Return True if the rule is for this request; `*` in the path also matches slashes."""
         return fnmatch.fnmatchcase(method, self.method) and fnmatch.fnmatchcase(path, self.path)
 
 
 @dataclasses.dataclass
 class TaskFault(Rule):
-    """How a worker ends."""
+    """The end of a worker."""
 
     type: str = "*"
     vmid: int | None = None
@@ -64,23 +64,23 @@ class TaskFault(Rule):
     not_started: bool = False
 
     def matches(self, task_type: str, vmid: int) -> bool:
-        """Whether it is for this worker."""
+        """Return True if the rule is for this worker."""
         return fnmatch.fnmatchcase(task_type, self.type) and self.vmid in (None, vmid)
 
 
 class Faults:
-    """All rules of a server. The first that applies wins; all that match count."""
+    """All rules of a server. The first that applies is used; all that match are counted."""
 
     def __init__(self) -> None:
         self.requests: list[RequestFault] = []
         self.tasks: list[TaskFault] = []
 
     def for_request(self, method: str, path: str) -> RequestFault | None:
-        """The rule for this request."""
+        """Return the rule for this request."""
         hits = [rule for rule in self.requests if rule.matches(method, path) and rule.hit()]
         return hits[0] if hits else None
 
     def for_task(self, task_type: str, vmid: int) -> TaskFault | None:
-        """The rule for this worker."""
+        """Return the rule for this worker."""
         hits = [rule for rule in self.tasks if rule.matches(task_type, vmid) and rule.hit()]
         return hits[0] if hits else None

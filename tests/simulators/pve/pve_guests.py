@@ -20,7 +20,7 @@ Config = dict[str, t.Any]
 
 DISKS = {"qemu": re.compile(r"(scsi|virtio|sata|ide|efidisk|tpmstate)\d+$"), "lxc": re.compile(r"(rootfs|mp\d+)$")}
 WORDS = {"qemu": "VM", "lxc": "CT"}
-# What a snapshot does not take along from the configuration, and a rollback not from the snapshot (pve-guest-common 6.0.2).
+# Options that a snapshot does not copy from the configuration, nor a rollback from the snapshot (pve-guest-common 6.0.2).
 NOT_COPIED = {"snapstate", "snaptime", "vmstate", "lock", "digest", "description"}
 RUNNING_KEYS = ("runningmachine", "runningcpu", "running-nets-host-mtu")
 SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -28,7 +28,7 @@ SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 @dataclasses.dataclass
 class Snapshot:
-    """A snapshot: its section of the configuration file, and the disk contents of that time."""
+    """A snapshot: its section of the configuration file, and the disk contents at its creation."""
 
     section: Config
     data: str = ""
@@ -44,15 +44,15 @@ class Guest:
     config: Config
     status: str = "stopped"
     data: str = ""
-    # What the guest agent does: "ok", or "silent" when it is configured and does not answer.
+    # The guest agent: "ok", or "silent" if it is configured but does not answer.
     agent: str = "ok"
     pool: str | None = None
     managed: bool = False
-    # What high availability is to keep it in: "started" or "stopped".
+    # The requested state in high availability: "started" or "stopped".
     ha_state: str = "started"
-    # The vCPUs of a VM that runs are stopped.
+    # True if the vCPUs of a running VM are stopped.
     paused: bool = False
-    # Changes that wait for the next start; None takes the option away.
+    # Changes that are pending until the next start; None removes the option.
     pending: Config = dataclasses.field(default_factory=dict)
     made: float = dataclasses.field(default_factory=time.monotonic)
     replicated: bool = False
@@ -61,26 +61,26 @@ class Guest:
 
     @property
     def name_key(self) -> str:
-        """The key of the configuration that holds the name."""
+        """The configuration key of the name."""
         return "name" if self.type == "qemu" else "hostname"
 
     @property
     def name(self) -> str:
-        """The name, which for a guest without one is made of its id, as pvestatd does."""
+        """The name; a guest without one gets one from its id, as in pvestatd."""
         return str(self.config.get(self.name_key) or f"{WORDS[self.type]}{self.vmid}")
 
     @property
     def is_template(self) -> bool:
-        """Whether it is a template."""
+        """True if it is a template."""
         return bool(self.config.get("template"))
 
     @property
     def running(self) -> bool:
-        """Whether it runs."""
+        """True if it runs."""
         return self.status == "running"
 
     def power(self, status: str) -> None:
-        """Set it running or stopped."""
+        """Set the status to running or stopped."""
         if status == "running" and not self.running:
             self.started = time.time()
             self.config = self.planned()
@@ -89,22 +89,22 @@ class Guest:
         self.paused = False
 
     def planned(self) -> Config:
-        """The configuration as it will be after the next start."""
+        """Return the configuration with the pending changes."""
         return {key: value for key, value in {**self.config, **self.pending}.items() if value is not None}
 
     def check_lock(self) -> None:
-        """Raise Died if another operation has locked it."""
+        """Raise Died if another operation has locked the guest."""
         if self.config.get("lock"):
             raise Died(f"{WORDS[self.type]} is locked ({self.config['lock']})")
 
     def snapshot(self, name: str) -> Snapshot:
-        """The snapshot of that name, which is case-sensitive."""
+        """Return the snapshot of that name; case-sensitive."""
         if name not in self.snapshots:
             raise Died(f"snapshot '{name}' does not exist")
         return self.snapshots[name]
 
     def disks(self, section: Config) -> Iterator[tuple[str, str]]:
-        """The key and volume id of each disk that a snapshot includes; CD-ROMs and cloud-init drives are none of them."""
+        """Return key and volume id of each disk that a snapshot includes; not CD-ROMs and cloud-init drives."""
         for key, value in section.items():
             if DISKS[self.type].match(key):
                 volid, *options = str(value).split(",")
@@ -112,16 +112,16 @@ class Guest:
                     yield key, volid
 
     def can_snapshot(self, volumes: Volumes) -> bool:
-        """Whether all disks can; a storage that is not there is Died."""
+        """Return True if all disks support snapshots; Died for a missing storage."""
         return all(volumes.can_snapshot(volid, self.type) for _, volid in self.disks(self.config))
 
     def digest(self) -> str:
-        """The SHA-1 of the configuration, snapshots included, thus another one after every change."""
+        """Return the SHA-1 of the configuration including snapshots, so it differs after every change."""
         file = [self.config, {name: snapshot.section for name, snapshot in self.snapshots.items()}]
         return hashlib.sha1(json.dumps(file, sort_keys=True).encode()).hexdigest()
 
     def unlink(self, name: str, parent: str | None) -> None:
-        """Let what has `name` as its parent have `parent` instead."""
+        """Change the parent `name` of snapshots and guest to `parent`."""
         for section in [self.config, *(snapshot.section for snapshot in self.snapshots.values())]:
             if section.get("parent") == name:
                 if parent:
@@ -130,17 +130,17 @@ class Guest:
                     del section["parent"]
 
     def add_unused(self, volid: str) -> None:
-        """Keep a volume that no key refers to any longer, under the first free one."""
+        """Keep a volume that no key refers to, as the first free `unused` key."""
         kept = {key: value for key, value in self.config.items() if re.match(r"unused\d+$", key)}
         if volid not in kept.values():
             self.config[next(f"unused{n}" for n in range(256) if f"unused{n}" not in kept)] = volid
 
     def memory_bytes(self) -> int:
-        """How much memory it has."""
+        """The memory in bytes."""
         return int(self.config.get("memory") or 512) << 20
 
     def disk_bytes(self) -> int:
-        """The size of its first disk, which is what lists show."""
+        """The size of its first disk, as shown in lists."""
         for key, _ in self.disks(self.config):
             found = re.search(r",size=(\d+)([KMGT]?)", str(self.config[key]))
             return int(found[1]) * SIZES[found[2]] if found else 0
@@ -148,14 +148,14 @@ class Guest:
 
 
 def copied(section: Config) -> Config:
-    """What a snapshot copies of the configuration, and a rollback of the snapshot."""
+    """Return the options that a snapshot copies from the configuration, and a rollback from the snapshot."""
     return {key: value for key, value in section.items() if key not in NOT_COPIED and not re.match(r"unused\d+$", key)}
 
 
 def stored(guest_type: str, description: str) -> str | None:
-    """A description as it is read back from the configuration file: lines of comment there.
+    """Return a description as PVE reads it back from the comment lines of the configuration file.
 
-    That of a VM loses white space at its end, that of a container gets a newline (qemu-server 9.2.6, pve-container 6.1.10).
+    For a VM trailing white space is removed, for a container a newline is added (qemu-server 9.2.6, pve-container 6.1.10).
     """
     if guest_type == "qemu":
         return description.rstrip() or None

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What pveproxy does: connections, authentication, the form of answers, and the faults of requests."""
+"""The part of pveproxy: connections, authentication, format of answers, and injected faults of requests."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ BASE = "/api2/json"
 TICKET = "/access/ticket"
 COOKIE = re.compile(r"(?:^|[;\s])PVEAuthCookie=([^;]*)")
 JSON = "application/json;charset=UTF-8"
-# pveproxy compresses what is longer, where the client can read that.
+# pveproxy compresses longer answers if the client accepts that.
 COMPRESSED_FROM = 1024
 
 
 class Front:
-    """The web server of one cluster. All of it lives in the server's loop but `muted` and the counters, which tests set and read."""
+    """The web server of one cluster. Runs in the server's loop; tests only set `muted` and read the counters."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        # Every 401 is delayed so much; the real one waits for 3 s.
+        # The delay of every 401; 3 s in real PVE.
         self.auth_delay = 0.0
         self.muted = False
-        # How many seconds the clock of the nodes is ahead of ours, as far as the header Date tells it.
+        # Seconds by which the nodes' clock, in the header Date, is ahead of ours.
         self.clock_ahead = 0.0
         self.counters: collections.Counter[str] = collections.Counter()
         self.requests = self.logins = self.connections = self.bytes_sent = 0
         self._server: web.Server | None = None
         self._listener: socket.socket | None = None
         self._context: ssl.SSLContext | None = None
-        # Until when nothing listens.
+        # The server does not listen until then.
         self._back_at = 0.0
-        # Connections that nobody has shaken hands with.
+        # Connections without a finished TLS handshake.
         self._waiting: set[socket.socket] = set()
 
     # -- connections ---------------------------------------------------------------------------------------------------
 
     def listen(self, listener: socket.socket, context: ssl.SSLContext) -> None:
-        """Accept connections until `close`, in the loop that runs."""
+        """Accept connections until `close`, in the running loop."""
         self._listener, self._context = listener, context
         server = self._server = web.Server(self._handle, access_log=None)
         asyncio.get_running_loop().add_reader(listener, self._accept, listener, server, context)
@@ -77,18 +77,18 @@ class Front:
         self.cluster.spawn(self._connect(server, connection, context))
 
     async def _connect(self, server: web.Server, connection: socket.socket, context: ssl.SSLContext) -> None:
-        """Shake hands; a client that does not like the certificate, or has gone, is its own affair."""
+        """Do the TLS handshake; ignore clients that refuse the certificate or disconnect."""
         await self._while_muted()
         self._waiting.discard(connection)
-        if connection.fileno() < 0:  # dropped before it was its turn
+        if connection.fileno() < 0:  # dropped before its turn
             return
         with contextlib.suppress(OSError):
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(server, connection, ssl=context)
-            if self._listener is None:  # all went while they shook hands
+            if self._listener is None:  # all were dropped during the handshake
                 t.cast(asyncio.WriteTransport, transport).abort()
 
     def go(self, seconds: float) -> None:
-        """Be gone for a while: connections are cut, and new ones are refused."""
+        """Simulate an outage: cut all connections, and refuse new ones for a while."""
         loop = asyncio.get_running_loop()
         self._back_at = loop.time() + seconds
         if self._listener is None:
@@ -97,7 +97,7 @@ class Front:
         loop.remove_reader(self._listener)
         self._listener.close()
         self._listener = None
-        # Who is bound and does not listen keeps the port, and has connections refused.
+        # A socket that is bound but does not listen keeps the port, and connections to it are refused.
         kept = socket.socket()
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.setblocking(False)
@@ -126,14 +126,14 @@ class Front:
                 t.cast(asyncio.WriteTransport, handler.transport).abort()
 
     async def close(self) -> None:
-        """End all tasks and drop all connections, without the farewell of TLS that a client might never answer."""
+        """End all tasks and drop all connections, without TLS's close_notify, which a client might never answer."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
         await self.cluster.cancel()
         self._drop()
         if self._server is not None:
-            # To aiohttp 3.14 a timeout of 0 is none at all.
+            # In aiohttp 3.14 a timeout of 0 means no timeout.
             await self._server.shutdown(0.01)
         await asyncio.sleep(0.01)
 
@@ -147,7 +147,7 @@ class Front:
         try:
             return await self._answer(request)
         except ConnectionResetError:
-            return web.Response()  # the client has gone, or was cut off, while its request was read
+            return web.Response()  # the client disconnected, or was cut off, while its request was read
         except Exception:
             self.cluster.note_error()
             return web.Response(status=500, reason="the simulator failed")
@@ -233,7 +233,7 @@ class Front:
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def _fail(self, request: web.BaseRequest, fault: RequestFault) -> web.Response | None:
-        """What a test wants instead of the answer: an error, the end of the connection, or nothing."""
+        """Apply a fault instead of the answer: an error, a closed connection, or no answer."""
         if fault.cut or fault.hold:
             if request.transport is not None:
                 request.transport.abort()
@@ -241,7 +241,7 @@ class Front:
         if fault.body is not None:
             return web.Response(body=fault.body.encode(), headers={"Content-Type": JSON})
         if fault.status is not None:
-            # Answers of the proxy, and those about authentication, have no body.
+            # Error answers of the proxy and of the authentication have no body.
             bare = fault.status == 401 or fault.status >= 595
             return self._error(Refused(fault.status, f"{fault.reason}\n", bare=bare))
         return None
@@ -261,7 +261,7 @@ class Front:
 
 
 def _values(request: web.BaseRequest, body: bytes) -> dict[str, str]:
-    """The parameters: those of the body, which only POST and PUT have, and over them those of the URL."""
+    """Return the parameters: those in the body, for POST and PUT only, overridden by those in the URL."""
     values: dict[str, str] = {}
     if request.method in ("POST", "PUT") and body:
         if request.content_type == "application/json":
@@ -271,7 +271,7 @@ def _values(request: web.BaseRequest, body: bytes) -> dict[str, str]:
                 given = None
             if not isinstance(given, dict):
                 raise Refused(501, "malformed JSON string", bare=True)
-            # To Perl true is 1 and false is 0; what is null was not given.
+            # In Perl, true is 1 and false is 0; null means that the parameter is not set.
             values = {name: _text(value) for name, value in given.items() if value is not None}
         else:
             values = dict(urllib.parse.parse_qsl(body.decode(), keep_blank_values=True))

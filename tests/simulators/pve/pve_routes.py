@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Which calls there are, what each takes, and who may make it."""
+"""The table of API calls, with their parameters and privileges."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pve_schema import IN_PATH, Parameter, validate
 
 @dataclasses.dataclass
 class Call:
-    """One request, as the code behind a path sees it: who makes it, and with which values."""
+    """One request with its user and values, for the handler of a path."""
 
     cluster: Cluster
     user: str
     values: dict[str, t.Any]
-    # qemu or lxc, of the paths that begin with it.
+    # qemu or lxc, from the path.
     type: str = ""
 
     @property
     def place(self) -> Place:
-        """Where the request looks for its guest."""
+        """Return the location of the guest according to the request."""
         return Place(self.values["vmid"], self.type, self.values["node"])
 
     def allowed(self, path: str, *privileges: str, pool: str | None = None) -> bool:
-        """Whether its user has one of `privileges` at `path`."""
+        """Return True if its user has one of `privileges` at `path`."""
         return self.cluster.access.allowed(self.user, path, *privileges, pool=pool)
 
     def allowed_guest(self, vmid: int, *privileges: str) -> bool:
@@ -41,19 +41,19 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """A list that is a part of a longer one."""
+    """One page of a longer list."""
 
     rows: list[dict[str, t.Any]]
     total: int
 
 
-# A coroutine is awaited, and takes the cluster's lock itself; a plain function is called while it is held.
+# A coroutine is awaited and takes the cluster's lock itself; a function is called with the lock held.
 Handler = collections.abc.Callable[[Call], t.Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Route:
-    """A call. `privileges`: one of them is needed on the guest. `hand_on`: the node of the path answers it, not the one asked."""
+    """A call. `privileges`: one of them is needed on the guest. `hand_on`: forwarded to the node in the path."""
 
     method: str
     path: str
@@ -62,11 +62,11 @@ class Route:
     privileges: Sequence[str] = ()
     hand_on: bool = True
     type: str = ""
-    # Takes parameters that the schema does not name, and looks at them itself.
+    # Accepts parameters that are not in the schema, and checks them itself.
     open: bool = False
 
     def prepare(self, cluster: Cluster, user: str, in_path: Mapping[str, str], given: Mapping[str, str]) -> Call:
-        """All that is checked before the code of the call, in the order of pve-manager 9.2.11: rights, node, parameters."""
+        """Run the checks before the handler, in the order of pve-manager 9.2.11: privileges, node, parameters."""
         for name, value in given.items():
             if name in in_path and in_path[name] != value:
                 raise bad_parameters({name: "duplicate parameter (already defined in URI with conflicting values)"})
@@ -92,7 +92,7 @@ class Routes:
         self._routes: dict[tuple[str, int], list[tuple[list[str], Route]]] = {}
 
     def add(self, method: str, path: str, **options: t.Any) -> collections.abc.Callable[[Handler], Handler]:
-        """Decorate the code of a call; `{type}` in the path makes it two, one for VMs and one for containers."""
+        """Register the handler of a call; a path with `{type}` is registered for VMs and for containers."""
 
         def decorate(handler: Handler) -> Handler:
             for guest_type in ("qemu", "lxc") if "{type}" in path else ("",):
@@ -108,7 +108,7 @@ class Routes:
         return decorate
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
-        """The call, and what stands in the path for its placeholders."""
+        """Return the call, and the values of the placeholders in the path."""
         parts = [part for part in path.split("/") if part]
         for pattern, route in self._routes.get((method, len(parts)), ()):
             if all(one.startswith("{") or one == part for one, part in zip(pattern, parts, strict=True)):
@@ -120,5 +120,5 @@ routes = Routes()
 
 
 def not_implemented(method: str, path: str) -> Refused:
-    """501, which is also the answer to a path that does not exist."""
+    """501, also the answer for an unknown path."""
     return Refused(501, f"Method '{method} {path}' not implemented")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Parameters: what a call takes, and the texts that say what is wrong with what it got (pve-common 9.2.1)."""
+"""Parameters of calls, with the error texts for invalid values (pve-common 9.2.1)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def fault(self, value: str) -> str | None:
-        """What is wrong with `value`."""
+        """Return the error text for `value`, or None."""
         if self.type == "boolean" and value not in ("0", "1"):
             return f"type check ('boolean') failed - got '{value}'"
         if self.type == "integer" and not re.match(r"-?\d+\Z", value):
@@ -53,7 +53,7 @@ class Parameter:
         return None
 
     def value(self, value: str) -> t.Any:
-        """The value as the code of the call sees it."""
+        """Return the value for the handler."""
         if self.type == "boolean":
             return value == "1"
         return int(value) if self.type == "integer" else value
@@ -65,7 +65,7 @@ NODE = Parameter(optional=False, format="node")
 VMID = Parameter("integer", optional=False, format="vmid")
 SNAPNAME = Parameter(optional=False, format="configid", longest=40)
 COUNT = Parameter("integer", least=0)
-# What stands for these names in a path.
+# Schemas of the placeholders in paths.
 IN_PATH = {
     "node": NODE,
     "vmid": VMID,
@@ -76,7 +76,7 @@ IN_PATH = {
 
 
 def validate(parameters: Mapping[str, Parameter], values: Mapping[str, str]) -> dict[str, t.Any]:
-    """The values, converted; Refused with 400 and a text for each that is wrong."""
+    """Return the converted values; Refused with 400 and a text for each invalid one."""
     errors: dict[str, str] = {}
     for name, value in values.items():
         fault = parameters[name].fault(value) if name in parameters else EXTRA
@@ -91,7 +91,7 @@ def validate(parameters: Mapping[str, Parameter], values: Mapping[str, str]) -> 
 
 
 def parse_upid(text: str) -> re.Match[str]:
-    """The parts of a task's id; Refused with 400 if it is none."""
+    """Return the parts of a task's id; Refused with 400 if it is invalid."""
     found = UPID.match(text)
     if found is None:
         raise bad_parameters({"upid": "unable to parse worker upid"})

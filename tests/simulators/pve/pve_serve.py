@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A Proxmox VE cluster to try things on: `python pve_serve.py` prints how to reach it, and serves until Ctrl-C."""
+"""A simulated Proxmox VE cluster for manual tests: `python pve_serve.py` prints its address and login, and serves until Ctrl-C."""
 
 from __future__ import annotations
 

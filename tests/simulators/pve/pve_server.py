@@ -1,16 +1,16 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A Proxmox VE cluster on loopback, in the process of the test: HTTPS in front, plain objects behind.
+"""A simulated Proxmox VE cluster on loopback, in the process of the test: an HTTPS server with plain objects.
 
-It answers as PVE 9.2.11 was seen to. In short:
+It answers as PVE 9.2.11 was observed to. Example:
 
     with PveServer() as pve:
         vmid = pve.make_guest("web01")
         ... https://{pve.hostname}:{pve.port}/api2/json, verified by pve.ca_path ...
         assert pve.guest(vmid)["snapshots"] == []
 
-Every node of it is reached through the one port. What a test may do to a guest and see of it is in pve_by_hand.py.
+All nodes are reached through one port. pve_by_hand.py has the methods that read and change guests directly.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ START_TIMEOUT = 30.0
 class PveServer(ByHand):
     """One cluster, from `start()` to `stop()` (or as a context manager).
 
-    Settings that may be changed at any time: `auth_delay` (each 401 comes so much later; 3.0 in reality), `lock_seconds` (how
-    long a worker waits for a lock of another, 10.0), `second_start_seconds` (how long after a rollback with start=1 the guest
-    runs), `version` (what GET /version says), `nameless_seconds` (how long a new guest has no name in cluster/resources, 10.0 in reality),
-    `worker_failure_rate` (of how many workers the start fails), `container_deletes_meet`, `ha_watch_seconds`: see pve_cluster.py.
+    Settings that can be changed at any time: `auth_delay` (delay of each 401; 3.0 in real PVE), `lock_seconds` (how
+    long a worker waits for another's lock, 10.0), `second_start_seconds` (seconds after a rollback with start=1 until the guest
+    runs), `version` (the answer of GET /version), `nameless_seconds` (how long a new guest has no name in cluster/resources, 10.0 in real PVE),
+    `worker_failure_rate` (the share of workers whose start fails), `container_deletes_meet`, `ha_watch_seconds`: see pve_cluster.py.
     """
 
     def __init__(self, nodes: Sequence[str] = ("pve1", "pve2")) -> None:
@@ -67,7 +67,7 @@ class PveServer(ByHand):
         self.stop()
 
     def start(self) -> PveServer:
-        """Listen on a free port of loopback and serve from a thread."""
+        """Listen on a free loopback port and serve in a thread."""
         self._folder = Path(tempfile.mkdtemp(prefix="sp-pve-"))
         ca_path, context = make_certificates(self._folder)
         self.ca_path = str(ca_path)
@@ -115,14 +115,14 @@ class PveServer(ByHand):
             await asyncio.sleep(0.02)
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """An exception that nobody waits for. A client that leaves in the middle of the handshake is none of ours."""
+        """Record an unhandled exception. A client that disconnects during the handshake is not an error of the simulator."""
         exc = context.get("exception")
         if not isinstance(exc, (OSError, asyncio.CancelledError)):
             self.errors += f"{context.get('message')}: {exc!r}\n"
 
     @property
     def auth_delay(self) -> float:
-        """How many seconds after the request each 401 comes."""
+        """The delay of each 401 in seconds."""
         return self._front.auth_delay
 
     @auth_delay.setter
@@ -131,47 +131,47 @@ class PveServer(ByHand):
 
     @property
     def clock_ahead(self) -> float:
-        """How many seconds the clock in its answers is ahead of ours."""
+        """The seconds by which the server's clock is ahead of ours."""
         return self._front.clock_ahead
 
     @clock_ahead.setter
     def clock_ahead(self, seconds: float) -> None:
         self._front.clock_ahead = seconds
 
-    # -- what it saw ---------------------------------------------------------------------------------------------------
+    # -- counters ------------------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, int]:
-        """How often each call came since `reset_counters`, as "METHOD /path/with/{placeholders}"."""
+        """Return the number of calls since `reset_counters`, by "METHOD /path/with/{placeholders}"."""
         with self.lock:
             return dict(self._front.counters)
 
     def reset_counters(self) -> None:
-        """Begin to count anew: calls, requests, logins, connections and bytes."""
+        """Reset all counters: calls, requests, logins, connections and bytes."""
         with self.lock:
             self._front.counters.clear()
             self._front.requests = self._front.logins = self._front.connections = self._front.bytes_sent = 0
 
     @property
     def requests(self) -> int:
-        """All requests."""
+        """The number of requests."""
         return self._front.requests
 
     @property
     def logins(self) -> int:
-        """The requests for a ticket, those that were refused too."""
+        """The number of requests for a ticket, refused ones included."""
         return self._front.logins
 
     @property
     def connections(self) -> int:
-        """The connections that were made."""
+        """The number of connections."""
         return self._front.connections
 
     @property
     def bytes_sent(self) -> int:
-        """The bytes of all bodies, compressed where they were."""
+        """The bytes of all bodies, as sent (compressed)."""
         return self._front.bytes_sent
 
-    # -- what goes wrong -----------------------------------------------------------------------------------------------
+    # -- faults --------------------------------------------------------------------------------------------------------
 
     def fault(
         self,
@@ -190,15 +190,15 @@ class PveServer(ByHand):
         body: str | None = None,
         hold: bool = False,
     ) -> RequestFault:
-        """Let the `nth` request of a call from now on, and those after it up to `count` of them (None: all), go wrong.
+        """Inject a fault into the `nth` request of a call from now on, and into those after it, `count` in total (None: all).
 
-        The path has no /api2/json; `*` in it matches slashes too. With `status` it is answered so, with `cut` the connection
-        ends without an answer, with `delay` all is fine but late; a delay goes with the others. With `after` the work is done
-        first: the answer is then 596 if nothing else is said, which is what the proxy of another node says after 30 s.
+        The path has no /api2/json; `*` in it also matches slashes. `status` sets the status of the answer, `cut` closes the connection
+        without an answer, `delay` delays the answer and can be combined with the others. With `after` the request is executed
+        first; the answer is then 596 by default, as from the proxy of another node after 30 s.
 
-        With `gone` all connections are cut, and for so many seconds new ones are refused. With `silent` nothing is answered from
-        then on, until `unmute()`. With `body` it is answered with 200 and that. With `hold` the rule that is returned tells by
-        `reached` that a request is there, which waits until `release()` and is cut then.
+        With `gone` all connections are cut, and new ones are refused for this many seconds. With `silent` nothing is answered from
+        then on, until `unmute()`. `body` is answered with status 200. With `hold` the request waits until `release()` of the returned
+        rule and is cut then; the rule's `reached` is set when the request has arrived.
         """
         if after and status is None and not (cut or delay or gone or silent or hold or body):
             status = 596
@@ -236,11 +236,11 @@ class PveServer(ByHand):
         nth: int = 1,
         count: int | None = 1,
     ) -> None:
-        """Let workers of a type (a glob) end badly while they are at the disks, with what the real one leaves behind then.
+        """Let workers of a type (a glob) fail while they work on the disks, with the same leftovers as in real PVE.
 
-        A create cleans up; a delete leaves its lock and snapstate, or goes on if it was forced; a rollback leaves its lock and
-        the guest stopped. `killed`: the worker is gone, lock and snapstate stay, and no disk has the new snapshot. With
-        `warnings` all is done, and the exit text is WARNINGS: n. `not_started`: there is no worker, and the request ends with 500.
+        A create cleans up; a delete leaves its lock and snapstate, or continues if it was forced; a rollback leaves its lock and
+        the guest stopped. `killed`: the worker is killed, lock and snapstate remain, and no disk has the new snapshot. With
+        `warnings` it succeeds, and the exit text is WARNINGS: n. `not_started`: no worker starts, and the request fails with 500.
         """
         with self.lock:
             self.faults.tasks.append(
@@ -257,13 +257,13 @@ class PveServer(ByHand):
             )
 
     def clear_faults(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         with self.lock:
             self.faults.requests.clear()
             self.faults.tasks.clear()
 
     def mute(self) -> None:
-        """Accept connections and answer nothing, not even the handshake of TLS; requests that come now are answered later."""
+        """Accept connections but answer nothing, not even the TLS handshake; requests that arrive now are answered after `unmute()`."""
         self._front.muted = True
 
     def unmute(self) -> None:
@@ -271,14 +271,14 @@ class PveServer(ByHand):
         self._front.muted = False
 
     def expire_tickets(self) -> None:
-        """End the life of all tickets."""
+        """Expire all tickets."""
         with self.lock:
             self.access.expire_tickets()
 
     # -- users ---------------------------------------------------------------------------------------------------------
 
     def add_user(self, userid: str, password: str, privileges: Mapping[str, Set[str]]) -> None:
-        """Add a user; `privileges` are sets by path. Those on a path hold below it too, unless a deeper path has its own."""
+        """Add a user; `privileges` are sets by path. They are inherited, unless a deeper path has its own set."""
         with self.lock:
             self.access.add_user(userid, password, privileges)
 
@@ -290,15 +290,15 @@ class PveServer(ByHand):
         privsep: bool = True,
         privileges: Mapping[str, Set[str]] | None = None,
     ) -> str:
-        """Add a token "user@realm!name" and return its secret; with `privsep` it has rights of its own, and none without them."""
+        """Add a token "user@realm!name" and return its secret; with `privsep` it needs its own privileges."""
         with self.lock:
             return self.access.add_token(tokenid, secret, privsep=privsep, privileges=privileges or {})
 
-    # -- locks of others -----------------------------------------------------------------------------------------------
+    # -- foreign locks -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def hold_migration_lock(self, vmid: int) -> Iterator[None]:
-        """Hold the lock that a replication holds: deletes and rollbacks wait for it."""
+        """Hold the lock of a replication: deletes and rollbacks wait for it."""
         with self._held(self.migrating, vmid):
             yield
 

@@ -14,7 +14,7 @@ DIRECTORY = "/var/lib/vz/images"
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A storage of the cluster. `newest_only`: a volume can go back to its newest snapshot only."""
+    """A storage of the cluster. `newest_only`: a volume can only be reverted to its newest snapshot."""
 
     kind: str
     newest_only: bool = False
@@ -28,7 +28,7 @@ STORAGES = {
     "local-lvm": Storage("lvmthin"),
     "rbd": Storage("rbd"),
 }
-# What a test calls it -> the storage and the format of a VM's image. "gone" is in no storage.cfg.
+# The name for tests -> the storage and the format of a VM's image. "gone" is not in storage.cfg.
 CLASSES = {
     "dir-qcow2": ("local", "qcow2"),
     "raw": ("local", "raw"),
@@ -41,7 +41,7 @@ CLASSES = {
 
 
 def make_volid(storage_class: str, guest_type: str, vmid: int, index: int) -> str:
-    """The volume id of a new disk. A container has raw images in a folder and subvolumes on ZFS."""
+    """Return the volume id of a new disk. A container has raw images in a folder and subvolumes on ZFS."""
     storage, image = CLASSES[storage_class]
     if image:
         return f"{storage}:{vmid}/vm-{vmid}-disk-{index}.{image if guest_type == 'qemu' else 'raw'}"
@@ -50,14 +50,14 @@ def make_volid(storage_class: str, guest_type: str, vmid: int, index: int) -> st
 
 
 def make_state_volid(vmid: int, name: str, storage: str) -> str:
-    """Where the memory of a VM goes."""
+    """Return the volume for the memory of a VM."""
     if STORAGES[storage].kind == "dir":
         return f"{storage}:{vmid}/vm-{vmid}-state-{name}.raw"
     return f"{storage}:vm-{vmid}-state-{name}"
 
 
 def storage_of(volid: str) -> Storage:
-    """The storage of a volume; Died if there is none of that name."""
+    """Return the storage of a volume; Died if it does not exist."""
     name = volid.partition(":")[0]
     if name not in STORAGES:
         raise Died(f"storage '{name}' does not exist")
@@ -65,13 +65,13 @@ def storage_of(volid: str) -> Storage:
 
 
 class Volumes:
-    """The snapshots that each volume has: names, oldest first. A name may stand there twice, see `vzdump` in qcow2 images."""
+    """The snapshots of each volume: names, oldest first. A name can be there twice, see `vzdump` in qcow2 images."""
 
     def __init__(self) -> None:
         self.snapshots: dict[str, list[str]] = {}
 
     def can_snapshot(self, volid: str, guest_type: str) -> bool:
-        """Whether storage and format have snapshots; a device or folder of the host is no volume and has none."""
+        """Return True if storage and format support snapshots; a device or folder of the host is not a volume and does not."""
         if ":" not in volid:
             return False
         storage = storage_of(volid)
@@ -80,15 +80,15 @@ class Volumes:
         return guest_type == "qemu" or storage.containers
 
     def take(self, volid: str, name: str) -> None:
-        """Take a snapshot."""
+        """Create a snapshot."""
         self.snapshots.setdefault(volid, []).append(name)
 
     def check_rollback(self, volid: str, name: str) -> None:
-        """Raise Died where the volume cannot go back to that snapshot."""
+        """Raise Died if the volume cannot be reverted to that snapshot."""
         storage = storage_of(volid)
         if not storage.newest_only:
             return
-        # A chain of qcow2 files is named without its storage, a ZFS volume with it (pve-storage 9.1.7).
+        # The error text has no storage for a chain of qcow2 files, but has it for a ZFS volume (pve-storage 9.1.7).
         where = volid.partition(":")[2] if storage.kind == "dir" else volid
         taken = self.snapshots.get(volid, [])
         if name not in taken:
@@ -97,7 +97,7 @@ class Volumes:
             raise Died(f"can't rollback, '{name}' is not most recent snapshot on '{where}'")
 
     def delete(self, volid: str, name: str) -> None:
-        """Delete a snapshot; Died where the volume has none of that name."""
+        """Delete a snapshot; Died if the volume does not have it."""
         taken = self.snapshots.get(volid, [])
         if name in taken:
             taken.remove(name)

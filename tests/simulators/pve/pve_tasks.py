@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Tasks: their ids, their logs, and how long they run."""
+"""Tasks: ids, logs and durations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _pids = itertools.count(0x1000)
 
 
 class Task:
-    """A worker process that was forked, from then on until long after its end."""
+    """A forked worker process; kept long after its end."""
 
     def __init__(
         self, *, node: str, task_type: str, vmid: int, user: str, seconds: float = 0.0, fault: TaskFault | None = None
@@ -48,7 +48,7 @@ class Task:
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """True while its process exists."""
         return self.exitstatus is None
 
     def say(self, line: str) -> None:
@@ -56,9 +56,9 @@ class Task:
         self.log.append(line)
 
     async def work(self, interrupted: str = "received interrupt") -> None:
-        """Be busy for as long as the task shall take, and end as a test wants it: Died or Killed.
+        """Wait for the duration of the task, and apply an injected fault: Died or Killed.
 
-        `interrupted` is what a worker says that is stopped here through the API.
+        `interrupted` is the error text of a worker that is stopped through the API at this point.
         """
         try:
             await asyncio.wait_for(self._hurry.wait(), self.seconds or 0.0001)
@@ -76,15 +76,15 @@ class Task:
         self._hurry.set()
 
     def interrupt(self) -> None:
-        """End `work` now, as a worker that got a signal."""
+        """End `work` now, like a worker that received a signal."""
         self.interrupted = True
         self._hurry.set()
 
     def finish(self, failure: str | None, *, killed: bool = False) -> None:
-        """The process ends: with success, or with that text."""
+        """End the process: with success, or with that text."""
         self.endtime = int(time.time())
         if killed:
-            # The last line of the log says how a task ended; without one it is this.
+            # The last line of the log has the result of a task; without one the result is this.
             self.exitstatus = "unexpected status"
         elif failure is not None:
             self.exitstatus = failure.replace("\n", " ")
@@ -97,7 +97,7 @@ class Task:
             self.say("TASK OK")
 
     def row(self) -> dict[str, t.Any]:
-        """What all lists have of it. The user of a token's task is split into user and token id (pve-manager 9.2.11)."""
+        """Return the fields for lists. For a token, user and token id are separate fields (pve-manager 9.2.11)."""
         user, _, token = self.user.partition("!")
         row = {"upid": self.upid, "node": self.node, "pid": self.pid, "pstart": self.pstart, "starttime": self.starttime}
         row |= {"type": self.type, "id": self.id, "user": user}
@@ -106,17 +106,17 @@ class Task:
         return row
 
     def belongs_to(self, user: str) -> bool:
-        """Whether `user` sees it without other rights: a user sees the tasks of his tokens, a token only its own."""
+        """Return True if `user` can see it without privileges: a user sees the tasks of the user's tokens, a token only its own."""
         return user in (self.user, self.user.partition("!")[0])
 
 
 def is_error(exitstatus: str) -> bool:
-    """Whether an exit text means failure; warnings do not."""
+    """Return True if an exit text means failure; warnings do not."""
     return exitstatus != "OK" and not re.match(r"WARNINGS: \d+$", exitstatus)
 
 
 def status_type(exitstatus: str | None) -> str:
-    """The word for `statusfilter`."""
+    """Return the value for `statusfilter`."""
     if exitstatus in (None, "unexpected status"):
         return "unknown"
     if exitstatus == "OK":

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A certificate authority of its own for each server, and the certificate that it signed."""
+"""A certificate authority for each server, and a server certificate signed by it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PEM = serialization.Encoding.PEM
 
 
 def make_certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """Write the authority's certificate into `folder`; return its path and a context that serves as 127.0.0.1 and localhost."""
+    """Write the CA certificate into `folder`; return its path and a server context for 127.0.0.1 and localhost."""
     authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority_name = _name("safepoint.vm test CA")
     usage = x509.KeyUsage(
@@ -33,7 +33,7 @@ def make_certificates(folder: Path) -> tuple[Path, ssl.SSLContext]:
         encipher_only=False,
         decipher_only=False,
     )
-    # Python 3.13 verifies strictly: it wants both key ids and the authority's key usage.
+    # Python 3.13 verifies strictly: it requires both key ids and the CA's key usage.
     key_id = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
     authority = (
         _builder(authority_name, authority_name, authority_key.public_key())

@@ -1,9 +1,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the workers do, in the order of checks that pve-guest-common 6.0.2 and qemu-server 9.2.6 have.
+"""The workers, with the order of checks in pve-guest-common 6.0.2 and qemu-server 9.2.6.
 
-A worker does in one go what needs no time, and spends the whole length of its task where the real one snapshots disks.
+A worker does all fast steps at once; its whole duration is spent at the point where PVE snapshots the disks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Snapshots:
     # -- create --------------------------------------------------------------------------------------------------------
 
     async def create(self, task: Task, *, description: str, memory: bool) -> None:
-        """Take the snapshot."""
+        """Create the snapshot."""
         async with self.cluster.config(self.place) as guest:
             self._prepare(guest, description=description, memory=memory)
             self._say_freeze(task, guest)
@@ -72,11 +72,11 @@ class Snapshots:
         if not guest.can_snapshot(self.cluster.volumes):
             raise Died("snapshot feature is not available")
         section: Config = {}
-        if memory and guest.running:  # of a VM that is stopped there is nothing to save, and nobody says so
+        if memory and guest.running:  # PVE silently takes a snapshot without memory of a VM that is off
             section = self._memory(guest)
         section = copied(guest.config) | section
         section |= {"snapstate": "prepare", "snaptime": int(time.time())}
-        # "0" is false in Perl, and thus no description.
+        # "0" is false in Perl, so it counts as no description.
         text = stored(guest.type, description) if description != "0" else None
         if text is not None:
             section["description"] = text
@@ -87,7 +87,7 @@ class Snapshots:
         guest.snapshots[self.name] = Snapshot(section)
 
     def _memory(self, guest: Guest) -> Config:
-        # A shared storage of its disks is preferred, then a local one of them.
+        # A shared storage of its disks is preferred to a local one.
         storages = sorted((volid.partition(":")[0] for _, volid in guest.disks(guest.config)), key=lambda one: one != "rbd")
         storage = str(guest.config.get("vmstatestorage") or [*storages, "local"][0])
         storage_of(f"{storage}:")
@@ -116,9 +116,9 @@ class Snapshots:
     # -- delete --------------------------------------------------------------------------------------------------------
 
     async def delete(self, task: Task, *, force: bool) -> None:
-        """Delete the snapshot. `force` does not wait for the migration lock, and goes on when a disk fails; it passes no lock."""
+        """Delete the snapshot. `force` skips the migration lock and ignores failures of disks, but respects the guest's lock."""
         if force or self.place.type == "lxc":
-            # That of a container waits for no lock of another delete (pve-container 6.1.10).
+            # A delete for a container does not wait for another delete (pve-container 6.1.10).
             await self._delete(task, force=force)
         else:
             text = "Failed to obtain guest migration lock - replication running?"
@@ -138,7 +138,7 @@ class Snapshots:
             guest.check_lock()
             guest.config["lock"] = "snapshot-delete"
         async with self.cluster.config(self.place) as guest:
-            # The lock is taken already, and stays.
+            # The guest is already locked, and the lock remains.
             if guest.is_template:
                 raise Died("you can't delete a snapshot if vm is a template")
             guest.snapshot(self.name).section["snapstate"] = "delete"
@@ -157,7 +157,7 @@ class Snapshots:
             del guest.config["lock"]
 
     async def _until_alone(self) -> None:
-        """Meet another delete of the same snapshot: this one has found it, and goes on when the other one has ended."""
+        """Simulate two parallel deletes of one snapshot: this one has found it, and continues when the other has ended."""
         end = time.monotonic() + self.cluster.lock_seconds
         while time.monotonic() < end:
             with self.cluster.lock:
@@ -174,7 +174,7 @@ class Snapshots:
             if not force:
                 section.pop("vmstate", None)
             for key, volid in list(guest.disks(section)):
-                # This is the name of backups, which leave out the disks that are in none: so their snapshot of it stays.
+                # PVE uses this name for backups and skips disks that are excluded from them: so their snapshot remains.
                 if self.name == "vzdump" and key != "rootfs" and "backup=1" not in section[key].split(","):
                     continue
                 try:
@@ -189,7 +189,7 @@ class Snapshots:
     # -- rollback ------------------------------------------------------------------------------------------------------
 
     async def rollback(self, task: Task, *, start: bool) -> None:
-        """Go back to the snapshot; a start after it is a task of its own, of which this one does not wait for anything."""
+        """Roll back; a start after it is a separate task that this one does not wait for."""
         text = f"can't lock file '/var/lock/pve-manager/pve-migrate-{self.place.vmid}' - got timeout"
         async with self.cluster.migration_lock(self.place.vmid, text):
             async with self.cluster.config(self.place) as guest:
@@ -216,7 +216,7 @@ class Snapshots:
         return snapshot
 
     def _apply(self, guest: Guest, snapshot: Snapshot) -> None:
-        """The whole configuration goes back, the name too; only the notes and the unused volumes are kept."""
+        """Revert the whole configuration including the name; only the notes and the unused volumes are kept."""
         kept = {volid for _, volid in guest.disks(snapshot.section)}
         for _, volid in list(guest.disks(guest.config)):
             if volid not in kept:
@@ -227,7 +227,7 @@ class Snapshots:
         for key in RUNNING_KEYS:
             config.pop(key, None)
         if "vmgenid" in config:
-            # Software in the guest starts its random numbers anew when this changes.
+            # The VM generation id: software in the guest reseeds its random numbers when it changes.
             config["vmgenid"] = str(uuid.uuid4())
         guest.config = config
         guest.pending.clear()
@@ -239,7 +239,7 @@ class Snapshots:
 
 
 def start_guest(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = False, seconds: float | None = None) -> str:
-    """Start a guest in a task of its own; with high availability the task only asks for it, and root's starts it."""
+    """Start a guest in a task; with high availability the task only requests it, and a task of root starts the guest."""
     guest = cluster.guests.get(place.vmid)
     if guest is not None and guest.managed:
         return _order(cluster, place, user, "started", seconds=seconds)
@@ -247,7 +247,7 @@ def start_guest(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = 
 
 
 def watch_ha(cluster: Cluster, off_since: dict[int, float]) -> None:
-    """One round of high availability: start what is off and should not be."""
+    """One round of high availability: start guests that are off but should run."""
 
     def start(guest: Guest) -> None:
         with contextlib.suppress(Refused):  # the next round tries again
@@ -258,7 +258,7 @@ def watch_ha(cluster: Cluster, off_since: dict[int, float]) -> None:
 
 
 def _order(cluster: Cluster, place: Place, user: str, state: str, *, seconds: float | None = None) -> str:
-    """Ask high availability for a state: root's own task brings it about, a moment after this one has ended."""
+    """Request a state from high availability: a task of root sets it shortly after this task has ended."""
 
     async def request(task: Task) -> None:
         await task.work()
@@ -290,7 +290,7 @@ def _start(cluster: Cluster, place: Place, user: str, *, skip_lock: bool = False
 
 
 def stop_guest(cluster: Cluster, place: Place, user: str, task_type: str, *, skip_lock: bool = False) -> str:
-    """Stop or shut down a guest in a task; one that is stopped already is fine. With high availability the task only asks for it."""
+    """Stop or shut down a guest in a task; succeeds if it is already stopped. With high availability the task only requests it."""
     guest = cluster.guests.get(place.vmid)
     if guest is not None and guest.managed:
         return _order(cluster, place, user, "stopped")
@@ -315,7 +315,7 @@ def _stop(
 
 
 def suspend_guest(cluster: Cluster, place: Place, user: str, *, to_disk: bool) -> str:
-    """Stop the vCPUs of a VM; to disk it is off afterwards, and locked until it is resumed."""
+    """Stop the vCPUs of a VM; suspended to disk, it is off and locked until it is resumed."""
 
     async def suspend(task: Task) -> None:
         async with cluster.config(place) as guest:
@@ -337,7 +337,7 @@ def suspend_guest(cluster: Cluster, place: Place, user: str, *, to_disk: bool) -
 
 
 def resume_guest(cluster: Cluster, place: Place, user: str) -> str:
-    """Let the vCPUs of a VM run again, also one that was suspended to disk."""
+    """Resume a VM, also one that was suspended to disk."""
 
     async def resume(task: Task) -> None:
         async with cluster.config(place) as guest:

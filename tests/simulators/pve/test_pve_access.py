@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Who the simulated Proxmox VE lets in, and what it lets them do."""
+"""Logins and privileges of the simulated Proxmox VE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ALL = {"VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt"}
 
 
 def token_client(pve: PveServer, privileges: dict[str, set[str]], vmid: int = 100) -> GuestClient:
-    """The client of a token that has these rights and no others; its user has all."""
+    """A client with a token that has only these privileges; its user has all."""
     pve.add_user("ops@pve", "secret", {"/": ALL | {"Sys.Audit", "VM.Config.Options"}})
     secret = pve.add_token("ops@pve!ci", privileges=privileges)
     return GuestClient(pve, vmid, token=("ops@pve!ci", secret))
@@ -194,7 +194,7 @@ def test_tasks_of_others_are_seen_by_auditors_only(pve: PveServer) -> None:
     assert client.create("cd") == "OK"
     (row,) = client.data("GET", "/nodes/pve1/tasks")
     assert (row["user"], row["tokenid"], row["type"]) == ("ops@pve", "ci", "qmsnapshot")
-    # The user of the token may audit, and sees those of root, too; without that right he sees what his token did.
+    # With the audit privilege, the token's user sees the tasks of root too; without it, only those of the token.
     owner = Client(pve).log_in("ops@pve", "secret")
     assert len(owner.data("GET", "/nodes/pve1/tasks")) == 2
     with pve.lock:
@@ -208,7 +208,7 @@ def test_permissions_are_told_by_path(pve: PveServer) -> None:
     assert client.data("GET", "/access/permissions", path="/vms/101") == {"/vms/101": {"VM.Snapshot": 1}}
 
 
-# -- the library that people use -------------------------------------------------------------------------------------------
+# -- proxmoxer -------------------------------------------------------------------------------------------------------------
 
 
 def test_proxmoxer_works_with_a_token(pve: PveServer, monkeypatch: pytest.MonkeyPatch) -> None:

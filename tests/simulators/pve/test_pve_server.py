@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The simulated Proxmox VE as a server: connections, parameters, faults, nodes, and what it leaves behind."""
+"""The server of the simulated Proxmox VE: connections, parameters, faults, nodes, and cleanup."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_parameters_come_as_form_json_or_query(pve: PveServer) -> None:
         "json": 1,
         "query": 0,
     }
-    # A DELETE has no body, whatever it brings.
+    # The body of a DELETE is ignored.
     assert vm.session.delete(f"{vm.base}{vm.snapshots}/query", data={"force": "nonsense"}, timeout=5).status_code == 200
 
 
@@ -294,5 +294,5 @@ def test_hundreds_of_guests_are_no_trouble(pve: PveServer) -> None:
     upids = [vm.data("POST", f"/nodes/pve1/qemu/{vmid}/snapshot", snapname="ab") for vmid in range(100, 600)]
     assert [vm.exit_text(upid) for upid in upids] == ["OK"] * 500
     assert len(vm.data("GET", "/cluster/resources", type="vm")) == 500
-    # Loose: this is a thousand requests in the same interpreter as their client, on a machine with other work.
+    # A generous limit: a thousand requests in the same interpreter as their client, on a machine under load.
     assert time.monotonic() - began < 20.0

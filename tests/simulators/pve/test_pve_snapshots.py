@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Snapshots of the simulated Proxmox VE: what the transcript does not show."""
+"""Snapshots of the simulated Proxmox VE: behaviour that is not in the transcript."""
 
 from __future__ import annotations
 

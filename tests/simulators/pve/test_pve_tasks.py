@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The tasks of the simulated Proxmox VE: that they take time, what is locked meanwhile, and how they are listed."""
+"""The tasks of the simulated Proxmox VE: duration, locks while they run, and lists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONG = 30.0
 
 
 def seen(client: GuestClient, *, lock: str) -> None:
-    """Wait until the guest has a lock; a task that was begun takes a moment to be there."""
+    """Wait until the guest has a lock; a new task takes a moment to set it."""
     end = time.monotonic() + 5
     while client.status().get("lock") != lock:
         assert time.monotonic() < end

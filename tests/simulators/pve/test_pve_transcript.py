@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The simulator answers 74 requests as PVE 9.2.11 did; pve_transcript.txt has what that one answered."""
+"""The simulator answers 74 requests like PVE 9.2.11; pve_transcript.txt has the answers of real PVE."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GUEST = 170
 SHOWN = 400
 LONGEST = "A" * 40
 
-# What differs from run to run is left out of the lines: task ids, times, digests.
+# Values that differ in each run are left out: task ids, times, digests.
 TASK_ID = re.compile(r'UPID:[^"]+')
 PASSING = re.compile(r'"?(snaptime|starttime|endtime|pid|pstart|digest)"?: ?"?[0-9a-fA-F]+"?')
 
 
 class Recorder(GuestClient):
-    """Makes requests and writes a line about each."""
+    """Sends requests and writes one line about each."""
 
     def __init__(self, pve: PveServer) -> None:
         super().__init__(pve, GUEST)
@@ -34,11 +34,11 @@ class Recorder(GuestClient):
         self.log_in(pve.username, pve.password)
 
     def show(self, label: str, method: str, path: str, **values: t.Any) -> None:
-        """Note an answer."""
+        """Write a line about an answer."""
         self.note(label, self.ask(method, path, **values))
 
     def note(self, label: str, answer: requests.Response) -> None:
-        """Note an answer that has been given."""
+        """Write a line about an answer that was already received."""
         try:
             text = json.dumps(answer.json(), sort_keys=True)
         except requests.JSONDecodeError:
@@ -47,11 +47,11 @@ class Recorder(GuestClient):
         self.lines.append(f"{label} | {answer.status_code} {answer.reason} | {text}")
 
     def raw(self, label: str, answer: requests.Response) -> None:
-        """Note an answer to the letter."""
+        """Write the exact answer."""
         self.lines.append(f"{label} | {answer.status_code} {answer.reason} | {answer.text}")
 
     def run(self, label: str, method: str, path: str, **values: t.Any) -> None:
-        """Note how a task ended, or why there was none."""
+        """Write the result of a task, or why none was started."""
         answer = self.ask(method, path, **values)
         if answer.status_code != 200:
             self.note(label, answer)
@@ -60,7 +60,7 @@ class Recorder(GuestClient):
         self.lines.append(f"{label} | task {upid.split(':')[5]} | {self.exit_text(upid)}")
 
     def list(self, label: str) -> None:
-        """Note the list of snapshots, in the order of names, of what passes only the type."""
+        """Write the list of snapshots, sorted by name, with only the types of values that vary."""
         rows = [
             {key: type(value).__name__ if key in ("snaptime", "digest") else value for key, value in row.items()}
             for row in sorted(self.data("GET", self.snapshots), key=lambda row: str(row["name"]))
@@ -68,7 +68,7 @@ class Recorder(GuestClient):
         self.lines.append(f"{label} | {json.dumps(rows, sort_keys=True)}")
 
     def power(self, label: str) -> None:
-        """Note whether the guest runs."""
+        """Write the status of the guest."""
         self.lines.append(f"{label} {self.status()['status']}")
 
 

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the real API was seen to do under load and beside others: workers that do not start, locks that stay, states that are only ordered."""
+"""Behaviour of real PVE under load and with parallel clients: workers that do not start, locks that remain, states that are only requested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pve_server import PveServer
 
 
 def until(probe: t.Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until something is so."""
+    """Wait until the condition is true."""
     end = time.monotonic() + seconds
     while not probe():
         assert time.monotonic() < end
@@ -97,7 +97,7 @@ def test_high_availability_starts_what_it_finds_off_unless_that_was_ordered(pve:
     pve.ha_watch_seconds = 0.1
     pve.set_guest(vmid, managed=True, status="stopped", lock="rollback")
     time.sleep(0.3)
-    assert not running(pve, vm)  # what is locked is left alone
+    assert not running(pve, vm)  # locked guests are not touched
     pve.set_guest(vmid, lock=None)
     until(lambda: running(pve, vm))
     assert vm.task("POST", f"{vm.path}/status/stop") == "OK"
@@ -149,7 +149,7 @@ def test_the_endpoint_is_gone_from_a_request_on_for_a_while(pve: PveServer, vm: 
     with pytest.raises(requests.ConnectionError):
         vm.ask("POST", vm.snapshots, snapname="xx")
     assert len(pve.task_list()) == after
-    for one in (vm, other):  # other connections are cut as well
+    for one in (vm, other):  # other connections are cut too
         with pytest.raises(requests.ConnectionError):
             one.ask("GET", "/version")
 

@@ -2,8 +2,8 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Builds the vCenter of the tests into .cache/vcsim/vcsim, from the Go files beside this script and Debian's govmomi.
-# Installs nothing. Does nothing, and says nothing, when these very sources have been built there with these packages.
+# Builds the simulated vCenter into .cache/vcsim/vcsim, from the Go files in this folder and Debian's govmomi.
+# Installs nothing. Does nothing and prints nothing if the same sources were already built with the same packages.
 set -euo pipefail
 umask 022
 
@@ -19,7 +19,7 @@ main() {
     recipe=$({ echo "$versions"; cat "$HERE"/*.go "$HERE/build.sh"; } | sha256sum | cut -c 1-16)
     is_built "$recipe" && return
     exec 9> "$CACHE/lock"
-    flock 9   # a second builder waits here, and finds the work done
+    flock 9   # a second build waits here and finds the work done
     is_built "$recipe" && return
     echo "Building the vCenter simulator (a minute or two the first time)" >&2
     build "$CACHE/$recipe"
@@ -50,7 +50,7 @@ build() {
     rm -rf "$1"
     mkdir "$1"
     cd "$HERE"
-    # GOFLAGS and the like of the user's own are of no use here. No network: all sources are in the packages.
+    # Ignore GOFLAGS and similar settings of the user. No network is needed: all sources are in the packages.
     env -i PATH="$PATH" HOME="$CACHE" GO111MODULE=off GOPATH=/usr/share/gocode GOCACHE="$CACHE/go" \
         nice go build -trimpath -ldflags='-s -w' -o "$1/vcsim" .
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// clone copies a value with all that it points to: the simulator edits configurations in place.
+// clone makes a deep copy of a value: the simulator edits configurations in place.
 func clone(value interface{}) interface{} {
 	if value == nil {
 		return nil
@@ -59,7 +59,7 @@ func cloneValue(value reflect.Value) reflect.Value {
 	return value
 }
 
-// strictUnmarshal refuses words it does not know, so that a typo in a test is no silent success.
+// strictUnmarshal refuses unknown fields, so that a typo in a test is an error.
 func strictUnmarshal(text []byte, into interface{}) error {
 	decoder := json.NewDecoder(bytes.NewReader(text))
 	decoder.DisallowUnknownFields()

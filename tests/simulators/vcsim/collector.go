@@ -18,26 +18,26 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// propertyCollector takes the place of the simulator's, whose waits look for updates four times a second and whose Fetch of an
-// unset property panics. Retrieval and filters stay the simulator's.
+// propertyCollector replaces the simulator's, which polls for updates four times a second and panics in Fetch of an
+// unset property. Retrieval and filters are still the simulator's.
 type propertyCollector struct {
 	simulator.PropertyCollector
 	mu     sync.Mutex
 	sent   map[types.ManagedObjectReference]sentObjects // by filter
 	cancel context.CancelFunc
-	pages  map[string][]types.ObjectContent // what is left, by token
+	pages  map[string][]types.ObjectContent // remaining objects by token
 }
 
-// pageObjects is set by the gate: the simulator makes a collector for each session itself.
+// pageObjects is set by the gate: the simulator itself creates a collector for each session.
 var pageObjects = func() int { return 0 }
 
-// sentObjects are the properties by object and path as the client knows them.
+// sentObjects are the properties that the client has, by object and path.
 type sentObjects map[types.ManagedObjectReference]map[string]interface{}
 
-// settleTime lets updates gather that belong together.
+// settleTime is the time to collect related updates before an answer.
 const settleTime = 10 * time.Millisecond
 
-// changes wakes those who wait for updates, at any change of any object.
+// changes wakes all waits for updates, at any change of any object.
 var changes = &changeSignal{channel: make(chan struct{})}
 
 type changeSignal struct {
@@ -58,7 +58,7 @@ func (s *changeSignal) announce() {
 	s.channel = make(chan struct{})
 }
 
-// The methods of a handler in the simulator's registry.
+// The interface of a handler in the simulator's registry.
 
 func (s *changeSignal) Reference() types.ManagedObjectReference {
 	return types.ManagedObjectReference{Type: "SafepointChanges", Value: "changes"}
@@ -67,7 +67,7 @@ func (s *changeSignal) PutObject(mo.Reference)                            { s.an
 func (s *changeSignal) UpdateObject(mo.Reference, []types.PropertyChange) { s.announce() }
 func (s *changeSignal) RemoveObject(types.ManagedObjectReference)         { s.announce() }
 
-// FetchResponse has the name that the simulator gives to the element.
+// FetchResponse has the name of the element in the simulator.
 type FetchResponse struct {
 	Returnval types.AnyType `xml:"returnval,omitempty,typeattr"`
 }
@@ -79,7 +79,7 @@ type fetchBody struct {
 
 func (b *fetchBody) Fault() *soap.Fault { return b.Fault_ }
 
-// Fetch answers for one property of one object. The request's type is hidden in an internal package of govmomi.
+// Fetch returns one property of one object. The type of the request is in an internal package of govmomi.
 func (pc *propertyCollector) Fetch(ctx *simulator.Context, request interface{}) soap.HasFault {
 	fields := reflect.ValueOf(request).Elem()
 	this := fields.FieldByName("This").Interface().(types.ManagedObjectReference)
@@ -103,7 +103,7 @@ func (pc *propertyCollector) Fetch(ctx *simulator.Context, request interface{}) 
 	return &fetchBody{Res: response}
 }
 
-// RetrievePropertiesEx gives the first page, and a token for the next.
+// RetrievePropertiesEx returns the first page, and a token for the next.
 func (pc *propertyCollector) RetrievePropertiesEx(ctx *simulator.Context, r *types.RetrievePropertiesEx) soap.HasFault {
 	body := pc.PropertyCollector.RetrievePropertiesEx(ctx, r).(*methods.RetrievePropertiesExBody)
 	if body.Res != nil {
@@ -113,7 +113,7 @@ func (pc *propertyCollector) RetrievePropertiesEx(ctx *simulator.Context, r *typ
 	return body
 }
 
-// ContinueRetrievePropertiesEx gives another page.
+// ContinueRetrievePropertiesEx returns the next page.
 func (pc *propertyCollector) ContinueRetrievePropertiesEx(r *types.ContinueRetrievePropertiesEx) soap.HasFault {
 	pc.mu.Lock()
 	left, ok := pc.pages[r.Token]
@@ -127,7 +127,7 @@ func (pc *propertyCollector) ContinueRetrievePropertiesEx(r *types.ContinueRetri
 	return &methods.ContinueRetrievePropertiesExBody{Res: &types.ContinueRetrievePropertiesExResponse{Returnval: result}}
 }
 
-// CancelRetrievePropertiesEx gives up what is left.
+// CancelRetrievePropertiesEx discards the remaining pages.
 func (pc *propertyCollector) CancelRetrievePropertiesEx(r *types.CancelRetrievePropertiesEx) soap.HasFault {
 	pc.mu.Lock()
 	defer pc.mu.Unlock()
@@ -153,7 +153,7 @@ func (pc *propertyCollector) page(objects []types.ObjectContent, wanted int32) (
 	return objects[:size], token
 }
 
-// CreatePropertyCollector makes another one of ours.
+// CreatePropertyCollector creates another collector of this type.
 func (pc *propertyCollector) CreatePropertyCollector(ctx *simulator.Context, _ *types.CreatePropertyCollector) soap.HasFault {
 	created := &propertyCollector{}
 	created.Self.Type = "PropertyCollector"
@@ -161,13 +161,13 @@ func (pc *propertyCollector) CreatePropertyCollector(ctx *simulator.Context, _ *
 	return &methods.CreatePropertyCollectorBody{Res: &types.CreatePropertyCollectorResponse{Returnval: ref}}
 }
 
-// DestroyPropertyCollector ends a wait that is under way, too.
+// DestroyPropertyCollector also ends a running wait.
 func (pc *propertyCollector) DestroyPropertyCollector(ctx *simulator.Context, r *types.DestroyPropertyCollector) soap.HasFault {
 	pc.stopWait()
 	return pc.PropertyCollector.DestroyPropertyCollector(ctx, r)
 }
 
-// CancelWaitForUpdates ends a wait that is under way with RequestCanceled.
+// CancelWaitForUpdates ends a running wait with RequestCanceled.
 func (pc *propertyCollector) CancelWaitForUpdates(*types.CancelWaitForUpdates) soap.HasFault {
 	pc.stopWait()
 	return &methods.CancelWaitForUpdatesBody{Res: &types.CancelWaitForUpdatesResponse{}}
@@ -181,7 +181,7 @@ func (pc *propertyCollector) stopWait() {
 	}
 }
 
-// WaitForUpdates is the same without a limit.
+// WaitForUpdates is WaitForUpdatesEx without a time limit.
 func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, r *types.WaitForUpdates) soap.HasFault {
 	updates, fault := pc.wait(ctx, r.Version, nil)
 	body := &methods.WaitForUpdatesBody{Fault_: fault}
@@ -191,7 +191,7 @@ func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, r *types.Wai
 	return body
 }
 
-// WaitForUpdatesEx answers as soon as anything differs from what the client was told last.
+// WaitForUpdatesEx answers as soon as anything differs from the last update that was sent.
 func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, r *types.WaitForUpdatesEx) soap.HasFault {
 	var limit *int32
 	if r.Options != nil {
@@ -219,7 +219,7 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, limit 
 	}
 	pc.mu.Unlock()
 	for {
-		changed := changes.next() // before the look, so that no change falls between the two
+		changed := changes.next() // before the comparison, so that no change is missed in between
 		updates, cut, fault := pc.collect(ctx)
 		if fault != nil {
 			return nil, fault
@@ -255,7 +255,7 @@ func nextVersion(version string) string {
 	return strconv.Itoa(n + 1)
 }
 
-// collect compares all filters with what was sent, and takes the new state over. What is too much for one answer comes next time.
+// collect compares all filters with the state that was sent, and stores the new state. The rest of a large answer follows in the next one.
 func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.PropertyFilterUpdate, cut *bool, fault *soap.Fault) {
 	pc.mu.Lock()
 	defer pc.mu.Unlock()
@@ -265,7 +265,7 @@ func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.Pr
 			continue
 		}
 		spec := filter.Spec
-		spec.ReportMissingObjectsInResults = types.NewBool(true) // an object that has gone is an update, no fault
+		spec.ReportMissingObjectsInResults = types.NewBool(true) // a deleted object is an update, not a fault
 		body := pc.PropertyCollector.RetrievePropertiesEx(ctx, &types.RetrievePropertiesEx{SpecSet: []types.PropertyFilterSpec{spec}})
 		if fault := body.Fault(); fault != nil {
 			return nil, nil, fault

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the tests of the simulator share: an empty vCenter for each file, and a VM of its own for each test."""
+"""Fixtures for the tests of the simulator: an empty vCenter for each file, and a new VM for each test."""
 
 from __future__ import annotations
 

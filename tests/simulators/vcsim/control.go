@@ -13,16 +13,16 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// newControl is the plain HTTP endpoint with which tests change the server while it runs; JSON in, JSON out.
+// newControl is the HTTP endpoint through which tests change the running server, with JSON requests and answers.
 //
 //	GET /state                    settings, faults, counters, logins
-//	POST /settings                settingValues, what is to change
+//	POST /settings                settingValues, only those to change
 //	POST /faults, DELETE /faults  add a list of faultRule, remove all
 //	GET /counters, DELETE         read and reset, reset
 //	DELETE /sessions              all logins expire
 //	DELETE /tasks                 {undone}: vCenter forgets all tasks that have not ended
-//	POST /barrier                 {method, calls}: hold the next calls until that many have come
-//	POST /outage, GET /outage     outage: what strikes the request of a number; how many were counted so far
+//	POST /barrier                 {method, calls}: hold the next calls until this many have arrived
+//	POST /outage, GET /outage     outage: the fault of the n-th request; the number of requests so far
 //	POST /vms                     a list of newVM
 //	GET /vms?vm=, PATCH /vms?vm=  read, set knobs
 //	PATCH /datastores?name=       {capacity_bytes, free_bytes}
@@ -159,7 +159,7 @@ func patchDatastore(name string, body []byte) error {
 	return fmt.Errorf("there is no datastore %s", name)
 }
 
-// describe is a VM as a test wants to see it, past all that is being tested.
+// describe returns the real state of a VM for tests, without the API.
 func describe(vm *simulator.VirtualMachine) interface{} {
 	row := map[string]interface{}{}
 	simulator.Map.WithLock(vm, func() {

@@ -15,25 +15,25 @@ import (
 )
 
 const (
-	whenCall   = "call"  // the call raises it, nothing has happened
-	whenTask   = "task"  // the task ends with it, nothing has happened
-	whenAfter  = "after" // all has happened, and then the task ends with it
+	whenCall   = "call"  // the call raises it, nothing was done
+	whenTask   = "task"  // the task ends with it, nothing was done
+	whenAfter  = "after" // the work is done, and then the task ends with it
 	disconnect = "Disconnect"
 )
 
-// faultRule raises a fault for the calls that match it. A rule of *QuiesceFault fits only calls that ask to quiesce, one of
-// MemorySnapshot* only those that ask for memory. The fault "Disconnect" is none: the connection is closed instead.
+// faultRule raises a fault for the calls that match it. A rule for *QuiesceFault only matches calls with quiesce, one for
+// MemorySnapshot* only calls with memory. "Disconnect" is not a fault: the connection is closed instead.
 type faultRule struct {
 	Method  string `json:"method"`
 	VM      string `json:"vm"`
 	Fault   string `json:"fault"`
-	Nth     int    `json:"nth,omitempty"` // only the call of that number; 0 is every call
-	When    string `json:"when"`          // empty: what is usual for the fault
+	Nth     int    `json:"nth,omitempty"` // only the n-th call; 0 is every call
+	When    string `json:"when"`          // empty: the default of the fault
 	Message string `json:"message,omitempty"`
-	Calls   int    `json:"calls"` // how many matched so far
+	Calls   int    `json:"calls"` // number of matches so far
 }
 
-// check fills in what was left out.
+// check sets the defaults.
 func (r *faultRule) check() error {
 	if r.Method == "" {
 		r.Method = "*"
@@ -57,7 +57,7 @@ func (r *faultRule) check() error {
 	return fmt.Errorf("when is %s, %s or %s", whenCall, whenTask, whenAfter)
 }
 
-// when is the moment at which the rule strikes this call.
+// when returns the stage at which the rule applies to this call.
 func (r *faultRule) when(c *call) string {
 	_, runtime := newFault(r.Fault).(types.BaseRuntimeFault)
 	switch {
@@ -91,7 +91,7 @@ func (r *faultRule) fits(c *call) bool {
 	return true
 }
 
-// make is the fault, with the fields filled in without which a client cannot read it.
+// make returns the fault, with the fields that a client needs to parse it.
 func (r *faultRule) make(c *call) types.BaseMethodFault {
 	fault := newFault(r.Fault)
 	object := c.this
@@ -164,7 +164,7 @@ func (f *faultRules) list() []faultRule {
 	return list
 }
 
-// match counts the call for every rule that fits, and returns the first that strikes.
+// match counts the call for every matching rule, and returns the first that applies.
 func (f *faultRules) match(c *call) *faultRule {
 	f.Lock()
 	defer f.Unlock()
@@ -207,7 +207,7 @@ func globMatch(pattern, name string) bool {
 	return err == nil && ok
 }
 
-// faultMessages are vCenter's English words where clients are known to show them; the others get a sentence of the same kind.
+// faultMessages are vCenter's English texts that clients show; all other faults get a similar text.
 var faultMessages = map[string]string{
 	"ApplicationQuiesceFault": "An error occurred while quiescing the virtual machine. The custom quiescing script failed.",
 	"FilesystemQuiesceFault": "An error occurred while saving the snapshot: " +

@@ -16,7 +16,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// gate stands before the simulator's own service and sees every request first.
+// gate handles every request before the simulator's own service.
 type gate struct {
 	service  *simulator.Service
 	stock    bool
@@ -42,7 +42,7 @@ func newGate(service *simulator.Service, stock bool) *gate {
 	return g
 }
 
-// validSession is for the objects that govmomi makes itself and that thus know nothing of the gate.
+// validSession is for objects that govmomi creates itself, without the gate.
 var validSession = func(string) bool { return true }
 
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -87,7 +87,7 @@ func (g *gate) doCall(w http.ResponseWriter, r *http.Request, c *call) {
 		if c.user = g.sessions.user(cookie.Value); c.user != nil {
 			c.session = cookie.Value
 		} else {
-			r.Header.Del("Cookie") // an expired session is like none
+			r.Header.Del("Cookie") // an expired session is the same as none
 		}
 	}
 	if c.user == nil && !withoutSession(c) {
@@ -111,14 +111,14 @@ func (g *gate) doCall(w http.ResponseWriter, r *http.Request, c *call) {
 		g.answer(w, r, c, rule)
 		return
 	}
-	g.answer(discard{http.Header{}}, r, c, rule) // it is done, and the answer gets lost
+	g.answer(discard{http.Header{}}, r, c, rule) // the work is done, and the answer is lost
 	if rule.Fault == disconnect {
 		panic(http.ErrAbortHandler)
 	}
 	writeFault(w, rule.make(c))
 }
 
-// withoutSession says whether vCenter answers the call before a login.
+// withoutSession reports if vCenter answers the call before a login.
 func withoutSession(c *call) bool {
 	switch c.method {
 	case "RetrieveServiceContent", "Login":
@@ -129,7 +129,7 @@ func withoutSession(c *call) bool {
 	return false
 }
 
-// answer lets the one answer whose call it is.
+// answer passes the call to its handler.
 func (g *gate) answer(w http.ResponseWriter, r *http.Request, c *call, rule *faultRule) {
 	switch c.method {
 	case "Login":
@@ -175,14 +175,14 @@ func (g *gate) login(w http.ResponseWriter, r *http.Request, c *call) {
 	}
 }
 
-// discard takes the place of a connection whose answer is to be lost.
+// discard is a response writer for an answer that must be lost.
 type discard struct{ header http.Header }
 
 func (d discard) Header() http.Header       { return d.header }
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 func (discard) WriteHeader(int)             {}
 
-// sessions are the logins by the value of their cookie.
+// sessions are the logins by cookie value.
 type sessions struct {
 	sync.Mutex
 	users map[string]*user
@@ -209,7 +209,7 @@ func (s *sessions) end(key string) {
 	changes.announce()
 }
 
-// expire ends all sessions; who waits for updates hears of it at once.
+// expire ends all sessions; running waits for updates end at once.
 func (s *sessions) expire() {
 	s.Lock()
 	s.users = map[string]*user{}
@@ -227,7 +227,7 @@ func (s *sessions) names() []string {
 	return names
 }
 
-// barrier holds the next calls of some methods until a number of them has come, so that a race can be arranged.
+// barrier holds the next calls of some methods until a number of them has arrived, to provoke a race.
 type barrier struct {
 	sync.Mutex
 	settings *settings
@@ -236,7 +236,7 @@ type barrier struct {
 	open     chan struct{}
 }
 
-// set replaces the barrier; zero calls take it away.
+// set replaces the barrier; zero calls remove it.
 func (b *barrier) set(method string, calls int) {
 	b.Lock()
 	defer b.Unlock()
@@ -259,6 +259,6 @@ func (b *barrier) wait(method string) {
 	b.Unlock()
 	select {
 	case <-open:
-	case <-time.After(30 * time.Second): // the other one never came
+	case <-time.After(30 * time.Second): // the other call never arrived
 	}
 }

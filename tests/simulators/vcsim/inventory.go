@@ -16,17 +16,17 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// newVM is a VM to be made: powered off unless the knobs say otherwise.
+// newVM is a VM to create: powered off unless the knobs set another state.
 type newVM struct {
-	Folder string `json:"folder"` // as /DC0/vm/prod; what is missing is made
+	Folder string `json:"folder"` // for example /DC0/vm/prod; missing folders are created
 	Name   string `json:"name"`
 	knobs
 }
 
-// escape writes a name as vCenter keeps it.
+// escape returns a name as vCenter stores it.
 var escape = strings.NewReplacer("%", "%25", "/", "%2f", "\\", "%5c")
 
-// makeVM makes a VM with one disk and one network card.
+// makeVM creates a VM with one disk and one network card.
 func makeVM(service *simulator.Service, wanted *newVM) (*simulator.VirtualMachine, error) {
 	ctx := context.Background()
 	client, err := vim25.NewClient(ctx, service)
@@ -49,7 +49,7 @@ func makeVM(service *simulator.Service, wanted *newVM) (*simulator.VirtualMachin
 		return nil, err
 	}
 	disk := devices.CreateDisk(controller.(types.BaseVirtualController), types.ManagedObjectReference{}, "")
-	// With no more than the datastore the simulator finds a free name: VMs of one name in two folders need two files.
+	// If only the datastore is given, the simulator picks a free file name: VMs of the same name in two folders need two files.
 	disk.Backing.(*types.VirtualDiskFlatVer2BackingInfo).FileName = "[LocalDS_0]"
 	disk.CapacityInKB = 1024
 	network := simulator.Map.Any("DistributedVirtualPortgroup").(*simulator.DistributedVirtualPortgroup)
@@ -134,7 +134,7 @@ func inventoryPath(entity mo.Entity) string {
 	return path
 }
 
-// roomyDatastores takes the datastores' sizes from nowhere: those of this machine's disk are no test's business.
+// roomyDatastores sets fixed sizes of datastores: tests must not depend on the disk of this machine.
 func roomyDatastores() {
 	for _, entity := range simulator.Map.All("Datastore") {
 		setSpace(entity.(*simulator.Datastore), 1<<40, 1<<39)
@@ -149,7 +149,7 @@ func setSpace(datastore *simulator.Datastore, capacity, free int64) {
 	changes.announce()
 }
 
-// freeSpace is that of the datastore of the VM's files.
+// freeSpace is the free space of the datastore with the VM's files.
 func freeSpace(vm *simulator.VirtualMachine) (name string, free int64) {
 	for _, ref := range vm.Datastore {
 		if datastore, ok := simulator.Map.Get(ref).(*simulator.Datastore); ok {
@@ -167,7 +167,7 @@ type timeResponse struct {
 	Returnval time.Time `xml:"returnval"`
 }
 
-// findAllByUUID answers FindAllByUuid for VMs.
+// findAllByUUID implements FindAllByUuid for VMs.
 func findAllByUUID(c *call) (interface{}, types.BaseMethodFault) {
 	decoded, err := c.decode()
 	if err != nil {

@@ -12,15 +12,15 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// firstKey begins our own numbers of files, above all that the simulator gives.
+// firstKey is the first of our own file keys, above all keys of the simulator.
 const firstKey = 1000
 
-// vmState is what we know of one VM beyond the simulator.
+// vmState is our additional state of one VM.
 type vmState struct {
-	lastID   int32 // of a snapshot; never used again
+	lastID   int32 // of a snapshot; never reused
 	lastKey  int32 // of a file
 	lastDisk int   // the number in the name of a delta
-	tools    bool  // whether VMware Tools run while the VM is on
+	tools    bool  // true if VMware Tools runs while the VM is on
 	chains   map[int32][]*unit
 	frozen   map[types.ManagedObjectReference]*frozen
 }
@@ -53,7 +53,7 @@ func (s *vmState) newKeys() [2]int32 {
 	return [2]int32{s.lastKey - 2, s.lastKey - 1}
 }
 
-// disks are those that snapshots include: neither independent nor mapped raw.
+// disks are the disks that snapshots include: neither independent nor raw device mappings.
 func disks(devices []types.BaseVirtualDevice) map[int32]*types.VirtualDiskFlatVer2BackingInfo {
 	found := map[int32]*types.VirtualDiskFlatVer2BackingInfo{}
 	for _, device := range devices {
@@ -67,7 +67,7 @@ func disks(devices []types.BaseVirtualDevice) map[int32]*types.VirtualDiskFlatVe
 	return found
 }
 
-// learn notes disks that are new, and forgets those that were taken out.
+// learn adds new disks, and removes those that the VM no longer has.
 func (s *vmState) learn(vm *simulator.VirtualMachine) {
 	present := map[int32]bool{}
 	for _, device := range vm.Config.Hardware.Device {
@@ -88,7 +88,7 @@ func (s *vmState) learn(vm *simulator.VirtualMachine) {
 	}
 }
 
-// freeze keeps the present chains as those of a snapshot.
+// freeze stores the present chains as the chains of a snapshot.
 func (s *vmState) freeze(ref types.ManagedObjectReference, vm *simulator.VirtualMachine, memory bool, values settingValues) {
 	s.learn(vm)
 	snapshot := &frozen{chains: map[int32][]*unit{}, number: s.lastID, data: values.DataBytes, keys: s.newKeys()}
@@ -101,14 +101,14 @@ func (s *vmState) freeze(ref types.ManagedObjectReference, vm *simulator.Virtual
 	s.frozen[ref] = snapshot
 }
 
-// thaw makes a snapshot's chains those of the VM.
+// thaw sets the VM's chains to those of a snapshot.
 func (s *vmState) thaw(ref types.ManagedObjectReference) {
 	for key, chain := range s.frozen[ref].chains {
 		s.chains[key] = chain
 	}
 }
 
-// begin puts a new delta on every disk, which takes the writes from now on.
+// begin adds a new delta to every disk, for all further writes.
 func (s *vmState) begin(vm *simulator.VirtualMachine, values settingValues) {
 	s.learn(vm)
 	s.lastDisk++
@@ -120,7 +120,7 @@ func (s *vmState) begin(vm *simulator.VirtualMachine, values settingValues) {
 	}
 }
 
-// next are the deltas that stand directly on a snapshot's chain.
+// next returns the deltas directly on top of a snapshot's chain.
 func (s *vmState) next(chain []*unit, key int32) []*unit {
 	var found []*unit
 	look := func(other []*unit) {
@@ -141,7 +141,7 @@ func (s *vmState) next(chain []*unit, key int32) []*unit {
 	return found
 }
 
-// forget merges the one delta on a snapshot into the file below it. With several of them that file stays, for them to share.
+// forget merges the only delta on a snapshot into the file below it. With several deltas that file stays, since they share it.
 func (s *vmState) forget(ref types.ManagedObjectReference) {
 	snapshot := s.frozen[ref]
 	delete(s.frozen, ref)
@@ -153,7 +153,7 @@ func (s *vmState) forget(ref types.ManagedObjectReference) {
 		if len(next) != 1 {
 			continue
 		}
-		if last := chain[len(chain)-1]; !last.base { // a base has its full size already
+		if last := chain[len(chain)-1]; !last.base { // a base already has its full size
 			last.size += next[0].size
 		}
 		s.chains[key] = cut(s.chains[key], next[0])
@@ -194,7 +194,7 @@ func (s *vmState) render(vm *simulator.VirtualMachine) {
 		}
 	}
 	chains := func(of map[int32][]*unit) (all []types.VirtualMachineFileLayoutExDiskLayout) {
-		for _, device := range vm.Config.Hardware.Device { // in the order of the devices
+		for _, device := range vm.Config.Hardware.Device { // in device order
 			key := device.GetVirtualDevice().Key
 			if of[key] == nil {
 				continue
@@ -238,7 +238,7 @@ func (s *vmState) render(vm *simulator.VirtualMachine) {
 	vm.LayoutEx = layout
 }
 
-// backed is a copy of the devices whose disks point to the last file of their chain, and that to the one below.
+// backed returns a copy of the devices, with the backings of the disks as linked chains from the last file down.
 func backed(devices []types.BaseVirtualDevice, chains map[int32][]*unit) []types.BaseVirtualDevice {
 	copies := append([]types.BaseVirtualDevice{}, devices...)
 	for i, device := range copies {

@@ -1,13 +1,13 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-// A vCenter for tests: govmomi's simulator as Debian ships it, and what a client of snapshots needs beyond that.
+// A vCenter for tests: govmomi's simulator as Debian ships it, extended for clients that work with snapshots.
 //
-// The inventory, the views, the property traversal and the SOAP types are govmomi's. In front of it stands a gate (gate.go) that
-// counts, checks sessions and rights, raises faults, and answers the calls that make snapshots; they become tasks that take time
-// (tasks.go). With -stock every request goes to the simulator as it is.
+// The inventory, the views, the property traversal and the SOAP types are govmomi's. Before it, a gate (gate.go) counts requests,
+// checks sessions and privileges, raises faults, and handles the calls for snapshots; these become tasks with a duration
+// (tasks.go). With -stock every request goes to the unchanged simulator.
 //
-// It prints one line of JSON when it serves, and ends when its standard input is closed.
+// It prints one line of JSON when it is ready, and ends when its standard input is closed.
 package main
 
 import (
@@ -59,7 +59,7 @@ func main() {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGTERM, syscall.SIGINT)
 	go func() {
-		// Whoever started us holds the other end: it closes however that process dies, so that none of us is left behind.
+		// The parent process holds the other end, which closes when that process dies in any way: so no server remains.
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		ended <- syscall.SIGTERM
 	}()
@@ -80,7 +80,7 @@ func run(o options, ended <-chan os.Signal) error {
 		}
 	}
 	defer os.RemoveAll(o.folder)
-	// The simulator puts each datastore into a temporary folder of its own.
+	// The simulator puts each datastore into a separate temporary folder.
 	if err = os.Setenv("TMPDIR", o.folder); err != nil {
 		return err
 	}
@@ -108,7 +108,7 @@ func run(o options, ended <-chan os.Signal) error {
 	if o.stock {
 		service.Listen = &url.URL{User: url.UserPassword(o.user, o.password)}
 	} else {
-		service.Listen = &url.URL{} // lets everybody in: the gate decides who logs in
+		service.Listen = &url.URL{} // accepts all logins: the gate checks them
 		g.users = makeUsers(o.user, o.password)
 		g.faults.add(o.faults...)
 		extend(g.world)

@@ -13,25 +13,25 @@ import (
 	"time"
 )
 
-// What becomes of the one request that an outage strikes, and of the server from there on.
+// The kinds of outage: the fate of the n-th request, and of the server after it.
 const (
 	outageGone          = "gone"        // all connections are reset, and new ones refused, for some seconds
 	outageLost          = "lost"        // the work is done, and the connection closed without an answer
-	outageLostBefore    = "lost_before" // the connection is closed, and nothing was done
+	outageLostBefore    = "lost_before" // the connection is closed, and nothing is done
 	outageGateway       = "502"         // the work is done, and a proxy answers 502
-	outageGatewayBefore = "502_before"  // a proxy answers 502, and nothing was done
+	outageGatewayBefore = "502_before"  // a proxy answers 502, and nothing is done
 	outageTimeout       = "504"         // a proxy answers 504 at once, and the work is done some seconds later
 	outageTimeoutBefore = "504_before"  // a proxy answers 504, and nothing is done
-	outageSilent        = "silent"      // this request and all after it get no answer, until the outage is replaced
+	outageSilent        = "silent"      // this and all later requests get no answer, until the outage is replaced
 
-	// The work is done, and the answer is none that anyone could use.
+	// The work is done, and the answer is unusable.
 	outageNull  = "null"  // an answer without a value
-	outageShape = "shape" // an answer whose value is of a wrong shape
-	outageHalf  = "half"  // the first half of the answer, as if that was all
-	outageHuge  = "huge"  // an answer that does not end before the client gives up
+	outageShape = "shape" // an answer whose value has the wrong format
+	outageHalf  = "half"  // the first half of the answer, as if it were complete
+	outageHuge  = "huge"  // an answer without end, until the client gives up
 )
 
-// outage strikes the request of a number, counted over all SOAP requests whose method fits from when it was set.
+// outage applies to the n-th SOAP request with a matching method, counted since it was set.
 type outage struct {
 	sync.Mutex
 	Kind    string  `json:"kind"`
@@ -41,7 +41,7 @@ type outage struct {
 	Seen    int     `json:"seen"`
 }
 
-// set replaces the outage; without a kind there is none.
+// set replaces the outage; without a kind it removes it.
 func (o *outage) set(text []byte) error {
 	wanted := struct {
 		Kind    string  `json:"kind"`
@@ -70,7 +70,7 @@ func (o *outage) get() interface{} {
 	return map[string]interface{}{"kind": o.Kind, "nth": o.Nth, "method": o.Method, "seconds": o.Seconds, "seen": o.Seen}
 }
 
-// strike counts a request, and is the kind of the outage where this is the one.
+// strike counts a request, and returns the kind of the outage if it applies to this one.
 func (o *outage) strike(method string) string {
 	o.Lock()
 	defer o.Unlock()
@@ -83,7 +83,7 @@ func (o *outage) strike(method string) string {
 	return o.Kind
 }
 
-// serveThroughOutage does a call as the outage of the moment lets it.
+// serveThroughOutage handles a call under the current outage.
 func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *call) {
 	kind := g.outage.strike(c.method)
 	switch kind {
@@ -121,7 +121,7 @@ func (g *gate) serveThroughOutage(w http.ResponseWriter, r *http.Request, c *cal
 	}
 }
 
-// oddResponse has elements that most values have, with what none of them has in them.
+// oddResponse has elements that are common to most values, with invalid contents.
 type oddResponse struct {
 	Returnval oddValue `xml:"returnval"`
 }
@@ -135,7 +135,7 @@ type oddObject struct {
 	PropSet string `xml:"propSet"`
 }
 
-// recorder takes the place of a connection, and keeps the answer.
+// recorder is a response writer that stores the answer.
 type recorder struct {
 	header http.Header
 	body   []byte
@@ -160,7 +160,7 @@ func writeForever(w http.ResponseWriter, method string) {
 	}
 }
 
-// line is the server's listener and its open connections, which can be away for a while.
+// line is the server's listener with its open connections; it can be cut for a while.
 type line struct {
 	mu       sync.Mutex
 	address  string
@@ -175,19 +175,19 @@ func newLine(listener net.Listener) *line {
 	return l
 }
 
-// cut resets all connections and refuses new ones for that long.
+// cut resets all connections and refuses new ones for a time.
 func (l *line) cut(length time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
 	case <-l.back:
 	default:
-		return // it is away already
+		return // it is already cut
 	}
 	l.back = make(chan struct{})
 	l.listener.Close()
 	for conn := range l.open {
-		_ = conn.SetLinger(0) // a reset, and no end of stream
+		_ = conn.SetLinger(0) // a reset instead of an end of stream
 		conn.Close()
 	}
 	l.open = map[*net.TCPConn]bool{}
@@ -208,7 +208,7 @@ func (l *line) listenAgain() {
 	}
 }
 
-// Accept waits while the server is away.
+// Accept waits while the line is cut.
 func (l *line) Accept() (net.Conn, error) {
 	for {
 		l.mu.Lock()
@@ -238,14 +238,14 @@ func (l *line) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends the listening for good.
+// Close closes the listener.
 func (l *line) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.listener.Close()
 }
 
-// Addr is where it listens.
+// Addr is the listener's address.
 func (l *line) Addr() net.Addr { return l.listener.Addr() }
 
 type lineConn struct {

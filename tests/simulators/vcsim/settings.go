@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// settings are what a test may change while the server runs. Times are seconds, names of methods are globs.
+// settings can be changed by tests while the server runs. Times are in seconds, names of methods are globs.
 type settings struct {
 	mu      sync.Mutex
 	unmuted chan struct{} // closed while the server answers
@@ -19,26 +19,26 @@ type settings struct {
 type settingValues struct {
 	TaskTime  float64            `json:"task_time"`
 	TaskTimes map[string]float64 `json:"task_times"`
-	// The same by globs of the names of VMs, which count before the methods. A change counts for running tasks too.
+	// The same by globs of VM names, which take precedence over methods. A change also applies to running tasks.
 	VMTaskTimes map[string]float64 `json:"vm_task_times"`
-	// How long a task stays queued before it runs.
+	// The time that a task is queued before it runs.
 	QueueTime float64 `json:"queue_time"`
-	// What happens to a second task of a VM: "task" ends it with TaskInProgress, "call" raises that, "queue" lets it wait.
+	// The handling of a second task on a VM: "task" ends it with TaskInProgress, "call" raises this fault, "queue" lets it wait.
 	Busy string `json:"busy"`
-	// The server accepts connections and requests, and answers none.
+	// The server accepts connections and requests, but answers none.
 	Mute bool `json:"mute"`
-	// Calls of these methods take that much longer.
+	// Additional delay of calls by method.
 	CallDelays map[string]float64 `json:"call_delays"`
-	// The state after a revert with suppressPowerOn to a snapshot that holds the memory of a running VM.
+	// The power state after a revert with suppressPowerOn to a snapshot with the memory of a running VM.
 	SuppressedPower string `json:"suppressed_power"`
-	// The server's clock is that far ahead of this machine's.
+	// The difference between the server's clock and this machine's.
 	ClockOffset float64 `json:"clock_offset"`
-	// The size of the delta of each disk that a new snapshot begins, and of the snapshot's own file.
+	// The size of the delta of each disk that a new snapshot creates, and of the snapshot's own file.
 	DeltaBytes int64 `json:"delta_bytes"`
 	DataBytes  int64 `json:"data_bytes"`
-	// How deep a chain of snapshots may be.
+	// The maximum depth of a chain of snapshots.
 	Levels int `json:"levels"`
-	// How many objects one answer of the PropertyCollector holds at most, 0 for all of them. A vCenter has such a limit, too.
+	// The maximum number of objects in one answer of the PropertyCollector, 0 for no limit. A real vCenter has such a limit too.
 	PageObjects int `json:"page_objects"`
 }
 
@@ -52,7 +52,7 @@ func newSettings() *settings {
 	return s
 }
 
-// update takes over what the JSON names and leaves the rest as it is; a map is replaced as a whole.
+// update sets the fields in the JSON and keeps all others; a map is replaced as a whole.
 func (s *settings) update(text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,7 +82,7 @@ func (s *settings) setMute(mute bool) {
 	s.values.Mute = mute
 }
 
-// mute lets calls wait, or go on. The settings are locked.
+// mute makes calls wait, or continue. The settings are locked.
 func (s *settings) mute(mute bool) {
 	if mute == s.values.Mute {
 		return
@@ -140,7 +140,7 @@ func (s *settings) now() time.Time {
 
 func seconds(n float64) time.Duration { return time.Duration(n * float64(time.Second)) }
 
-// counters tell how much a client asked.
+// counters count the requests of clients.
 type counters struct {
 	mu sync.Mutex
 	counts
@@ -151,7 +151,7 @@ type counts struct {
 	Requests    int            `json:"requests"` // SOAP only
 	Connections int            `json:"connections"`
 	BytesIn     int            `json:"bytes_in"`  // of the SOAP envelopes
-	BytesOut    int            `json:"bytes_out"` // of everything, TLS included
+	BytesOut    int            `json:"bytes_out"` // all bytes, TLS included
 }
 
 func (c *counters) request(method string) {

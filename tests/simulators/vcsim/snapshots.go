@@ -8,10 +8,10 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// longestName is the limit that vSphere's client puts on names.
+// longestName is the limit for names in the vSphere client.
 const longestName = 80
 
-// wantedSnapshot is what both ways to take a snapshot ask for.
+// wantedSnapshot has the parameters that both create methods share.
 type wantedSnapshot struct {
 	name        string
 	description string
@@ -19,7 +19,7 @@ type wantedSnapshot struct {
 	quiesce     bool
 }
 
-// snapshotRequest reads a call that takes a snapshot.
+// snapshotRequest reads a call of one of the create methods.
 func snapshotRequest(c *call) (wantedSnapshot, bool) {
 	if c.method != "CreateSnapshot_Task" && c.method != "CreateSnapshotEx_Task" {
 		return wantedSnapshot{}, false
@@ -37,7 +37,7 @@ func snapshotRequest(c *call) (wantedSnapshot, bool) {
 	return wantedSnapshot{}, false
 }
 
-// notNow is why nothing can be done to the VM's snapshots at present.
+// notNow returns why the VM's snapshots cannot be changed at present.
 func notNow(vm *simulator.VirtualMachine) types.BaseMethodFault {
 	switch {
 	case vm.Config.Template, vm.Runtime.ConnectionState != types.VirtualMachineConnectionStateConnected:
@@ -94,13 +94,13 @@ func (w *world) create(vm *simulator.VirtualMachine, wanted wantedSnapshot) (typ
 	ref := simulator.Map.Put(snapshot).Reference()
 	power := vm.Runtime.PowerState
 	if on && !memory {
-		power = types.VirtualMachinePowerStatePoweredOff // that is what a revert brings back
+		power = types.VirtualMachinePowerStatePoweredOff // a revert restores it
 	}
 	state.lastID++
 	node := types.VirtualMachineSnapshotTree{
 		Snapshot: ref, Vm: vm.Self, Name: wanted.name, Description: wanted.description, Id: state.lastID,
 		CreateTime: w.settings.now(), State: power,
-		// vSphere ignores the wish where nobody in the guest can fulfil it.
+		// vSphere ignores quiesce if VMware Tools does not run in the guest.
 		Quiesced:        wanted.quiesce && on && !memory && state.tools && can.QuiescedSnapshotsSupported,
 		ReplaySupported: types.NewBool(false),
 	}
@@ -121,7 +121,7 @@ func (w *world) create(vm *simulator.VirtualMachine, wanted wantedSnapshot) (typ
 	return ref, nil
 }
 
-// revert brings back configuration, data and power as they were when the snapshot was taken.
+// revert restores configuration, data and power state of the snapshot.
 func (w *world) revert(vm *simulator.VirtualMachine, ref types.ManagedObjectReference, suppress *bool) types.BaseMethodFault {
 	state := w.state(vm)
 	snapshot, ok := simulator.Map.Get(ref).(*simulator.VirtualMachineSnapshot)
@@ -136,7 +136,7 @@ func (w *world) revert(vm *simulator.VirtualMachine, ref types.ManagedObjectRefe
 	}
 	node := find(vm.Snapshot.RootSnapshotList, ref)
 	config := clone(&snapshot.Config).(*types.VirtualMachineConfigInfo)
-	// What the inventory goes by is no part of the snapshot.
+	// Properties that the inventory uses are not part of the snapshot.
 	config.Name, config.Template, config.Files = vm.Config.Name, vm.Config.Template, vm.Config.Files
 	config.Uuid, config.InstanceUuid = vm.Config.Uuid, vm.Config.InstanceUuid
 	vm.Config = config
@@ -170,7 +170,7 @@ func (w *world) remove(vm *simulator.VirtualMachine, ref types.ManagedObjectRefe
 	}
 	for _, one := range gone {
 		if info.CurrentSnapshot != nil && *info.CurrentSnapshot == one {
-			// Of a whole subtree no ancestor is left but the parent of its root.
+			// If a whole subtree is removed, the only remaining ancestor is the parent of its root.
 			info.CurrentSnapshot = parentOf(info.RootSnapshotList, ref)
 			break
 		}
@@ -197,7 +197,7 @@ func (w *world) removeAll(vm *simulator.VirtualMachine) types.BaseMethodFault {
 	return nil
 }
 
-// drop forgets snapshots, their children first, and shows the tree that is left.
+// drop removes snapshots, children first, and publishes the remaining tree.
 func (w *world) drop(vm *simulator.VirtualMachine, info *types.VirtualMachineSnapshotInfo, gone []types.ManagedObjectReference) {
 	state := w.state(vm)
 	for i := len(gone) - 1; i >= 0; i-- {
@@ -215,7 +215,7 @@ func (w *world) consolidate(vm *simulator.VirtualMachine) types.BaseMethodFault 
 	return nil
 }
 
-// rename answers RenameSnapshot, which is no task.
+// rename implements RenameSnapshot, which is not a task.
 func (w *world) rename(c *call) (fault types.BaseMethodFault) {
 	vm := c.target()
 	request, err := c.decode()
@@ -249,7 +249,7 @@ func (w *world) rename(c *call) (fault types.BaseMethodFault) {
 	return fault
 }
 
-// show makes the tree the VM's own, with all that other properties repeat of it.
+// show sets the VM's tree, and the other properties that repeat its data.
 func (w *world) show(vm *simulator.VirtualMachine, info *types.VirtualMachineSnapshotInfo) {
 	vm.RootSnapshot = nil
 	for _, root := range info.RootSnapshotList {
@@ -301,7 +301,7 @@ func parentOf(nodes []types.VirtualMachineSnapshotTree, ref types.ManagedObjectR
 	return parent
 }
 
-// without leaves the snapshot out; its children move up in its place, or go with it.
+// without returns the tree without the snapshot; its children move up, or are removed with it.
 func without(nodes []types.VirtualMachineSnapshotTree, ref types.ManagedObjectReference, children bool) []types.VirtualMachineSnapshotTree {
 	var left []types.VirtualMachineSnapshotTree
 	for _, node := range nodes {
@@ -315,7 +315,7 @@ func without(nodes []types.VirtualMachineSnapshotTree, ref types.ManagedObjectRe
 	return left
 }
 
-// depth is how many snapshots the VM's present state stands on.
+// depth is the number of snapshots below the VM's present state.
 func depth(vm *simulator.VirtualMachine) int {
 	if vm.Snapshot == nil {
 		return 0

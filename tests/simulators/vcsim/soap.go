@@ -27,7 +27,7 @@ type call struct {
 	session string
 }
 
-// target is the VM that a call is about, or none.
+// target is the VM of a call, or none.
 func (c *call) target() *simulator.VirtualMachine {
 	ref := c.this
 	if snapshot, ok := simulator.Map.Get(ref).(*simulator.VirtualMachineSnapshot); ok {
@@ -37,13 +37,13 @@ func (c *call) target() *simulator.VirtualMachine {
 	return vm
 }
 
-// makesTask says whether the call is answered with a task of ours.
+// makesTask reports if the call is answered with one of our own tasks.
 func (c *call) makesTask() bool {
 	ofVM := c.this.Type == "VirtualMachine" || c.this.Type == "VirtualMachineSnapshot"
 	return ofVM && strings.HasSuffix(c.method, "_Task")
 }
 
-// parseCall reads no more than the name of the method and the object it is called on.
+// parseCall only reads the name of the method and the object it is called on.
 func parseCall(body []byte) (*call, error) {
 	c := &call{body: body}
 	decoder := stdxml.NewDecoder(bytes.NewReader(body))
@@ -74,7 +74,7 @@ func parseCall(body []byte) (*call, error) {
 	}
 }
 
-// decode makes govmomi's request type of the whole of the request.
+// decode converts the complete request to govmomi's request type.
 func (c *call) decode() (interface{}, error) {
 	method, err := simulator.UnmarshalBody(types.TypeFunc(), c.body)
 	if err != nil {
@@ -83,7 +83,7 @@ func (c *call) decode() (interface{}, error) {
 	return method.Body, nil
 }
 
-// given says whether the method was called with that argument: govmomi's types do not tell an empty text from none.
+// given reports if the call has this argument: govmomi's types do not distinguish an empty text from none.
 func (c *call) given(argument string) bool {
 	decoder := stdxml.NewDecoder(bytes.NewReader(c.body))
 	depth := 0
@@ -112,7 +112,7 @@ type envelope struct {
 	Body    interface{} `xml:"soapenv:Body"`
 }
 
-// named encodes a value under a name of its own.
+// named encodes a value with the given element name.
 type named struct {
 	name  string
 	kind  string
@@ -154,7 +154,7 @@ func write(w http.ResponseWriter, status int, body interface{}) {
 	_, _ = w.Write(out.Bytes())
 }
 
-// writeResponse answers a call of the method with a struct whose only field is returnval, or with none.
+// writeResponse answers a call with a struct whose only field is returnval, or with an empty one.
 func writeResponse(w http.ResponseWriter, method string, response interface{}) {
 	write(w, http.StatusOK, struct{ Response named }{named{name: method + "Response", value: response}})
 }
@@ -166,7 +166,7 @@ func writeFault(w http.ResponseWriter, fault types.BaseMethodFault) {
 	write(w, http.StatusInternalServerError, struct{ Fault faultElement }{element})
 }
 
-// soapFault is the same for the objects of ours that govmomi's own service calls.
+// soapFault does the same for our own objects that govmomi's service calls.
 func soapFault(fault types.BaseMethodFault) *soap.Fault {
 	return simulator.Fault(faultMessage(fault), fault)
 }

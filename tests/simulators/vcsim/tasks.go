@@ -15,13 +15,13 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// recentTasks is how many tasks a VM lists, finished ones too (vCenter: those of the last ten minutes).
+// recentTasks is the number of tasks that a VM lists, finished ones included (vCenter: those of the last ten minutes).
 const recentTasks = 5
 
-// changeSeen is how long a running task takes to see that its time was changed.
+// changeSeen is the time until a running task notices that its duration was changed.
 const changeSeen = 200 * time.Millisecond
 
-// job is a task of ours on a VM.
+// job is one of our own tasks on a VM.
 type job struct {
 	vm          *simulator.VirtualMachine
 	method      string
@@ -34,7 +34,7 @@ type job struct {
 	task        *simulator.Task
 	canceled    chan struct{}
 	forgotten   chan struct{} // closed by forget
-	undone      bool          // whether the work of a forgotten one is not done
+	undone      bool          // true if the work of a forgotten task is not done
 }
 
 // tasks runs one job at a time for each VM.
@@ -43,7 +43,7 @@ type tasks struct {
 	settings *settings
 	running  map[types.ManagedObjectReference]*job   // by VM
 	waiting  map[types.ManagedObjectReference][]*job // by VM
-	jobs     map[types.ManagedObjectReference]*job   // by task, those that have not ended
+	jobs     map[types.ManagedObjectReference]*job   // by task; only those that have not ended
 }
 
 func newTasks(s *settings) *tasks {
@@ -55,7 +55,7 @@ func newTasks(s *settings) *tasks {
 	}
 }
 
-// start begins the job, or lets it wait or fail where the VM has one already.
+// start starts the job, or lets it wait or fail if the VM already has one.
 func (t *tasks) start(j *job) (types.ManagedObjectReference, types.BaseMethodFault) {
 	busy := t.settings.get().Busy
 	vm := j.vm.Self
@@ -111,7 +111,7 @@ func (j *job) makeTask() {
 
 func (t *tasks) run(j *job) {
 	result, fault := t.perform(j)
-	// First the VM is free, then the client hears of it: what it does next must not meet a task that has ended.
+	// The VM is released before the client is notified: the client's next call must not conflict with a task that has ended.
 	t.mu.Lock()
 	delete(t.running, j.vm.Self)
 	var next *job
@@ -134,7 +134,7 @@ func (t *tasks) perform(j *job) (result types.AnyType, fault types.BaseMethodFau
 		now := t.settings.now()
 		info.State, info.StartTime = types.TaskInfoStateRunning, &now
 	})
-	shown := time.Duration(0) // when the progress was told last
+	shown := time.Duration(0) // when the progress was reported last
 	for begun := time.Now(); !j.isForgotten(); {
 		length, passed := t.settings.taskTime(j.method, j.vm.Name), time.Since(begun)
 		if passed >= length {
@@ -177,7 +177,7 @@ func (t *tasks) perform(j *job) (result types.AnyType, fault types.BaseMethodFau
 	return result, fault
 }
 
-// sleep waits, and says whether the job goes on afterwards.
+// sleep waits, and reports if the job continues afterwards.
 func (j *job) sleep(length time.Duration) bool {
 	if length <= 0 {
 		select {
@@ -206,7 +206,7 @@ func (j *job) isForgotten() bool {
 	}
 }
 
-// forget ends all tasks and lets nothing tell of them, as a restart of vCenter may. The host does their work, or with undone has never heard of it.
+// forget removes all tasks, as a restart of vCenter may. The host does their work, or with undone it does not.
 func (t *tasks) forget(undone bool) {
 	t.mu.Lock()
 	forgotten := t.jobs
@@ -221,7 +221,7 @@ func (t *tasks) forget(undone bool) {
 	changes.announce()
 }
 
-// change edits a copy: the old value may just be on its way to a client.
+// change edits a copy: the old value may be in use by an answer to a client.
 func (j *job) change(edit func(*types.TaskInfo)) {
 	simulator.Map.WithLock(j.task, func() {
 		info := j.task.Info
@@ -251,7 +251,7 @@ func (t *tasks) finish(j *job, result types.AnyType, fault types.BaseMethodFault
 	})
 }
 
-// cancel answers CancelTask for tasks of ours.
+// cancel implements CancelTask for our own tasks.
 func (t *tasks) cancel(ref types.ManagedObjectReference) (fault types.BaseMethodFault, ours bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -260,7 +260,7 @@ func (t *tasks) cancel(ref types.ManagedObjectReference) (fault types.BaseMethod
 		if simulator.Map.Get(ref) == nil {
 			return &types.ManagedObjectNotFound{Obj: ref}, true
 		}
-		return &types.InvalidState{}, true // it has ended
+		return &types.InvalidState{}, true // it has already ended
 	}
 	if !j.cancelable {
 		return &types.NotSupported{}, true

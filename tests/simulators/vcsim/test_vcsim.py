@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated vCenter keeps what it promises: the server, its logins and its faults, as pyVmomi sees them over the wire."""
+"""Tests of the simulated vCenter through pyVmomi: server, logins and faults."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def test_a_call_without_a_task_may_fail_before_or_after_it_is_done(vcenter: VCen
         assert set(client.tree(vm)) == {"a" if name == "b" else "c"}
 
 
-# -- the simulator as it is --------------------------------------------------------------------------------------------
+# -- the stock simulator -----------------------------------------------------------------------------------------------
 
 
 def test_stock_is_the_unmodified_simulator() -> None:

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated vCenter keeps what it promises: what VMs and datastores can be, and how they are found."""
+"""Tests of the simulated vCenter: VMs, datastores, and how they are found."""
 
 from __future__ import annotations
 

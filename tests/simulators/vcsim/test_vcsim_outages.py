@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated vCenter keeps what it promises: answers that are lost, a server that is gone for a while, and one that falls silent."""
+"""Tests of the simulated vCenter: lost answers, a server that is unreachable for a while, and one that stops answering."""
 
 from __future__ import annotations
 

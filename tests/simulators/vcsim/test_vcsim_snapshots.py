@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated vCenter keeps what it promises: what snapshots hold, and what a revert brings back."""
+"""Tests of the simulated vCenter: the contents of snapshots, and reverts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def client(vcenter: VCenter) -> Iterator[Client]:
 
 
 def node_of(client: Client, vm: t.Any) -> t.Any:
-    """The root of the tree of a VM that has one."""
+    """Return the root of a VM's snapshot tree."""
     return client.read(vm, "snapshot")["snapshot"].rootSnapshotList[0]
 
 
@@ -34,7 +34,7 @@ def node_of(client: Client, vm: t.Any) -> t.Any:
 
 
 def grow(client: Client, vm: t.Any) -> dict[str, t.Any]:
-    """a with the children b and d, and c on b: the VM stands on d."""
+    """Create a with the children b and d, and c on b; d is the current snapshot."""
     snapshots = {name: client.done(client.create(vm, name)) for name in "abc"}
     client.done(snapshots["a"].RevertToSnapshot_Task())
     snapshots["d"] = client.done(client.create(vm, "d"))
@@ -239,7 +239,7 @@ def test_sizes_are_in_the_layout(vcenter: VCenter, client: Client, vm: t.Any) ->
     client.done(snapshots[1].RemoveSnapshot_Task(removeChildren=False))
     layout = client.read(vm, "layoutEx")["layoutEx"]
     files = {file.key: file for file in layout.file}
-    assert sizes(layout.disk[0].chain) == [MIB, 12 * MIB]  # what was written since moved into the file below
+    assert sizes(layout.disk[0].chain) == [MIB, 12 * MIB]  # later writes were merged into the file below
 
 
 def test_a_snapshot_puts_the_disk_on_a_delta(client: Client, vm: t.Any) -> None:

@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The simulated vCenter keeps what it promises: tasks that take time, and the waiting for them."""
+"""Tests of the simulated vCenter: tasks with a duration, and waiting for them."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_tasks_of_different_vms_run_side_by_side(vcenter: VCenter, client: Clien
 
 
 def test_a_race_for_one_name_can_be_arranged(vcenter: VCenter, client: Client, vm: t.Any) -> None:
-    """Both look, see nothing and create: the server holds the first create until the second has come."""
+    """Both read, find nothing and create: the server holds the first create until the second has arrived."""
     vcenter.set(busy="queue")
     vcenter.hold("CreateSnapshot*", 2)
     ended: list[float] = []
@@ -191,7 +191,7 @@ def test_a_race_for_one_name_can_be_arranged(vcenter: VCenter, client: Client, v
 
 
 def test_updates_come_soon(vcenter: VCenter, client: Client, vm: t.Any) -> None:
-    """The simulator of Debian looks four times a second."""
+    """Debian's simulator polls four times a second."""
     vcenter.set(task_time=0.1)
     begun = time.monotonic()
     for n in range(5):
@@ -261,7 +261,7 @@ def test_one_wait_serves_500_tasks(vcenter: VCenter, client: Client) -> None:
 
 
 def test_an_unset_property_is_read_as_none(vcenter: VCenter, client: Client, vm: t.Any) -> None:
-    """As an attribute, which is the SOAP method Fetch: Debian's simulator drops the connection."""
+    """Reads an attribute, which is the SOAP method Fetch: Debian's simulator drops the connection."""
     assert vm.snapshot is None
     assert vm.resourcePool is not None
     assert vm.runtime.powerState == "poweredOn" and vm.summary.config.name == vm.name

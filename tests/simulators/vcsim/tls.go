@@ -20,7 +20,7 @@ import (
 	"time"
 )
 
-// makeCertificate makes a CA, writes it to caPath, and returns a server certificate that it signed.
+// makeCertificate creates a CA, writes it to caPath, and returns a server certificate that it signed.
 func makeCertificate(caPath, names string) (tls.Certificate, error) {
 	var none tls.Certificate
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -45,7 +45,7 @@ func makeCertificate(caPath, names string) (tls.Certificate, error) {
 	if err != nil {
 		return none, err
 	}
-	// Parsed again it has the key id that Python 3.13 wants to find in the server's certificate.
+	// Parsed again, it has the key id that Python 3.13 requires in the server's certificate.
 	if ca, err = x509.ParseCertificate(caBytes); err != nil {
 		return none, err
 	}
@@ -72,13 +72,13 @@ func makeCertificate(caPath, names string) (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{serverBytes}, PrivateKey: key}, os.WriteFile(caPath, text, 0o644)
 }
 
-// serveTLS serves the gate on connections that can be made mute.
+// serveTLS serves the gate on connections that can be muted.
 func serveTLS(listener net.Listener, certificate tls.Certificate, g *gate) error {
 	server := &http.Server{
 		Handler:      g,
 		TLSConfig:    &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS12},
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // vCenter's port speaks HTTP/1.1 only
-		// Refused certificates are noise, a panic of a handler is not: that goes to stderr all the same.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){}, // vCenter only supports HTTP/1.1
+		// Hide errors about refused certificates. A panic of a handler still goes to stderr.
 		ErrorLog: log.New(panicLog{}, "", 0),
 	}
 	return server.ServeTLS(&muteListener{listener, g}, "", "")
@@ -93,8 +93,8 @@ func (panicLog) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// muteListener accepts always; while the server is mute its connections write nothing, not even in the TLS handshake. No call is
-// begun then either: see delayCall.
+// muteListener always accepts; while the server is muted, its connections write nothing, not even in the TLS handshake. Calls do
+// not start either: see delayCall.
 type muteListener struct {
 	net.Listener
 	gate *gate

@@ -10,7 +10,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// user is one who may log in. privileges nil: all of them.
+// user can log in. privileges nil: all privileges.
 type user struct {
 	name       string
 	password   string
@@ -21,8 +21,8 @@ func (u *user) may(privilege string) bool {
 	return u.privileges == nil || u.privileges[privilege] || strings.HasPrefix(privilege, "System.")
 }
 
-// makeUsers gives everybody the same password:
-// readonly@ sees everything, creator@ also takes snapshots, operator@ does all that has to do with snapshots.
+// makeUsers creates users with the same password:
+// readonly@ can read everything, creator@ can also create snapshots, operator@ has all privileges for snapshots.
 func makeUsers(administrator, password string) map[string]*user {
 	users := map[string]*user{administrator: {name: administrator, password: password}}
 	state := "VirtualMachine.State."
@@ -42,7 +42,7 @@ func makeUsers(administrator, password string) map[string]*user {
 	return users
 }
 
-// neededFor names the privilege that vSphere's reference gives with the method.
+// neededFor has the privilege for each method, from the API reference of vSphere.
 var neededFor = map[string]string{
 	"CancelTask":                   "Global.CancelTask",
 	"CloneVM_Task":                 "VirtualMachine.Provisioning.Clone",
@@ -63,7 +63,7 @@ var neededFor = map[string]string{
 	"SuspendVM_Task":               "VirtualMachine.Interact.Suspend",
 }
 
-// mayCall is the NoPermission that the call earns, or nil.
+// mayCall returns NoPermission for a call without the privilege, or nil.
 func (g *gate) mayCall(c *call) types.BaseMethodFault {
 	if c.user == nil || c.user.privileges == nil {
 		return nil
@@ -73,7 +73,7 @@ func (g *gate) mayCall(c *call) types.BaseMethodFault {
 		if !strings.HasSuffix(c.method, "_Task") {
 			return nil
 		}
-		privilege = "Global.Unknown" // some other change
+		privilege = "Global.Unknown" // any other change
 	}
 	if c.user.may(privilege) {
 		return nil
@@ -93,7 +93,7 @@ type userPrivileges struct {
 	Returnval []types.UserPrivilegeResult `xml:"returnval"`
 }
 
-// privilegesOf answers for the asking user, whosever session or name is given: clients ask about themselves.
+// privilegesOf returns the privileges of the calling user, whatever session or name is given: clients only ask about themselves.
 func privilegesOf(c *call) (interface{}, types.BaseMethodFault) {
 	request, err := c.decode()
 	if err != nil {

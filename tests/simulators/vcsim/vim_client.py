@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""pyVmomi with as little around it as the tests of the simulator need. Not the project's driver: that one is tested elsewhere."""
+"""A minimal client for the tests of the simulator, with pyVmomi. Independent of the collection's driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PropertyCollector = vmodl.query.PropertyCollector
 
 
 class Client:
-    """One login."""
+    """A login to the simulator."""
 
     def __init__(self, vcenter: VCenter, user: str | None = None, password: str | None = None) -> None:
         self.si = SmartConnect(
@@ -32,7 +32,7 @@ class Client:
 
     @property
     def collector(self) -> t.Any:
-        """The PropertyCollector of the session."""
+        """Return the PropertyCollector of the session."""
         return self.content.propertyCollector
 
     def by_id(self, moid: str) -> t.Any:
@@ -40,7 +40,7 @@ class Client:
         return vim.VirtualMachine(moid, self.si._stub)
 
     def read(self, managed: t.Any, *paths: str) -> dict[str, t.Any]:
-        """Properties by RetrievePropertiesEx; those that are not set are not there."""
+        """Return properties, read with RetrievePropertiesEx; unset ones are left out."""
         spec = PropertyCollector.FilterSpec(
             objectSet=[PropertyCollector.ObjectSpec(obj=managed)],
             propSet=[PropertyCollector.PropertySpec(type=type(managed), pathSet=list(paths))],
@@ -50,7 +50,7 @@ class Client:
 
     @contextlib.contextmanager
     def watch(self, managed: list[t.Any], *paths: str) -> Iterator[t.Any]:
-        """A ListView of objects of one kind with a filter on them; WaitForUpdatesEx then tells of their properties."""
+        """Create a ListView of objects of one kind with a filter; WaitForUpdatesEx then reports their properties."""
         view = self.content.viewManager.CreateListView(obj=managed)
         spec = PropertyCollector.FilterSpec(
             objectSet=[
@@ -70,7 +70,7 @@ class Client:
             view.Destroy()
 
     def updates(self, version: str, seconds: int = 10) -> tuple[str, list[tuple[t.Any, str, dict[str, t.Any]]]]:
-        """The next updates, as the new version and rows of object, kind of the update and properties."""
+        """Return the new version, and the next updates as rows of object, kind of the update and properties."""
         answer = self.collector.WaitForUpdatesEx(version, PropertyCollector.WaitOptions(maxWaitSeconds=seconds))
         if answer is None:
             return version, []
@@ -81,7 +81,7 @@ class Client:
         ]
 
     def info(self, *tasks: t.Any) -> t.Any:
-        """The info of the task when it has ended, or of several."""
+        """Wait until one or several tasks have ended, and return their info."""
         left = {task._moId for task in tasks}
         with self.watch(list(tasks), "info.state"):
             version = ""
@@ -93,25 +93,25 @@ class Client:
         return infos[0] if len(infos) == 1 else infos
 
     def done(self, task: t.Any) -> t.Any:
-        """The result of a task that has to succeed."""
+        """Return the result of a task that must succeed."""
         info = self.info(task)
         assert info.state == "success", info.error
         return info.result
 
     def error(self, task: t.Any) -> t.Any:
-        """The fault of a task that has to fail."""
+        """Return the fault of a task that must fail."""
         info = self.info(task)
         assert info.state == "error"
         assert info.error.msg or info.error.localizedMessage
         return info.error
 
     def create(self, vm: t.Any, name: str, *, memory: bool = False, quiesce: bool = False, description: str = "") -> t.Any:
-        """Begin a snapshot the modern way."""
+        """Start CreateSnapshotEx_Task."""
         spec = vim.vm.GuestQuiesceSpec(timeout=1) if quiesce else None
         return vm.CreateSnapshotEx_Task(name=name, description=description, memory=memory, quiesceSpec=spec)
 
     def tree(self, vm: t.Any) -> dict[str, tuple[str | None, bool]]:
-        """Every snapshot by name: the name of its parent, and whether it is the current one."""
+        """Return all snapshots by name, with the name of the parent, and true for the current one."""
         info = self.read(vm, "snapshot").get("snapshot")
         rows: dict[str, tuple[str | None, bool]] = {}
 
@@ -127,7 +127,7 @@ class Client:
 
 @contextlib.contextmanager
 def login(vcenter: VCenter, user: str | None = None, password: str | None = None) -> Iterator[Client]:
-    """A login for the length of a block."""
+    """Log in until the end of the block."""
     client = Client(vcenter, user, password)
     try:
         yield client

@@ -13,16 +13,16 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// dataKey is the extra configuration that stands for the contents of the disks: a snapshot keeps it, a revert brings it back.
+// dataKey is an extraConfig key that represents the contents of the disks: a snapshot stores it, a revert restores it.
 const dataKey = "guestinfo.safepoint.data"
 
-// knobs are what a test may set of one VM. What is not given stays.
+// knobs are the settings of one VM for tests. Missing fields are not changed.
 type knobs struct {
 	Power               *types.VirtualMachinePowerState      `json:"power"`
 	Connection          *types.VirtualMachineConnectionState `json:"connection"`
 	Question            *string                              `json:"question"` // "" answers it
 	ConsolidationNeeded *bool                                `json:"consolidation_needed"`
-	Tools               *bool                                `json:"tools"` // whether they run while the VM is on
+	Tools               *bool                                `json:"tools"` // true if they run while the VM is on
 	Capability          map[string]bool                      `json:"capability"`
 	Template            *bool                                `json:"template"`
 	Annotation          *string                              `json:"annotation"`
@@ -30,24 +30,24 @@ type knobs struct {
 	MemoryMB            *int32                               `json:"memory_mb"`
 	DiskKB              *int64                               `json:"disk_kb"`
 	DiskMode            *string                              `json:"disk_mode"` // of the first disk
-	RDM                 *string                              `json:"rdm"`       // physicalMode or virtualMode: the first disk is mapped raw
+	RDM                 *string                              `json:"rdm"`       // physicalMode or virtualMode: the first disk is a raw device mapping
 	BusSharing          *types.VirtualSCSISharing            `json:"bus_sharing"`
 	Passthrough         *bool                                `json:"passthrough"` // a PCI device of the host
 	Data                *string                              `json:"data"`
 	UUID                *string                              `json:"uuid"`
 	InstanceUUID        *string                              `json:"instance_uuid"`
 	DisabledMethods     *[]string                            `json:"disabled_methods"`
-	SnapshotSizes       map[string]snapshotSizes             `json:"snapshot_sizes"` // by the snapshot's name
+	SnapshotSizes       map[string]snapshotSizes             `json:"snapshot_sizes"` // by snapshot name
 }
 
-// snapshotSizes are bytes: the snapshot's own file, its memory, and the delta of each disk that was begun after it.
+// snapshotSizes are in bytes: the snapshot's own file, its memory, and the delta of each disk that was created after it.
 type snapshotSizes struct {
 	Data   *int64 `json:"data"`
 	Memory *int64 `json:"memory"`
 	Delta  *int64 `json:"delta"`
 }
 
-// adopt gives a VM of the simulator what one on a host has. The VM is locked, here and below.
+// adopt adds the properties of a VM on a real host. The VM is locked, here and below.
 func (w *world) adopt(vm *simulator.VirtualMachine) {
 	w.state(vm)
 	for _, flag := range []*bool{
@@ -62,7 +62,7 @@ func (w *world) adopt(vm *simulator.VirtualMachine) {
 	w.settle(vm)
 }
 
-// settle makes the properties that repeat others agree with them.
+// settle updates the properties that repeat others.
 func (w *world) settle(vm *simulator.VirtualMachine) {
 	state := w.state(vm)
 	config := &vm.Summary.Config
@@ -100,7 +100,7 @@ func (w *world) settle(vm *simulator.VirtualMachine) {
 	changes.announce()
 }
 
-// lastOfEach undoes that the simulator only ever appends; an empty value takes a key away, as in vSphere.
+// lastOfEach keeps the last value of each key, since the simulator only appends; an empty value removes a key, as in vSphere.
 func lastOfEach(options []types.BaseOptionValue) []types.BaseOptionValue {
 	last := map[string]types.BaseOptionValue{}
 	for _, option := range options {

@@ -14,7 +14,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// world is what we know of the VMs beyond what the simulator keeps, and what we answer in its place.
+// world is our additional state of all VMs, and the calls that we handle instead of the simulator.
 type world struct {
 	settings *settings
 	faults   *faultRules
@@ -27,7 +27,7 @@ func newWorld(s *settings, faults *faultRules) *world {
 	return &world{settings: s, faults: faults, tasks: newTasks(s), states: map[types.ManagedObjectReference]*vmState{}}
 }
 
-// extend puts our own objects into the simulator's inventory, and makes its VMs ones that can have snapshots.
+// extend adds our own objects to the simulator's inventory, and enables snapshots for its VMs.
 func extend(w *world) {
 	simulator.Map.AddHandler(changes)
 	for _, ref := range propertyCollectors() {
@@ -39,7 +39,7 @@ func extend(w *world) {
 	w.adoptAll()
 }
 
-// state is our part of a VM. Its fields are used with the VM locked.
+// state returns our additional state of a VM. Its fields are used with the VM locked.
 func (w *world) state(vm *simulator.VirtualMachine) *vmState {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -51,7 +51,7 @@ func (w *world) state(vm *simulator.VirtualMachine) *vmState {
 	return state
 }
 
-// adoptAll gives every new VM what a real one has.
+// adoptAll adopts every new VM.
 func (w *world) adoptAll() {
 	for _, entity := range simulator.Map.All("VirtualMachine") {
 		vm, ok := entity.(*simulator.VirtualMachine)
@@ -67,7 +67,7 @@ func (w *world) adoptAll() {
 	}
 }
 
-// answer is the response or the fault of a call that is ours to answer.
+// answer returns the response or the fault of a call that we handle.
 func (w *world) answer(c *call, rule *faultRule) (response interface{}, fault types.BaseMethodFault, ours bool) {
 	if vm := c.target(); vm != nil {
 		for _, disabled := range vm.DisabledMethod {
@@ -98,7 +98,7 @@ func (w *world) answer(c *call, rule *faultRule) (response interface{}, fault ty
 	return response, fault, true
 }
 
-// startTask makes a task of any method of a VM or a snapshot that returns one.
+// startTask starts the task for a method of a VM or a snapshot that returns one.
 func (w *world) startTask(c *call, rule *faultRule) (interface{}, types.BaseMethodFault) {
 	vm := c.target()
 	if vm == nil {
@@ -151,10 +151,10 @@ func (w *world) startTask(c *call, rule *faultRule) (interface{}, types.BaseMeth
 	return refResponse{ref}, fault
 }
 
-// system is who the simulator's own methods are called as.
+// system is the user for calls of the simulator's own methods.
 var system = &simulator.Session{UserSession: types.UserSession{Key: "system", UserName: "system"}, Registry: simulator.NewRegistry()}
 
-// runStock does what the simulator does, at the end of a task of ours. The VM is locked.
+// runStock calls the simulator's implementation, at the end of one of our tasks. The VM is locked.
 func (w *world) runStock(vm *simulator.VirtualMachine, method string, request interface{}) (types.AnyType, types.BaseMethodFault) {
 	if vm.Runtime.Question != nil {
 		return nil, &types.QuestionPending{Text: vm.Runtime.Question.Text}
@@ -185,7 +185,7 @@ func (w *world) runStock(vm *simulator.VirtualMachine, method string, request in
 	return done.Info.Result, nil
 }
 
-// forget takes back the finished task that the simulator made beside ours.
+// forget removes the finished task that the simulator created in addition to ours.
 func forget(task *simulator.Task) {
 	simulator.Map.Remove(task.Self)
 	manager := simulator.Map.Get(*serviceContent().TaskManager).(*simulator.TaskManager)
@@ -194,13 +194,13 @@ func forget(task *simulator.Task) {
 	manager.Unlock()
 }
 
-// adoptAllBut looks for VMs that a clone made; the one that is locked is known.
+// adoptAllBut adopts VMs that a clone created; the locked one is already known.
 func (w *world) adoptAllBut(locked *simulator.VirtualMachine) {
 	w.state(locked)
 	w.adoptAll()
 }
 
-// afterForeign puts right what a call that the simulator answered may have left.
+// afterForeign corrects the state after a call that the simulator itself has handled.
 func (w *world) afterForeign(c *call) {
 	switch c.method {
 	case "CreateVM_Task", "RegisterVM_Task", "ImportVApp":
