@@ -55,7 +55,7 @@ def test_snapshot_removed_during_labelling_stays_removed(lab: t.Any, tiny: Make,
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
 
 
-def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+def test_snapshot_is_labelled_although_its_parent_is_removed_at_the_same_time(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = tiny("orphaned", paused=True)
@@ -212,7 +212,7 @@ def check_backup(lab: t.Any, vm: str) -> None:
         began = time.monotonic()
         done = apply(lab.uri, plan, vm, lock_timeout=2)
         assert done.error and (done.error.code, done.changed) == ("locked", False), (done.word, done.error)
-        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds seconds
+        assert time.monotonic() - began < 28  # libvirt itself waits for 30 seconds
     assert listed(lab.uri, vm)["x"].label == take(lab.uri, vm, "x").label  # a call without a write does not wait
     with ThreadPoolExecutor(1) as pool:
         call = pool.submit(apply, lab.uri, Present(Request(name="y")), vm)
@@ -250,9 +250,9 @@ def test_vm_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, t
         assert view.state.busy
 
 
-def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vm_resumed_by_another_run_during_the_read_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("resumed", paused=True)
-    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two requests
     view = look(lab.uri, vm).after
     assert view is not None
     assert (view.state.power, view.state.busy) == ("running", None)
@@ -291,8 +291,8 @@ def test_removal_of_the_current_snapshot_during_the_read_is_handled(
 
 
 @pytest.mark.slow
-def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
-    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+def test_unfinished_snapshot_of_another_run_does_not_block_a_revert(new_lab: t.Any, newer: Make) -> None:
+    """A snapshot is listed as a child of the current one while it is being taken, like those of a branch that libvirt has lost."""
     vm = newer("making", running=True, memory_mib=1000)
     take(new_lab.uri, vm, "x", kind="external")
     person = domain(new_lab, vm)
@@ -302,8 +302,8 @@ def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_
         with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
             listed_now = listed(new_lab.uri, vm)
             call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
-            wait([call], timeout=3)  # for longer than its first look takes
-            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+            wait([call], timeout=3)  # longer than its first read takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being taken
         other.result()
         done = call.result()
     assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []

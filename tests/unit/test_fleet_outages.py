@@ -253,8 +253,8 @@ def test_revert_is_confirmed_although_another_run_stopped_the_vm_briefly(
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them stops the VM and starts it again, and while it is off no operation is seen to hold it (libvirt 9.0)."""
+def test_revert_is_confirmed_between_the_reverts_of_other_runs(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them stops and starts the VM, and while it is off, no operation is seen on it (libvirt 9.0)."""
     monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 1.0)
     run(hypervisor, Present(Request(name="x")))
     began: list[float] = []
@@ -277,12 +277,12 @@ def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervi
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_a_prune_that_fails_does_not_say_that_it_removed_what_another_run_did(hypervisor: Hypervisor) -> None:
+def test_failed_prune_does_not_report_the_removal_by_another_run(hypervisor: Hypervisor) -> None:
     for name in ("w", "x"):
         run(hypervisor, Present(Request(name=name)), vms=["web01"])
     machine = next(iter(hypervisor.machines.values()))
     first, second = machine.snapshots.values()
-    hypervisor.lies.add(len(hypervisor.actions) + 1)  # so that the first is still listed in the end
+    hypervisor.lies.add(len(hypervisor.actions) + 1)  # the first one stays listed
     original = hypervisor.request
 
     def other(name: str) -> None:
@@ -298,7 +298,7 @@ def test_a_prune_that_fails_does_not_say_that_it_removed_what_another_run_did(hy
     assert [one["removed"] for one in row["snapshots"] if one["id"] == second.id] == [False]
 
 
-def test_of_two_prunes_only_one_says_that_it_removed_the_snapshot(hypervisor: Hypervisor) -> None:
+def test_only_one_of_two_prunes_reports_the_removal(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), vms=["web01"])
     original = hypervisor.request
 
