@@ -15,9 +15,9 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from xml.etree import ElementTree
 
+from hypervisor_stage import Stage
 from libvirt_backends import QemuBackend
 from libvirt_kit import apply, files, image, power
-from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan

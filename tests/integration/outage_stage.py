@@ -14,12 +14,12 @@ import typing as t
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
+from hypervisor_stage import Stage
 from kit import pruning
 from proxmox_backend import ProxmoxBackend
 from pve_faults import RequestFault
 from pve_server import PveServer
 from server import VCenter
-from stage import Stage
 from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline

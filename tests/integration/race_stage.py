@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 
+from hypervisor_stage import Stage
 from kit import only, pruning
-from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner

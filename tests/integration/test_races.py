@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypervisor_stage import Stage
 from outage_stage import STAGES
 from race_stage import PAIRS, rounds
-from stage import Stage
 
 pytestmark = [pytest.mark.vcenter, pytest.mark.timeout(600)]
 
