@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -25,6 +26,14 @@ TESTS = ROOT / "tests"
 for folder in (COLLECTIONS, TESTS / "lab", TESTS / "conformance", TESTS / "report", SIMULATORS / "vcsim", SIMULATORS / "pve"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+# The other versions of ansible-core have environments without it, and no test that needs it.
+if importlib.util.find_spec("hypothesis"):
+    import hypothesis
+
+    # On a loaded machine an example can take any time; the timeout of pytest is the limit.
+    hypothesis.settings.register_profile("loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+    hypothesis.settings.load_profile("loaded")
 
 
 @pytest.fixture(scope="session")

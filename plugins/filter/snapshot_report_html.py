@@ -49,7 +49,10 @@ from ansible_collections.safepoint.vm.plugins.plugin_utils._report.page import p
 
 
 def snapshot_report_html(report: Mapping[str, t.Any]) -> str:
-    """The report as a page."""
+    """Return the report as an HTML page.
+
+    :raises AnsibleFilterError: the input is not a report of this version.
+    """
     try:
         return page(Report.from_data(report))
     except ValueError as exc:

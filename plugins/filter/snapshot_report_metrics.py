@@ -49,7 +49,10 @@ from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import 
 
 
 def snapshot_report_metrics(report: Mapping[str, t.Any]) -> str:
-    """The report as metrics."""
+    """Return the report in the Prometheus text format.
+
+    :raises AnsibleFilterError: the input is not a report of this version.
+    """
     try:
         return metrics(Report.from_data(report))
     except ValueError as exc:

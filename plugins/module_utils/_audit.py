@@ -28,7 +28,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import form
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
 
-# The fields of a line are documented in plugins/doc_fragments/_audit.py.
+# The fields of a line are documented in docs/docsite/rst/guide_report.rst.
 _VERSION = 1
 # Maximum length of a text. The snapshot itself has the full description.
 _LONGEST = 500

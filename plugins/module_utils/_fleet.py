@@ -9,7 +9,7 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -64,9 +64,10 @@ class Fleet:
         progress: Callable[[Progress], None] | None = None,
         observer: Observer | None = None,
         stop: Stop | None = None,
+        secrets: Collection[str] = (),
     ) -> None:
         """``deadline``: set if the timeout of ``bounds`` has started earlier, before the login. ``now`` replaces the driver's clock.
-        ``progress`` is called with the progress of the work, ``observer`` before and after each write.
+        ``progress`` is called with the progress of the work, ``observer`` before and after each write. ``secrets`` are the values that Ansible masks.
 
         ``stop`` records signals. Before the first write, a signal raises Stopped; after it, each VM still gets its result.
         """
@@ -78,7 +79,7 @@ class Fleet:
         driver.stop = self._stop
         self._phases = Phases(driver, deadline or Deadline(bounds.timeout))
         self._deadline = self._phases.work
-        self._look = Look(driver, lock_timeout=bounds.lock_timeout)
+        self._look = Look(driver, lock_timeout=bounds.lock_timeout, secrets=secrets)
         self._jobs = Jobs(driver, at_once=bounds.max_parallel, progress=progress, observer=observer, stop=self._stop)
         self._work = Work(self._jobs, bounds, self._deadline)
 
@@ -314,16 +315,20 @@ class Fleet:
             raced = [one for one in raced if one.again]
 
     def _give_way(self, losers: Sequence[Outcome], plan: Plan) -> None:
-        """Remove the snapshots of this call on VMs where another run was first, then decide again, with the snapshot of that run."""
-        for one in losers:
-            if one.vm and one.decision and one.decision.snapshot:
-                one.todo.append(Delete(one.vm, one.decision.snapshot))
-        self._work.perform(losers)
-        lost = [one for one in losers if one.error is None]
-        for one in lost:
-            one.lose()
-        self._again(lost, plan)
-        self._confirm([one for one in lost if one.error is None], plan)
+        """Remove the snapshots of this call on VMs where another run was first, then decide again, with the snapshot of that run.
+
+        If that snapshot was removed since, the decision is to create again, and another run may again be first.
+        """
+        while losers:
+            for one in losers:
+                if one.vm and one.decision and one.decision.snapshot:
+                    one.todo.append(Delete(one.vm, one.decision.snapshot))
+            self._work.perform(losers)
+            lost = [one for one in losers if one.error is None]
+            for one in lost:
+                one.lose()
+            self._again(lost, plan)
+            losers = self._confirm([one for one in lost if one.error is None], plan)
 
     def _confirm(self, outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
         """Read the changed VMs again, and write once more if the state differs from the decision.

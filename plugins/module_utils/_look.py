@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
@@ -30,9 +30,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_ti
 class Look:
     """The reading part of one call."""
 
-    def __init__(self, driver: SnapshotDriver, *, lock_timeout: float) -> None:
+    def __init__(self, driver: SnapshotDriver, *, lock_timeout: float, secrets: Collection[str] = ()) -> None:
+        """``secrets`` are the values that Ansible masks in results."""
         self._driver = driver
         self._lock_timeout = lock_timeout
+        self._secrets = secrets
 
     def find(self, targets: Sequence[Target], deadline: Deadline) -> list[Outcome]:
         """Return the VMs of ``targets`` in the same order; a VM that was not found has an error."""
@@ -52,8 +54,16 @@ class Look:
         return outcomes
 
     def all(self, deadline: Deadline) -> list[Outcome]:
-        """Return all VMs of the endpoint."""
+        """Return all VMs of the endpoint.
+
+        :raises InvalidOption: Ansible would mask a part of the name of a VM.
+        """
         vms = in_time("the list of VMs", self._driver.vms, deadline)
+        if any(secret in vm.name for vm in vms for secret in self._secrets):
+            raise InvalidOption(
+                "the name of a VM contains the value of a secret option (password, token_secret or label_key). Ansible masks it in every result, so that "
+                "the name would be wrong; change the secret"
+            )
         named = collections.Counter(vm.name for vm in vms)
         return [Outcome(Target(vm.name if named[vm.name] == 1 else vm.id), vm) for vm in vms]
 

@@ -197,7 +197,7 @@ class Outcome:
             return True
         if isinstance(self.started, Create):
             if isinstance(self.error, (*_CLEAN_REFUSALS, SnapshotExists)):
-                return False  # what is there now was made by another run
+                return False  # another run took the snapshot that is listed now
             return len(self.after.named(self.started.name)) > len(self.before.named(self.started.name))
         left, was = self.after.by_id(self.started.snapshot.id), self.before.by_id(self.started.snapshot.id)
         if isinstance(self.started, Delete) and isinstance(self.error, SnapshotNotFound):

@@ -104,7 +104,15 @@ def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_dri
         progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
         audit = _open_audit(call)
         outcomes, now, sweeps = _work(
-            params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop
+            params,
+            plan,
+            connect,
+            dry_run=call.check_mode,
+            diff=call.diff,
+            progress=progress,
+            observer=audit,
+            stop=stop,
+            secrets=call.secrets,
         )
     except Stopped:
         failure = {"error": Interrupted.code, "msg": f"Stopped by {stop.by} before anything was done"}
@@ -161,6 +169,7 @@ def _work(
     progress: Callable[[Progress], None] | None = None,
     observer: Observer | None = None,
     stop: Stop,
+    secrets: Collection[str],
 ) -> tuple[list[Outcome], datetime, bool]:
     """Check all options, connect, and run the plan or only read. Return the VMs, the time of the endpoint's clock, and ``sweeps`` of the plan.
 
@@ -183,7 +192,7 @@ def _work(
         driver = connect(params, environ=os.environ, seconds=min(bounds.timeout, read_seconds(params, "connect_timeout")))
     try:
         with stop.breakable():
-            fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer, stop=stop)
+            fleet = Fleet(driver, bounds, deadline=deadline, progress=progress, observer=observer, stop=stop, secrets=secrets)
             if wanted is not None:
                 outcomes = fleet.apply(targets, wanted, dry_run=dry_run, drift=diff)
                 return outcomes, driver.now(), wanted.sweeps

@@ -29,7 +29,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapsho
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Verdict
 
-# As SnapshotDriver.imagine().
+# The signature of SnapshotDriver.imagine().
 Imagine = Callable[[Vm, Sequence[Snapshot]], Sequence[Snapshot]]
 
 
@@ -192,7 +192,7 @@ def refuse_held(view: View, snapshot: Snapshot) -> None:
 
 
 def why_not_deleted(snapshot_id: str, left: Sequence[Snapshot]) -> str | None:
-    """Why a snapshot cannot be deleted while all of these are there."""
+    """Return the reason why a snapshot cannot be deleted while all of ``left`` exist, or None."""
     one = next(one for one in left if one.id == snapshot_id)
     beside = any(two.parent in (one.id, one.parent) and two.id != one.id for two in left)
     return one.obstacles.get("remove") or (one.obstacles.get("remove_alone") if beside else None)

@@ -297,7 +297,7 @@ class Absent(Plan):
         predicted = view.snapshots
         below.reverse()
         for one in [*sorted(below, key=lambda one: one.id in chain), found]:
-            # As it will be when those before it are gone: by then it may be what the VM runs on.
+            # Check the state after the previous removals: the snapshot may be the current one by then.
             why = why_not_deleted(one.id, left)
             if why is not None:
                 raise Unsupported(f"It cannot be removed{'' if below else ' alone'}: the snapshot {one} of {view.vm} {why}")

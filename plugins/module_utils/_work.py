@@ -232,7 +232,7 @@ def _note(outcome: Outcome, end: Finished) -> None:
             made = dataclasses.replace(outcome.decision.snapshot, id=end.snapshot_id or "")
             outcome.decision = dataclasses.replace(outcome.decision, snapshot=made)
     elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Delete) and _may_be_gone(outcome):
-        pass  # another run has removed it, which is the wanted state
+        outcome.started = outcome.done[-1] if outcome.done else None  # another run has removed it, which is the wanted state
     elif isinstance(end.error, SnapshotNotFound) and isinstance(action, Describe) and outcome.done:
         outcome.todo.clear()  # another run has removed it since; the next look shows it
     elif isinstance(end.error, NewerSnapshots) and outcome.todo and not outcome.done:

@@ -277,7 +277,7 @@ vms:
           description: The reason for the decision, as a sentence.
           type: str
           returned: always
-          sample: nightly-20261101 is kept by no rule
+          sample: nightly-20261101 is not kept by any rule
         removed:
           description: V(true) if this call removed the snapshot, or in check mode would. V(false) if another run removed it at the same time.
           type: bool

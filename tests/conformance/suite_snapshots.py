@@ -223,7 +223,7 @@ class Snapshots:
         assert does.after and does.after.state.power == (backend.up if backend.memory_possible else "off")
 
     @pytest.mark.parametrize("dry_run", [True, False])
-    def test_a_revert_to_a_missing_snapshot_fails(self, backend: Backend, dry_run: bool) -> None:
+    def test_revert_to_a_missing_snapshot_fails(self, backend: Backend, dry_run: bool) -> None:
         vm = backend.vm()
         backend.take(vm, "there")
         done = only(backend.run(Reverted(Request(name="elsewhere")), vm, dry_run=dry_run))

@@ -90,7 +90,7 @@ def listed(uri: str, vm: str) -> dict[str, Snapshot]:
 
 @contextlib.contextmanager
 def over_tcp(lab: t.Any) -> Iterator[str]:
-    """The URI of the daemon as of one on another host: for the time of the block it is reached over TCP too."""
+    """Make the daemon reachable over TCP during the block, and return its URI as if it were on another host."""
     with socket.create_server(("127.0.0.1", 0)) as server, contextlib.ExitStack() as stack:
 
         def carry(source: socket.socket, target: socket.socket) -> None:
@@ -170,7 +170,7 @@ def stopped(lab: t.Any, *vms: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopped_when(pid: int, reached: Callable[[], bool]) -> Iterator[None]:
-    """For the time of the block the process does nothing, and stands where something was ``reached``; until then it goes on in small steps."""
+    """Run the process in small steps until ``reached`` returns True, then stop it during the block."""
 
     def step() -> bool:
         os.kill(pid, signal.SIGSTOP)

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A real VM and a model of it, which random operations change together; they are compared after each."""
+"""A real VM and a model of it. Random operations change both, and both are compared after each operation."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLUGGED = "vdb"
 
 
 class Machine:
-    """A real VM beside its model."""
+    """A real VM and its model."""
 
     def __init__(self, lab: t.Any, vm: str, seed: int, *, kind: str, operations: int) -> None:
         self.lab = lab
@@ -50,7 +50,7 @@ class Machine:
         self.done: collections.Counter[str] = collections.Counter()
         """The operations that succeeded."""
         self.refused: collections.Counter[str] = collections.Counter()
-        """Those that were refused, as the model expected, with its reason."""
+        """The operations that were refused as the model expected, with its reason."""
         self._names = 0
         self._free_names: list[str] = []
         self._labels = 0
@@ -59,13 +59,13 @@ class Machine:
         self.random.shuffle(self._deck)
 
     def least(self, operations: int) -> dict[str, int]:
-        """How many operations of each kind have to succeed of so many in all."""
+        """Return the number of operations of each kind that must succeed, for this total number."""
         return {word: LEAST[word] * operations // 60 for word in SHARES[self.model.kind]}
 
     # the comparison
 
     def check(self) -> None:
-        """The real VM is as the model says, by libvirt and by the collection."""
+        """Check that the real VM matches the model, as read by libvirt and by the collection."""
         model = self.model
         assert power(self.lab, self.vm) == model.power
         assert domain(self.lab, self.vm).hasManagedSaveImage() == model.saved
@@ -95,10 +95,10 @@ class Machine:
         assert found, dump
         return int(found.group(1), 16)
 
-    # operations by the collection
+    # operations of the collection
 
     def _apply(self, operation: str, plan: Plan, target: str | Target, word: str, expected: str | None) -> Outcome | None:
-        """One call, of which a dry run has said the same; None where it was refused, for the reason that the model ``expected``."""
+        """Run one call, with a dry run that must agree. Return None if it was refused for the reason that the model ``expected``."""
         would = apply(self.lab.uri, plan, target, dry_run=True)
         done = apply(self.lab.uri, plan, target)
         self._say(f"  {done.word} {done.error or ''}")
@@ -155,7 +155,7 @@ class Machine:
         seen = view.by_id(name) if view else None
         assert done and seen and seen.label and seen.label.fields["step"] == str(self._labels)
 
-    # operations by a person
+    # operations of a user
 
     def write(self) -> None:
         target = self.random.choice(sorted(self.model.data))
@@ -176,14 +176,14 @@ class Machine:
         self.done["write"] += 1
 
     def _run_once(self) -> None:
-        """Let a paused VM run for a moment: QEMU 10 dies of a write to one that is paused since its memory came back from a file."""
+        """Let a paused VM run for a moment: QEMU 10 crashes on a write to a VM that is paused since its memory was restored from a file."""
         if self.model.power == "paused":
             domain(self.lab, self.vm).resume()
             domain(self.lab, self.vm).suspend()
             self.model.restored = False
 
     def switch(self) -> None:
-        """Start, stop, pause or resume it by hand."""
+        """Start, stop, pause or resume the VM by hand."""
         person = domain(self.lab, self.vm)
         moves: dict[str, list[tuple[str, Callable[[], object]]]] = {
             "off": [("running", person.create)],
@@ -197,7 +197,7 @@ class Machine:
         self.done["switch"] += 1
 
     def save(self) -> None:
-        """Save the memory by hand, try what the collection does then, and start it again."""
+        """Save the memory by hand, run an operation of the collection, and start the VM again."""
         self._run_once()
         before = self.model.power
         person = domain(self.lab, self.vm)
@@ -214,12 +214,12 @@ class Machine:
             self.model.power, self.model.saved, self.model.restored = before, False, before == "paused"
 
     def plug(self) -> None:
-        """Plug a second disk in or out by hand."""
+        """Attach or detach a second disk by hand."""
         model = self.model
         person = domain(self.lab, self.vm)
         if PLUGGED in model.data:
             if model.power != "off":
-                self._say("power off")  # a guest without an operating system lets no disk go
+                self._say("power off")  # a guest without an operating system does not release a disk
                 person.destroy()
                 model.power, model.restored = "off", False
             self._say(f"unplug {PLUGGED}")
@@ -282,7 +282,7 @@ class Machine:
         return f"s{self._names}"
 
     def _new_name(self) -> str:
-        """A name for a snapshot: unused, free again, or one that an image still has, which is refused while the VM is off."""
+        """Return a name for a snapshot: unused, free again, or one that an image still has, which is refused while the VM is off."""
         strays = self.model.strays() if self.model.power == "off" else []
         if strays and self.random.random() < 0.3:
             return self.random.choice(strays)
@@ -292,7 +292,7 @@ class Machine:
         return self._unused_name()
 
     def _some_name(self, why_not: Callable[[str], str | None] = lambda _name: None) -> str:
-        """A snapshot with which the operation works, mostly."""
+        """Return a snapshot for which the operation usually works."""
         names = sorted(self.model.taken)
         works = [name for name in names if why_not(name) is None]
         return self.random.choice(works if works and self.random.random() < 0.75 else names)
@@ -308,13 +308,13 @@ class Machine:
         getattr(self, operation)()
 
     def step(self) -> None:
-        """The next operation that is possible at all, and the comparison."""
+        """Run the next operation that is possible, and compare."""
         place = next((number for number, one in enumerate(self._deck) if self._makes_sense(one)), None)
         self._do(self._deck.pop(place) if place is not None else "create" if not self.model.taken else "switch")
         self.check()
 
     def finish(self) -> None:
-        """Go back to every snapshot that is left, and compare."""
+        """Revert to every remaining snapshot, and compare."""
         for name in sorted(self.model.taken):
             self.revert_to(name, "as_snapshot")
             self.check()

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Real QEMU as a stage, where each run is a process of its own."""
+"""A stage on real QEMU; each run is a separate process."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from xml.etree import ElementTree
 
+from hypervisor_stage import Stage
 from libvirt_backends import QemuBackend
 from libvirt_kit import apply, files, image, power
-from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 
 _NUMBERS = (2, 5)
-# For a process to start, on a machine that others use as well.
+# Time limit for the start of a process on a busy machine.
 _START_SECONDS = 120.0
 _barriers: dict[int, Barrier] = {}
 
 
 class RawBackend(QemuBackend):
-    """VMs with a raw disk, so that their snapshots are external."""
+    """VMs with raw disks, so that their snapshots are external."""
 
     def add(self, name: str, *, power: str) -> None:
         self.made.append(name)
@@ -41,7 +41,7 @@ class QemuStage(Stage):
 
     def __init__(self, backend: QemuBackend) -> None:
         self.backend = self.qemu = backend
-        # Not forked: of libvirt's connections and threads a child would have broken copies.
+        # Not fork: a child process would have broken copies of libvirt's connections and threads.
         context = multiprocessing.get_context("spawn")
         barriers = {number: context.Barrier(number) for number in _NUMBERS}
         self._pool = ProcessPoolExecutor(max(_NUMBERS), mp_context=context, initializer=_begin, initargs=(barriers,))
@@ -54,7 +54,7 @@ class QemuStage(Stage):
         self.qemu.write(vm, text)
 
     def at_once(self, vm: str, plans: Sequence[Plan], **bounds: t.Any) -> list[Outcome]:
-        """Each in a process. These are kept for the next time: their starts take longer than most runs, which would hardly meet then."""
+        """Run each plan in a process. The processes are reused: their start takes longer than most runs, so new ones would hardly run in parallel."""
         number = len(plans)
         runs = [self._pool.submit(_carry_out, number, self.qemu.uri, plan, vm, {"timeout": 120.0, **bounds}) for plan in plans]
         return [run.result() for run in runs]
@@ -91,12 +91,11 @@ class ExternalStage(QemuStage):
             if base == written:
                 found.append(f"the VM writes to the image of the snapshot {one.getName()}")
             used |= {Path(layer["filename"]).name for layer in _layers(base)}
-        unused = set(files(self.qemu.lab, vm)) - used
-        return [*found, *([f"nothing uses {sorted(unused)}"] if unused else [])]
+        return [*found, *(f"nothing uses {name}" for name in files(self.qemu.lab, vm) if name not in used)]
 
 
 def _layers(path: Path) -> list[dict[str, t.Any]]:
-    """What qemu-img says of an image and of those that it is based on, which all have to be there."""
+    """Return the output of qemu-img for an image and its base images, which must all exist."""
     command = ["qemu-img", "info", "-U", "--backing-chain", "--output=json", str(path)]
     found: list[dict[str, t.Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return found

@@ -14,12 +14,12 @@ import typing as t
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 
+from hypervisor_stage import Stage
 from kit import pruning
 from proxmox_backend import ProxmoxBackend
 from pve_faults import RequestFault
 from pve_server import PveServer
 from server import VCenter
-from stage import Stage
 from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
@@ -37,7 +37,7 @@ _numbers = itertools.count(1)
 
 
 class OutageStage(Stage):
-    """A simulator of its own, with the faults that can be had at its k-th request."""
+    """A separate simulator that can have a fault at its k-th request."""
 
     @abc.abstractmethod
     def strike(self, fault: str, k: int) -> None:
@@ -62,7 +62,7 @@ def wait_for(hostname: str, port: int) -> None:
 
 
 class VsphereStage(OutageStage):
-    # What becomes of a second task of a VM depends on the vCenter and on the moment.
+    # The result of a second task of a VM depends on the vCenter and on timing.
     _BUSY = ("task", "call", "queue")
 
     def __init__(self) -> None:
@@ -176,7 +176,7 @@ class Row:
 
 
 def prepare(stage: OutageStage, operation: Operation) -> list[str]:
-    """Five new VMs, with the snapshots that the operation wants to find."""
+    """Create five VMs with the snapshots that the operation needs."""
     vms = [f"out{next(_numbers):05d}" for _each in range(VMS)]
     for vm in vms:
         stage.backend.add(vm, power="running")
@@ -190,7 +190,7 @@ def prepare(stage: OutageStage, operation: Operation) -> list[str]:
 
 
 def strike(stage: OutageStage, operation: Operation, fault: str, k: int) -> tuple[bool, list[Outcome], list[str]]:
-    """One call, hit at its k-th request after the login; whether it had so many, the rows, and what is not as it should be."""
+    """Run one call with a fault at its k-th request after the login. Return True if it had that many requests, the rows, and the problems."""
     vms = prepare(stage, operation)
     driver = stage.backend.open()
     bounds = Bounds(timeout=TIMEOUT, on_error=operation.on_error)
@@ -216,7 +216,7 @@ def strike(stage: OutageStage, operation: Operation, fault: str, k: int) -> tupl
 
 
 def sweep(make: Callable[[], OutageStage], operation: Operation, fault: str, numbers: Iterator[int]) -> Row:
-    """Hit the operation at these requests, until it has no more of them."""
+    """Run the operation with a fault at each of these requests, until it has no more requests."""
     row = Row(operation.name, fault)
     stage = make()
     try:
@@ -235,7 +235,7 @@ def sweep(make: Callable[[], OutageStage], operation: Operation, fault: str, num
 
 
 def sweep_all(make: Callable[[], OutageStage], fault: str, *, first: int = 1, step: int = 1) -> list[Row]:
-    """All operations at the same time, each on a simulator of its own, as most of it is waiting."""
+    """Run all operations in parallel, each on its own simulator, because they mostly wait."""
     rows: dict[str, Row | BaseException] = {}
 
     def work(operation: Operation) -> None:

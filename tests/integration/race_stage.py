@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
 
+from hypervisor_stage import Stage
 from kit import only, pruning
-from stage import Stage
 
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
@@ -60,7 +60,7 @@ class Said:
 
 
 def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: Iterable[int]) -> list[str]:
-    """What was wrong in these rounds of so many runs, in turn with and without the snapshot that they are about."""
+    """Return the problems of these rounds with this number of runs, alternately with and without the snapshot."""
     found: list[str] = []
     for number in numbers:
         stage.vary(number)
@@ -71,13 +71,14 @@ def rounds(stage: Stage, vm: str, pair: tuple[str, str], *, runs: int, numbers: 
 def race(stage: Stage, vm: str, kinds: Sequence[str], *, there: bool) -> list[str]:
     """Start these kinds of runs in parallel on a VM with or without (``there``) the snapshot ``sx``; return the problems in their results."""
     reset(stage, vm, there=there)
-    before = {one.id for one in stage.backend.list(vm)}
+    before, damaged = {one.id for one in stage.backend.list(vm)}, stage.damage(vm)
     done = stage.at_once(vm, [RUNS[kind](number) for number, kind in enumerate(kinds)], lock_timeout=60.0)
     said = [Said(kind, outcome) for kind, outcome in zip(kinds, done)]
     after = {one.id for one in stage.backend.list(vm)}
     power, names, data = stage.state(vm)
     unique = stage.unique_ids
-    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique), *stage.damage(vm)]
+    wrong = [*_claims(said, before, after, unique=unique), *_errors(said, unique=unique)]
+    wrong += [one for one in stage.damage(vm) if one not in damaged]
     if power != "running":
         wrong.append(f"the VM is {power}")
     if names.count("sx") > 1:

@@ -117,8 +117,8 @@ def test_call_starts_nothing_more_after_a_signal_and_reports_running_jobs(
         took = time.monotonic() - told
         begun = writes(slow)
     said = json.loads(answer)
-    assert took < 30 and errors == b"" and process.returncode == 0  # it promises 5 seconds; the tasks take far longer than 30
-    assert begun == 3  # nothing more was begun, and nothing taken back
+    assert took < 30 and errors == b"" and process.returncode == 0  # 5 seconds are promised; the tasks take far longer than 30
+    assert begun == 3  # nothing more was started, and nothing undone
     assert said["failure"]["error"] == "interrupted" and number.name in said["failure"]["msg"]
     rows = {code: [row for row in said["result"]["vms"] if row["error"] == code] for code in ("interrupted", "not_started")}
     assert (len(rows["interrupted"]), len(rows["not_started"])) == (3, len(VMS) - 3)
@@ -139,11 +139,11 @@ def test_after_a_signal_ended_jobs_are_read_and_ending_jobs_are_waited_for(slow:
         return all(any(one["name"] == name for one in slow.vm(vm)["snapshots"]) for vm in vms) or None
 
     first, ending, running, untouched = VMS[:3], VMS[3:4], VMS[4:6], VMS[6:]
-    with taking(slow, 600):  # so that nothing ends by itself, however slow the machine is
+    with taking(slow, 600):  # so that no task ends by itself, even on a slow machine
         slow.set(vm_task_times=dict.fromkeys(first, 0.3))
         process = start("snapshot", options(slow, path, name=name))
         Deadline(60).poll("the second wave", lambda: writes(slow) == 6 or None)
-        # It sees the end of this one after the signal only, since it is stopped until then.
+        # The process is stopped, so it sees the end of this task only after the signal.
         process.send_signal(signal.SIGSTOP)
         slow.set(vm_task_times=dict.fromkeys(first + ending, 0.3))
         Deadline(60).poll("the end of one more", lambda: taken(ending))

@@ -242,7 +242,7 @@ def test_block_job_that_blocks_a_revert_is_reported(lab: t.Any, tiny: Make) -> N
     refused = apply(lab.uri, Reverted(Request(name="x")), vm, lock_timeout=0)
     assert refused.error and (refused.error.code, refused.changed) == ("locked", False)
     assert " blockjob VM DISK" in str(refused.error)
-    # with time to wait, it is waited for
+    # with time left, the call waits for it
     assert apply(lab.uri, Reverted(Request(name="x")), vm, lock_timeout=60).word == "reverted"
     assert time.monotonic() - began >= 3
 

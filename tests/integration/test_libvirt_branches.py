@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""External snapshots on several branches, of which one is removed as a whole, with libvirt 11.3."""
+"""Removal of a whole branch of external snapshots beside other branches, with libvirt 11.3."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 
 
 def with_branches(lab: t.Any, vm: str) -> None:
-    """On the snapshot p there are f, on which a stands, and s, which a person took and the VM runs on. Each has its name on the disk."""
+    """Create the snapshot p with the children f, which has the child a, and s, which a user took and which is current. The disk of each has its name."""
     for name in "pfa":
         write(lab, vm, name)
         take(lab.uri, vm, name, kind="external")
@@ -32,14 +32,14 @@ def with_branches(lab: t.Any, vm: str) -> None:
 
 
 def remove_all_of(lab: t.Any, vm: str, name: str) -> Outcome:
-    """Remove a snapshot with those on top of it. Check mode must have said the same."""
+    """Remove a snapshot with its descendants. Check mode must give the same result."""
     plan, target = Absent(Request(children="remove", foreign_allowed=True)), Target(vm, name)
     would, done = apply(lab.uri, plan, target, dry_run=True), apply(lab.uri, plan, target)
     assert would.word == done.word and bool(would.error) == bool(done.error), (would.error, done.error)
     return done
 
 
-def test_a_branch_that_the_vm_is_not_on_is_removed_as_a_whole(new_lab: t.Any, newer: Make) -> None:
+def test_branch_without_the_current_state_is_removed_completely(new_lab: t.Any, newer: Make) -> None:
     vm = newer("apart")
     with_branches(new_lab, vm)
     done = remove_all_of(new_lab, vm, "f")
@@ -49,7 +49,7 @@ def test_a_branch_that_the_vm_is_not_on_is_removed_as_a_whole(new_lab: t.Any, ne
         assert reads(new_lab, vm, name)
 
 
-def test_a_branch_that_the_vm_is_on_is_not_removed_as_a_whole_beside_another_one(new_lab: t.Any, newer: Make) -> None:
+def test_current_branch_is_not_removed_beside_another_branch(new_lab: t.Any, newer: Make) -> None:
     vm = newer("under")
     with_branches(new_lab, vm)
     revert(new_lab.uri, vm, "a")

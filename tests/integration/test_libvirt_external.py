@@ -150,7 +150,7 @@ def test_revert_restores_memory_and_power_state(new_lab: t.Any, newer: Make, sta
         assert power(new_lab, vm) == after
     done = remove(new_lab.uri, vm, "m")
     if state == "paused":
-        # QEMU 10: what was never run since its memory came back cannot be merged
+        # QEMU 10: a VM that has not run since its memory was restored cannot be merged
         assert done.error and f" resume {vm}" in str(done.error)
         domain(new_lab, vm).resume()
         domain(new_lab, vm).suspend()
@@ -205,7 +205,7 @@ def test_second_branch_that_would_destroy_the_first_is_refused(new_lab: t.Any, n
     refused = apply(new_lab.uri, Present(Request(name="x", kind="external")), vm)
     assert refused.error and (refused.error.code, refused.changed) == ("unsupported", False)
     assert "reverted to a" in str(refused.error) and "remove the child snapshots first" in str(refused.error)
-    # somebody did it without us: what would make libvirt lose b is refused, and what is told instead loses nothing
+    # a user did it without the collection: operations that make libvirt lose b are refused, and the remedy in the message loses nothing
     by_hand(new_lab, vm, "x", DISK_ONLY)
     done = apply(new_lab.uri, Absent(Request()), Target(vm, "x"))
     assert done.error and done.error.code == "unsupported" and "remove b first" in str(done.error)

@@ -55,7 +55,7 @@ def test_snapshot_removed_during_labelling_stays_removed(lab: t.Any, tiny: Make,
     person.revertToSnapshot(person.snapshotLookupByName("x"), libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_PAUSED)
 
 
-def test_a_snapshot_is_labelled_though_the_one_before_it_is_removed_meanwhile(
+def test_snapshot_is_labelled_although_its_parent_is_removed_at_the_same_time(
     lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = tiny("orphaned", paused=True)
@@ -231,7 +231,7 @@ def test_backup_is_waited_for_up_to_lock_timeout_with_a_newer_libvirt(new_lab: t
 
 @contextlib.contextmanager
 def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
-    """For the time of the block another run takes a snapshot of the VM, and QEMU stands in the middle of it."""
+    """Let another run take a snapshot of the VM, and stop QEMU in the middle of it during the block."""
     mine = domain(lab, vm)
     with ThreadPoolExecutor(1) as pool:
         pid = qemu_pid(lab, vm)
@@ -241,7 +241,7 @@ def being_taken(lab: t.Any, vm: str, name: str) -> Iterator[None]:
         other.result()
 
 
-def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
+def test_vm_paused_for_a_snapshot_of_another_run_counts_as_running(lab: t.Any, tiny: Make) -> None:
     vm = tiny("passing", running=True, memory_mib=3000)
     with being_taken(lab, vm, "x"):
         view = look(lab.uri, vm).after
@@ -250,9 +250,9 @@ def test_a_vm_that_is_paused_for_a_snapshot_of_another_run_counts_as_running(lab
         assert view.state.busy
 
 
-def test_a_vm_that_another_run_resumes_during_a_look_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vm_resumed_by_another_run_during_the_read_is_running(lab: t.Any, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = tiny("resumed", paused=True)
-    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two
+    before_the_next(monkeypatch, "controlInfo", domain(lab, vm).resume)  # a revert of that run ends between the two requests
     view = look(lab.uri, vm).after
     assert view is not None
     assert (view.state.power, view.state.busy) == ("running", None)
@@ -262,15 +262,15 @@ def test_revert_is_confirmed_while_another_run_takes_a_snapshot(lab: t.Any, tiny
     vm = tiny("confirmed", running=True, memory_mib=3000)
     take(lab.uri, vm, "x")
     with contextlib.ExitStack() as stack:
-        # The revert is done then, and not yet looked at.
+        # The revert is done, but its result is not read yet.
         before_the_next(monkeypatch, "hasManagedSaveImage", lambda: stack.enter_context(being_taken(lab, vm, "y")))
         done = apply(lab.uri, Reverted(Request(name="x", power="on")), vm)
         assert (done.word, done.error) == ("reverted", None)
-        assert domain(lab, vm).state() == [3, 3]  # so that it was about something
+        assert domain(lab, vm).state() == [3, 3]  # the test did something
 
 
-def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make) -> None:
-    """Two runs that create the same at the same millisecond: libvirt refuses the second (67), which looks like a VM that cannot have any."""
+def test_external_snapshots_get_unique_file_names(lab: t.Any, tiny: Make) -> None:
+    """With the same file name in the same millisecond, libvirt would refuse the second snapshot (67), like on a VM that cannot have external ones."""
     vm = domain(lab, tiny("names"))
     create = Create(Vm(vm.name(), vm.UUIDString(), vm.UUIDString()), "x", "", memory=False, kind="external")
     named = [_new_files(create, vm)[0]["vda"] for _time in range(200)]
@@ -278,7 +278,7 @@ def test_no_two_external_snapshots_get_files_of_one_name(lab: t.Any, tiny: Make)
 
 
 @pytest.mark.slow
-def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_left(
+def test_removal_of_the_current_snapshot_during_the_read_is_handled(
     new_lab: t.Any, newer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm = newer("removed", running=True)
@@ -291,8 +291,8 @@ def test_a_look_that_meets_the_removal_of_the_current_snapshot_goes_by_what_is_l
 
 
 @pytest.mark.slow
-def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_lose(new_lab: t.Any, newer: Make) -> None:
-    """It is listed as a child of the current one while it is made, and so are those of a branch that libvirt has lost track of."""
+def test_unfinished_snapshot_of_another_run_does_not_block_a_revert(new_lab: t.Any, newer: Make) -> None:
+    """A snapshot is listed as a child of the current one while it is being taken, like those of a branch that libvirt has lost."""
     vm = newer("making", running=True, memory_mib=1000)
     take(new_lab.uri, vm, "x", kind="external")
     person = domain(new_lab, vm)
@@ -302,8 +302,8 @@ def test_a_snapshot_that_another_run_is_making_is_no_branch_that_a_revert_would_
         with stopped_when(pid, lambda: "y" in person.snapshotListNames() and is_busy(new_lab, vm)):
             listed_now = listed(new_lab.uri, vm)
             call = pool.submit(apply, new_lab.uri, Present(Request(name="z", kind="external")), vm)
-            wait([call], timeout=3)  # for longer than its first look takes
-            assert person.snapshotCurrent().getName() == "x"  # y is still being made
+            wait([call], timeout=3)  # longer than its first read takes
+            assert person.snapshotCurrent().getName() == "x"  # y is still being taken
         other.result()
         done = call.result()
     assert [one.name for one in listed_now.values() if "revert" in one.obstacles] == []

@@ -49,7 +49,7 @@ def in_image(lab: t.Any, vm: str) -> list[str]:
 
 
 def images(uri: str, vm: str) -> list[Finding]:
-    """What check_images finds."""
+    """Return the findings of check_images."""
     return look(uri, vm, images=True).findings
 
 
@@ -59,7 +59,7 @@ def do(command: str) -> None:
 
 @pytest.fixture
 def distant(lab: t.Any) -> Iterator[str]:
-    """The URI of the daemon as of one on another host: its paths mean nothing here."""
+    """Return the URI of the daemon as if it were on another host, whose paths do not exist here."""
     with over_tcp(lab) as uri:
         yield uri
 
@@ -97,7 +97,7 @@ def test_name_of_an_orphan_snapshot_is_refused_while_the_vm_is_off(either: t.Any
     assert reads(either, vm, "b")
 
 
-def test_the_same_is_seen_in_a_storage_pool_of_another_host(
+def test_orphan_is_found_in_a_storage_pool_of_another_host(
     lab: t.Any, tiny: Make, distant: str, pool: t.Callable[[str], None]
 ) -> None:
     vm, uri = tiny("afar"), distant
@@ -110,7 +110,7 @@ def test_the_same_is_seen_in_a_storage_pool_of_another_host(
     assert take(uri, vm, "z").name == "z"
 
 
-def test_images_that_cannot_be_searched_are_said(lab: t.Any, tiny: Make, distant: str) -> None:
+def test_images_that_cannot_be_searched_are_reported(lab: t.Any, tiny: Make, distant: str) -> None:
     vm, uri = tiny("unseen"), distant
     done = apply(uri, Present(Request(name="x")), vm)
     assert done.word == "created" and any(str(image(lab, vm)) in warning for warning in done.warnings)
@@ -222,7 +222,7 @@ def test_image_snapshot_with_another_time_than_its_record_is_found_and_not_rever
     assert remove(lab.uri, vm, "x").word == "removed" and in_image(lab, vm) == []
 
 
-def test_a_record_without_data_on_another_host_is_found_by_a_look_into_the_images(lab: t.Any, tiny: Make, distant: str) -> None:
+def test_record_without_data_on_another_host_is_found_by_check_images(lab: t.Any, tiny: Make, distant: str) -> None:
     vm, uri = tiny("farghost", paused=True), distant
     take(uri, vm, "x")
     kept = domain(lab, vm).snapshotLookupByName("x").getXMLDesc()
@@ -329,11 +329,11 @@ def test_hanging_storage_does_not_block_the_listing_of_other_vms(lab: t.Any, tin
 
 
 @pytest.mark.parametrize("far", [False, True])
-def test_a_removal_whose_image_cannot_be_written_is_not_called_a_removal(
+def test_removal_with_an_unwritable_image_is_a_failure(
     lab: t.Any, either: t.Any, make: Make, distant: str, pool: t.Callable[[str], None], far: bool
 ) -> None:
     vm, uri = make("frozen"), either.uri
-    if far and either is lab:  # the newer one has no storage driver
+    if far and either is lab:  # the newer daemon has no storage driver
         uri = distant
         pool(vm)
     take(either.uri, vm, "x")

@@ -65,7 +65,7 @@ def test_targets_name_a_snapshot_id_for_each_vm(module: Module, state: libvirt.v
     assert [row["action"] for row in removed["vms"]] == ["removed"] * 2
 
 
-def test_a_revert_to_a_missing_snapshot_fails(module: Module) -> None:
+def test_revert_to_a_missing_snapshot_fails(module: Module) -> None:
     failed = module("snapshot_revert", vm="test", name="nowhere")
     assert (failed["error"], failed["changed"]) == ("snapshot_not_found", False)
     assert "nowhere" in failed["msg"]
@@ -189,7 +189,7 @@ def test_daemon_that_stops_answering_times_out_within_connect_timeout(lab: t.Any
     assert failed["error"] == "connection_failed" and "connect_timeout=2" in failed["msg"]
 
 
-def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, lab: t.Any) -> None:
+def test_missing_library_is_named_with_the_install_command(tmp_path: Path, lab: t.Any) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / "bin" / "python"
     failed, _shown = run_module(

@@ -122,7 +122,7 @@ def test_silent_server_times_out(module: Run, cluster: PveServer) -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, login: dict[str, t.Any]) -> None:
+def test_missing_library_is_named_with_the_install_command(tmp_path: Path, login: dict[str, t.Any]) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / "bin" / "python"
     interpreter = ("-e", f"ansible_python_interpreter={python}")

@@ -101,7 +101,7 @@ def test_guests_on_an_offline_node_are_named_by_vmid_and_the_others_continue(bac
 def test_request_that_never_reached_its_node_has_changed_nothing(
     cluster: PveServer, vmid: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With 595 there was no connection; then the node stays away, so that nobody can look."""
+    """595 means that there was no connection; the node stays offline, so that nothing can be looked up."""
     monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.5)
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     plan = {

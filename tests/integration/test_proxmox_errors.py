@@ -70,7 +70,7 @@ def failing(backend: ProxmoxBackend, what: str) -> Outcome:
 
 
 TEXTS = [
-    # what is tried, the text, the code, a word of what to do
+    # operation, text, code, a word of the remedy
     ("create", "VM is locked (backup)", "locked", "a backup is running"),
     ("create", "VM is locked (clone)", "locked", "try again later"),
     ("create", "VM is locked (create)", "locked", "try again later"),

@@ -64,7 +64,7 @@ def test_consistency_depends_on_the_guest_agent(
 
 
 @pytest.mark.parametrize(("agent", "why"), [(False, "disabled in its options"), ("silent", "agent configured but not running")])
-def test_a_guest_that_must_be_quiesced_and_cannot_has_no_snapshot(
+def test_quiesce_require_leaves_no_snapshot_if_it_fails(
     backend: ProxmoxBackend, cluster: PveServer, agent: bool | str, why: str
 ) -> None:
     vmid = cluster.make_guest("web01", agent=agent)

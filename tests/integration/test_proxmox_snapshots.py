@@ -256,7 +256,7 @@ def test_snapshot_completed_during_the_listing_is_read_again(backend: ProxmoxBac
     chain(cluster, vmid, "xx")
     cluster.set_snapshot(vmid, "xx", snapstate="prepare")
     driver.snapshots([vm])
-    cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two questions
+    cluster.set_snapshot(vmid, "xx", snapstate=None)  # between our two requests
     assert "has not finished the snapshot xx" in (driver.inspect([vm], ways=False)[vm.id].busy or "")  # type: ignore[union-attr]
     driver.snapshots([vm])
     assert driver.inspect([vm], ways=False)[vm.id].busy is None  # type: ignore[union-attr]

@@ -289,7 +289,7 @@ def test_task_error_has_the_upid_and_the_last_log_line(backend: ProxmoxBackend, 
     assert "its log ends: snapshot create failed: starting cleanup" in str(done.error)
 
 
-def test_a_paused_guest_is_shown_as_paused(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
+def test_paused_guest_is_shown_as_paused(backend: ProxmoxBackend, cluster: PveServer, vmid: int) -> None:
     cluster.set_guest(vmid, paused=True)
     cluster.make_guest("runs")
     assert backend.info("web01")["power"] == "paused" and backend.info("runs")["power"] == "running"

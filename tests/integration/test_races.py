@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypervisor_stage import Stage
 from outage_stage import STAGES
 from race_stage import PAIRS, rounds
-from stage import Stage
 
 pytestmark = [pytest.mark.vcenter, pytest.mark.timeout(600)]
 
@@ -24,7 +24,7 @@ def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_runs_at_once_say_what_is_true(stage: Stage, pair: tuple[str, str]) -> None:
+def test_parallel_runs_report_the_truth(stage: Stage, pair: tuple[str, str]) -> None:
     assert rounds(stage, "raced", pair, runs=2, numbers=range(2)) == []
     assert rounds(stage, "raced", pair, runs=5, numbers=range(2, 3)) == []
 
@@ -33,5 +33,5 @@ def test_runs_at_once_say_what_is_true(stage: Stage, pair: tuple[str, str]) -> N
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("runs", [2, 5], ids=["two", "five"])
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_runs_at_once_say_what_is_true_in_each_of_100_rounds(stage: Stage, pair: tuple[str, str], runs: int) -> None:
+def test_parallel_runs_report_the_truth_in_100_rounds(stage: Stage, pair: tuple[str, str], runs: int) -> None:
     assert rounds(stage, "raced", pair, runs=runs, numbers=range(100)) == []

@@ -157,7 +157,7 @@ def test_missing_vm_is_reported_with_similar_names(module: Run, vm: str) -> None
     assert failed["error"] == "vm_not_found" and vm in failed["msg"]
 
 
-def test_a_missing_privilege_is_named(module: Run, vcenter: t.Any, vm: str) -> None:
+def test_missing_privilege_is_named(module: Run, vcenter: t.Any, vm: str) -> None:
     failed = module("snapshot", vm=vm, name="x", username="readonly@vsphere.local")
     assert (failed["error"], failed["changed"]) == ("permission_denied", False)
     assert "VirtualMachine.State.CreateSnapshot" in failed["msg"]
@@ -168,7 +168,7 @@ def test_a_missing_privilege_is_named(module: Run, vcenter: t.Any, vm: str) -> N
     assert "error" not in module("snapshot", vm=vm, name="x", state="absent", username="operator@vsphere.local")
 
 
-def test_a_missing_library_is_named_with_the_way_to_install_it(tmp_path: Path, login: dict[str, t.Any]) -> None:
+def test_missing_library_is_named_with_the_install_command(tmp_path: Path, login: dict[str, t.Any]) -> None:
     venv.create(tmp_path / "bare", with_pip=False)
     python = tmp_path / "bare" / "bin" / "python"
     failed, _shown = run_module("snapshot_info", {**login, "vm": "x"}, "-e", f"ansible_python_interpreter={python}")

@@ -171,7 +171,7 @@ def test_revert_is_sent_once_although_a_proxy_timed_out(
 
 
 def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -> t.Callable[[], None]:
-    """As a restart of vCenter: when the first task of this method has begun, nobody knows it any more. Returns what waits for that."""
+    """Simulate a restart of vCenter: when the first task of this method has started, vCenter forgets it. Return a function that waits for this."""
 
     def forget() -> None:
         Deadline(60).poll("the task", lambda: vcenter.counters()["methods"].get(method) or None, first=0.02)
@@ -196,11 +196,11 @@ def forgetting(vcenter: VCenter, method: str, *, undone: bool, sessions: bool) -
         ("remove", False, "removed", 1),
         ("remove", True, "removed", 2),
         ("revert", False, "reverted", 1),
-        # It may have been done before, so that a second one might discard what was written since.
+        # It may have been done before, so a second one might discard data written since.
         ("revert", True, "unverified", 1),
     ],
 )
-def test_a_task_that_vcenter_does_not_know_any_more_is_looked_up_at_the_vm(
+def test_task_forgotten_by_vcenter_is_looked_up_at_the_vm(
     backend: VsphereBackend,
     vcenter: t.Any,
     vm: str,
@@ -231,8 +231,8 @@ def test_a_task_that_vcenter_does_not_know_any_more_is_looked_up_at_the_vm(
     assert (vcenter.vm(vm)["data"] == "") == (word == "reverted")
 
 
-def test_a_write_is_not_sent_again_after_the_call_gave_it_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
-    """The engine gives the driver more time for the undo and the last look; that is none for jobs that were begun before."""
+def test_write_is_not_sent_again_after_the_timeout(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:
+    """The engine gives the driver more time for the undo and the last read; jobs that were started before must not use it."""
     driver = backend.open()
     found = driver.find([vm])[vm]
     assert isinstance(found, Vm)

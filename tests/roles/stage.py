@@ -63,24 +63,36 @@ class Playing:
             text=True,
             start_new_session=True,
         )
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def said(self) -> str:
+        """The output up to now."""
+        return "".join(self._lines)
 
     def result(self, timeout: float = 300, *, meanwhile: t.Callable[[int], None] | None = None) -> Run:
         """What a user would see in the end."""
         if meanwhile:
             threading.Thread(target=meanwhile, args=[self._process.pid], daemon=True).start()
-        try:
-            output, _ = self._process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            output = self.kill()
-            raise AssertionError(f"The play did not end within {timeout:g} seconds:\n{output}") from None
-        print(output)
-        return Run(self._process.returncode, output)
+        self._reader.join(timeout)
+        if self._reader.is_alive():
+            raise AssertionError(f"The play did not end within {timeout:g} seconds:\n{self.kill()}")
+        print(self.said())
+        return Run(self._process.wait(), self.said())
 
     def kill(self) -> str:
         """End it as a controller that loses its power does, with all that it has started; return what it had said."""
         kill_tree(self._process.pid)
-        output, _ = self._process.communicate()
-        return output
+        self._reader.join()
+        self._process.wait()
+        return self.said()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            for line in output:
+                self._lines.append(line)
 
 
 class Flag(t.Protocol):

@@ -162,7 +162,7 @@ def test_unreadable_configuration_is_a_warning_and_the_revert_continues(
     assert any("no such privilege" in warning for warning in done.warnings)
 
 
-def test_the_ways_to_take_a_snapshot_are_read_once_and_only_to_take_one(hypervisor: Hypervisor) -> None:
+def test_ways_to_take_a_snapshot_are_read_once_and_only_for_a_create(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")))
     assert hypervisor.ways_read == 1
     run(hypervisor, Present(Request(name="x", labels={"a": "1"})))

@@ -111,7 +111,7 @@ def test_snapshot_created_despite_a_reported_failure_is_undone(hypervisor: Hyper
         (BackendFailed("no space"), "change=another"),
     ],
 )
-def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hypervisor, error: SafepointError, theirs: str) -> None:
+def test_snapshot_of_another_run_is_not_undone(hypervisor: Hypervisor, error: SafepointError, theirs: str) -> None:
     machine = list(hypervisor.machines.values())[1]
     original = hypervisor.request
 
@@ -125,7 +125,7 @@ def test_what_another_run_has_made_meanwhile_is_not_undone(hypervisor: Hyperviso
     hypervisor.failures[2] = error
     done = run(hypervisor, Present(Request(name="x")), on_error="undo", lock_timeout=0.0, max_parallel=1)
     assert codes(done) == ["undone", error.code]
-    # After another failure than a refusal, what is there now may be this run's own.
+    # After an error other than a refusal, the snapshot may be this run's own.
     assert done[1].changed is isinstance(error, BackendFailed)
     assert [one.name for one in machine.snapshots.values()] == ["x"]
 
@@ -169,7 +169,7 @@ def test_undo_of_a_locked_vm_reports_the_remaining_snapshot_and_the_reason(
     assert len(hypervisor.actions) > 4  # it was tried again
 
 
-def test_a_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) -> None:
+def test_signal_ends_the_wait_of_an_undo_for_a_lock(hypervisor: Hypervisor) -> None:
     stop = Stop()
     hypervisor.failures.update({2: BackendFailed("no space"), 3: Locked("a backup has it")})
     hypervisor.before_failing[3] = lambda: stop.tell(signal.SIGTERM)
@@ -294,7 +294,29 @@ def test_run_that_lost_a_race_does_not_warn_about_its_own_snapshot(hypervisor: H
     assert not any("quiesce" in warning for warning in done[0].warnings)
 
 
-def test_a_warning_of_the_first_decision_is_given_once_after_a_race(hypervisor: Hypervisor) -> None:
+def test_run_that_loses_a_second_race_removes_its_second_snapshot_too(hypervisor: Hypervisor) -> None:
+    hypervisor.unique_names = False
+    machine = next(iter(hypervisor.machines.values()))
+    faster(hypervisor)
+    original = hypervisor.request
+    removed: list[str] = []
+
+    def prune(name: str) -> None:
+        original(name)
+        if name == "Delete web01" and not removed:
+            removed.append(next(iter(machine.snapshots)))  # the one that was first; then yet another run is faster again
+            FakeDriver(hypervisor)._delete(machine, machine.snapshots[removed[0]])
+
+    hypervisor.request = prune  # type: ignore[method-assign]
+    done = run(hypervisor, Present(Request(name="x")))
+    assert removed and len(machine.snapshots) == 1
+    assert [(one.word, one.changed, code) for one, code in zip(done, codes(done))] == [
+        ("lost_race", False, None),
+        ("created", True, None),
+    ]
+
+
+def test_warning_of_the_first_decision_is_given_once_after_a_race(hypervisor: Hypervisor) -> None:
     hypervisor.failures[1] = SnapshotExists("another run was faster")  # and has removed it since
     alone = run(hypervisor, Present(Request(name="x", quiesce="prefer")))
     assert codes(alone) == [None, None]

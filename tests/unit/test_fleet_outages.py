@@ -14,6 +14,7 @@ from fake import FakeDriver, Hypervisor, Machine
 from kit import pruning
 
 from ansible_collections.safepoint.vm.plugins.module_utils import _fleet, _phases
+from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
 from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
 from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
@@ -106,7 +107,7 @@ def test_write_that_cannot_be_read_again_is_unverified(hypervisor: Hypervisor) -
 
 
 @pytest.mark.usefixtures("short_grace")
-def test_a_write_that_was_never_sent_has_changed_nothing(hypervisor: Hypervisor) -> None:
+def test_write_that_was_never_sent_has_changed_nothing(hypervisor: Hypervisor) -> None:
     hypervisor.outages[4] = FOR_EVER
     done = run(hypervisor, Present(Request(name="x")), on_error="stop", timeout=1.0)
     assert [one.changed for one in done] == [False] * 3 or codes(done)[0] == "timed_out"
@@ -129,7 +130,7 @@ def test_call_ends_in_time_when_the_endpoint_stops_answering(hypervisor: Hypervi
 
 
 @pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
-def test_a_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
+def test_busy_vm_has_a_row_when_timeout_is_no_longer_than_lock_timeout(
     hypervisor: Hypervisor, on_error: str, others: str
 ) -> None:
     machines = list(hypervisor.machines.values())
@@ -180,7 +181,7 @@ class SlowCheck(FakeDriver):
 
 
 @pytest.mark.parametrize(("on_error", "others"), [("stop", "not_started"), ("continue", "timed_out")])
-def test_in_check_mode_too_a_busy_vm_has_a_row(hypervisor: Hypervisor, on_error: str, others: str) -> None:
+def test_busy_vm_has_a_row_in_check_mode_too(hypervisor: Hypervisor, on_error: str, others: str) -> None:
     list(hypervisor.machines.values())[1].busy = "a backup"
     fleet = Fleet(SlowCheck(hypervisor), Bounds(timeout=0.5, lock_timeout=60.0, on_error=on_error))
     done = fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=True)
@@ -252,8 +253,8 @@ def test_revert_is_confirmed_although_another_run_stopped_the_vm_briefly(
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them stops the VM and starts it again, and while it is off no operation is seen to hold it (libvirt 9.0)."""
+def test_revert_is_confirmed_between_the_reverts_of_other_runs(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them stops and starts the VM, and while it is off, no operation is seen on it (libvirt 9.0)."""
     monkeypatch.setattr(_fleet, "_PASSING_SECONDS", 1.0)
     run(hypervisor, Present(Request(name="x")))
     began: list[float] = []
@@ -276,7 +277,28 @@ def test_a_revert_is_confirmed_between_the_reverts_of_others(hypervisor: Hypervi
     assert (done.word, done.error) == ("reverted", None)
 
 
-def test_of_two_prunes_only_one_says_that_it_removed_the_snapshot(hypervisor: Hypervisor) -> None:
+def test_failed_prune_does_not_report_the_removal_by_another_run(hypervisor: Hypervisor) -> None:
+    for name in ("w", "x"):
+        run(hypervisor, Present(Request(name=name)), vms=["web01"])
+    machine = next(iter(hypervisor.machines.values()))
+    first, second = machine.snapshots.values()
+    hypervisor.lies.add(len(hypervisor.actions) + 1)  # the first one stays listed
+    original = hypervisor.request
+
+    def other(name: str) -> None:
+        original(name)
+        action = hypervisor.actions[-1]
+        if isinstance(action, Delete) and action.snapshot.id == second.id and second.id in machine.snapshots:
+            FakeDriver(hypervisor)._delete(machine, second)
+
+    hypervisor.request = other  # type: ignore[method-assign]
+    (done,) = run(hypervisor, pruning(everything=True, confirm=1), vms=["web01"])
+    assert list(machine.snapshots) == [first.id] and done.error and done.error.code == "unverified"
+    row = outcome_pruned(done, ours=Owner(), now=datetime.now(timezone.utc))
+    assert [one["removed"] for one in row["snapshots"] if one["id"] == second.id] == [False]
+
+
+def test_only_one_of_two_prunes_reports_the_removal(hypervisor: Hypervisor) -> None:
     run(hypervisor, Present(Request(name="x")), vms=["web01"])
     original = hypervisor.request
 

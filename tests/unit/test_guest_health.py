@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What guest_health_info sees of a guest, and how long it looks."""
+"""The checks of guest_health_info, and their repetition."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOTHING: dict[str, t.Any] = {
 
 
 class Clock:
-    """Time that passes only when somebody sleeps."""
+    """A clock that advances only in sleep()."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -57,7 +57,7 @@ def look(clock: Clock | None = None, **wanted: t.Any) -> dict[str, t.Any]:
 
 @pytest.fixture
 def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for systemd; returns the folder with the lists `failed` and `active` that it answers from."""
+    """Install a fake systemctl; return the folder with its lists `failed` and `active`."""
     program = tmp_path / "systemctl"
     program.write_text(
         f"""#!/bin/sh
@@ -76,7 +76,7 @@ esac
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A server that answers with the status that the path asks for."""
+    """Return the URL of a server that answers with the status in the path."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -94,7 +94,7 @@ def url() -> Iterator[str]:
         server.shutdown()
 
 
-def test_units_that_have_failed_are_named_unless_they_are_known(systemctl: Path) -> None:
+def test_failed_units_are_listed_unless_they_are_known(systemctl: Path) -> None:
     assert look(failed_units=True)["failed_units"] == []
     (systemctl / "failed").write_text("old.service\nnew.service\nuser@7.service\n")
     seen = look(failed_units=True, known_failed_units=["old.service", "user@*.service"])
@@ -103,12 +103,12 @@ def test_units_that_have_failed_are_named_unless_they_are_known(systemctl: Path)
     assert look(failed_units=True, known_failed_units=["*"])["healthy"]
 
 
-def test_each_service_that_is_not_active_is_named(systemctl: Path) -> None:
+def test_inactive_services_are_listed(systemctl: Path) -> None:
     assert look(services=["sshd"])["healthy"]
     assert look(services=["sshd", "nginx"])["problems"] == ["service nginx is inactive, expected active"]
 
 
-def test_a_guest_without_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_guest_without_systemd_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     seen = look(services=["sshd"], failed_units=True)["problems"]
     assert seen == [
@@ -117,13 +117,13 @@ def test_a_guest_without_systemd_is_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     ]
 
 
-def test_a_port_must_accept_connections(url: str) -> None:
+def test_closed_port_is_a_problem(url: str) -> None:
     port = url.rsplit(":", 1)[1]
     assert look(ports=[port, f"127.0.0.1:{port}"])["healthy"]
     assert look(ports=["127.0.0.2:1"])["problems"] == ["port 1 of 127.0.0.2 does not accept connections (Connection refused)"]
 
 
-def test_an_address_must_answer_with_a_status_that_is_good(url: str) -> None:
+def test_unexpected_http_status_is_a_problem(url: str) -> None:
     def http_of(path: str, *status: int) -> dict[str, t.Any]:
         return {"http": [{"url": f"{url}{path}", "status": list(status), "validate_certs": True}]}
 
@@ -154,14 +154,14 @@ guest_health_info.main()
 
 
 def run(**options: t.Any) -> tuple[dict[str, t.Any], str]:
-    """The result of the module itself, as Ansible runs it, and what it wrote into the syslog."""
+    """Run the module like Ansible. Return its result, and its syslog output."""
     given = json.dumps({"ANSIBLE_MODULE_ARGS": {**options, "retries": 0}})
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", RUN, given], capture_output=True, text=True, env=env, timeout=60, check=False)
     return json.loads(done.stdout), done.stderr
 
 
-def test_what_is_secret_in_an_address_is_in_no_result_and_no_log(url: str) -> None:
+def test_secrets_in_a_url_are_in_no_result_and_no_log(url: str) -> None:
     other = url.replace("127.0.0.1", "127.0.0.2")
     result, log = run(http=[{"url": hidden(one)} for one in (url, other)])
     assert result["problems"][0] == f"{url}/503?*** answered 503, expected 200"
@@ -169,7 +169,7 @@ def test_what_is_secret_in_an_address_is_in_no_result_and_no_log(url: str) -> No
     assert "Invoked with" in log
     for secret in HIDDEN:
         assert secret not in json.dumps(result) and secret not in log
-    # What is no secret is shown as ever.
+    # Other values are still shown.
     result, _log = run(http=[{"url": f"{url}/200", "status": [204]}], commands=["sh -c 'exit 200'"])
     assert result["problems"][0] == f"{url}/200 answered 200, expected 204"
     assert "200" in result["problems"][1]
@@ -194,7 +194,7 @@ def test_what_is_secret_in_an_address_is_in_no_result_and_no_log(url: str) -> No
         "http://?s3cr3t",
     ],
 )
-def test_an_address_that_cannot_be_used_is_refused_and_not_shown(url: str) -> None:
+def test_invalid_url_is_refused_and_not_shown(url: str) -> None:
     result, log = run(http=[{"url": "http://127.0.0.1:1/"}, {"url": url}])
     assert result["failed"] and "the url of entry 2 is not a valid URL" in result["msg"]
     assert "s3cr3t" not in json.dumps(result) and "s3cr3t" not in log
@@ -203,11 +203,11 @@ def test_an_address_that_cannot_be_used_is_refused_and_not_shown(url: str) -> No
 @pytest.mark.parametrize(
     "url", ["http://web01/@me", "https://u:p%40x@web01:8443/a?b=c@d", "http://[::1]:80/", "http://bücher.example"]
 )
-def test_an_address_that_can_be_used_is_accepted(url: str) -> None:
+def test_valid_url_is_accepted(url: str) -> None:
     health.check({**NOTHING, "http": [{"url": url}]})
 
 
-def test_a_command_must_end_with_0() -> None:
+def test_failed_command_is_a_problem() -> None:
     assert look(commands=["true", "sh -c 'exit 0'"])["healthy"]
     assert look(commands=["sh -c 'echo no luck >&2; exit 3'", "no-such-program"])["problems"] == [
         "command 'sh -c 'echo no luck >&2; exit 3'' exited with status 3 (no luck), expected 0",
@@ -215,11 +215,11 @@ def test_a_command_must_end_with_0() -> None:
     ]
 
 
-def test_what_hangs_is_ended() -> None:
+def test_hanging_command_is_killed() -> None:
     assert look(commands=["sleep 60"], budget=0.1)["problems"] == ["command 'sleep 60' timed out after 1 seconds"]
 
 
-def test_it_looks_again_until_all_is_well(tmp_path: Path) -> None:
+def test_checks_are_repeated_until_they_pass(tmp_path: Path) -> None:
     clock = Clock()
     clock.meanwhile = lambda: (tmp_path / "there").touch() if clock.now >= 10 else None
     seen = look(clock, commands=[f"test -e {tmp_path}/there"], retries=5)
@@ -228,27 +228,27 @@ def test_it_looks_again_until_all_is_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("retries", "budget", "tries"), [(2, 60, 3), (20, 12, 3), (20, 3, 1)])
-def test_it_gives_up_after_the_tries_or_the_time(retries: int, budget: float, tries: int) -> None:
+def test_checks_end_after_the_retries_or_the_budget(retries: int, budget: float, tries: int) -> None:
     assert look(commands=["false"], retries=retries, budget=budget)["tries"] == tries
 
 
 @pytest.mark.parametrize("port", ["", "http", "0", "65536", ":443", "host:", "1.5"])
-def test_what_is_no_port_is_refused(port: str) -> None:
+def test_invalid_port_is_refused(port: str) -> None:
     with pytest.raises(ValueError, match="is not a port; use for example 443"):
         health.check({**NOTHING, "ports": [port]})
 
 
 @pytest.mark.parametrize(("command", "said"), [("echo 'a", "cannot be split into words"), (" ", "is empty")])
-def test_what_is_no_command_is_refused(command: str, said: str) -> None:
+def test_invalid_command_is_refused(command: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         health.check({**NOTHING, "commands": [command]})
 
 
-def test_a_port_may_be_of_an_ipv6_address() -> None:
+def test_port_of_an_ipv6_address_is_accepted() -> None:
     assert health.address("[2001:db8::1]:443") == ("2001:db8::1", 443)
 
 
-def test_it_is_read_by_the_oldest_python_of_a_guest() -> None:
-    """ansible-core 2.16 reaches Python 3.6; a newer one is asked to read it as that would."""
+def test_module_compiles_on_the_oldest_python_of_a_guest() -> None:
+    """ansible-core 2.16 supports Python 3.6; a newer Python parses the module with the grammar of 3.6."""
     program = "import ast, sys; ast.parse(open(sys.argv[1]).read(), feature_version=(3, 6))"
     subprocess.run([sys.executable, "-c", program, str(health.__file__)], check=True)

@@ -40,7 +40,7 @@ def test_label_and_text_survive_a_round_trip(label: Label, text: str) -> None:
 
 
 @given(LABELS)
-def test_a_label_is_one_line_of_plain_ascii(label: Label) -> None:
+def test_label_is_one_line_of_ascii(label: Label) -> None:
     assert label.line().isascii() and label.line().isprintable()
 
 
@@ -113,7 +113,7 @@ def test_label_values_become_text_and_empty_values_stay_empty() -> None:
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "bell\x07", "[safepoint v=1 owner=x]", "a\n  [safepoint", "\ud800", "lone\rreturn"])
-def test_a_description_that_cannot_be_stored_is_refused(text: str) -> None:
+def test_description_that_cannot_be_stored_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="description"):
         check_description(text)
 

@@ -228,6 +228,7 @@ def test_random_calls_never_raise_and_every_write_has_a_row(call: tuple[str, dic
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # 1632 calls took 900 seconds at a load of 40 on two cores
 @given(calls())
 @settings(max_examples=10_000, **LIMITS)
 def test_ten_thousand_calls(call: tuple[str, dict[str, t.Any], bool, bool]) -> None:

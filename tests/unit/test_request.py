@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from collections.abc import Sequence
 
 import pytest
 from fake import FakeDriver, Hypervisor
@@ -16,10 +17,11 @@ from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answe
 SECRET = "opensesame"
 
 
-def call(module: str, **options: t.Any) -> tuple[Answer, Hypervisor]:
+def call(module: str, *, others: Sequence[str] = (), **options: t.Any) -> tuple[Answer, Hypervisor]:
     """Return a call with options as Ansible has checked them, with defaults for those that are not set."""
     hypervisor = Hypervisor()
-    hypervisor.add("web01")
+    for name in ("web01", *others):
+        hypervisor.add(name)
     spec = OPTIONS[module]["argument_spec"]
     params = {option: one.get("default") for option, one in spec.items()}
     params.update(backend="libvirt", uri="test:///default", **options)
@@ -71,3 +73,12 @@ def test_invalid_options_are_refused_before_any_request(module: str, options: di
         assert word in answer.failure["msg"]
     assert SECRET not in answer.failure["msg"]
     assert hypervisor.actions == []
+
+
+@pytest.mark.parametrize("module", ["snapshot_info", "snapshot_prune"])
+def test_masked_vm_name_of_the_endpoint_is_refused(module: str) -> None:
+    """Ansible would mask it in the result, so that nobody knows which VM is meant."""
+    policy = {"expired": True} if module == "snapshot_prune" else {}
+    answer, hypervisor = call(module, scope="endpoint", others=["db01", f"{SECRET}-01"], **policy)
+    assert answer.failure and answer.failure["error"] == "invalid_option"
+    assert "vms" not in answer.result and not hypervisor.actions

@@ -19,8 +19,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import Unsupp
 from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
 from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
 
-settings.register_profile("retention", max_examples=1000 if os.environ.get("CI") == "true" else 100, deadline=None)
-examples = settings.get_profile("retention")
+examples = settings(max_examples=1000 if os.environ.get("CI") == "true" else 100)
 
 NOW = datetime(2026, 3, 29, 12, tzinfo=timezone.utc)
 ZONES: list[tzinfo] = [timezone.utc, ZoneInfo("Europe/Vienna"), ZoneInfo("America/St_Johns")]

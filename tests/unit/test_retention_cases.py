@@ -61,7 +61,7 @@ def test_skipped_hour_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize(("day", "hours"), [("2026-03-29", 23), ("2026-10-25", 25)])
-def test_a_day_of_23_or_25_hours_is_one_day(day: str, hours: int) -> None:
+def test_day_of_23_or_25_hours_is_one_day(day: str, hours: int) -> None:
     begins = datetime.fromisoformat(day).replace(tzinfo=VIENNA).astimezone(timezone.utc)
     moments = [begins + timedelta(hours=hour, minutes=30) for hour in range(-1, hours + 1)]
     snapshots = [at(moment.strftime("%Y-%m-%dT%H:%M")) for moment in moments]
@@ -86,7 +86,7 @@ def test_week_53_reaches_into_the_next_year() -> None:
     assert [found[name].reasons[0].text[-8:] for name in kept(found)] == ["2026-W52", "2026-W53", "2027-W01"]
 
 
-def test_a_leap_day_is_a_day_of_february_and_of_the_first_quarter() -> None:
+def test_leap_day_belongs_to_february_and_to_the_first_quarter() -> None:
     snapshots = [
         at("2028-01-15T12:00"),
         at("2028-02-28T12:00"),

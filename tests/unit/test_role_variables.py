@@ -37,7 +37,7 @@ def test_misspelled_variable_is_refused_with_a_suggestion(role: str, misspelled:
 
 
 @pytest.mark.parametrize("role", sorted(path.name for path in ROLES.iterdir()))
-def test_the_variables_of_a_role_and_those_of_others_are_accepted(role: str) -> None:
+def test_variables_of_the_role_and_of_others_are_accepted(role: str) -> None:
     names = [*known(role), "ansible_host", f"__{role}_step", role, f"{role}_result", "another_role_tasks"]
     assert known(role)
     assert unknown_variables(names, role=f"safepoint.vm.{role}", known=known(role), also=[f"{role}_result"]) is None

@@ -92,7 +92,7 @@ def test_memory_and_quiesce_together_are_refused_with_both_reasons() -> None:
     assert "internal ones are not quiesced" in said and "memory or quiesce, not both" in said
 
 
-def test_a_kind_that_the_backend_does_not_have_is_refused() -> None:
+def test_kind_that_the_backend_does_not_have_is_refused() -> None:
     assert "kind" in refused(Present(Request(name="x", kind="external")), ways=(Way(),))
 
 
@@ -138,7 +138,7 @@ def taken(agent: str, **request: object) -> Outcome:
 
 
 @pytest.mark.parametrize("quiesce", ["prefer", "require"])
-def test_the_result_says_that_it_was_quiesced(quiesce: str) -> None:
+def test_result_reports_that_it_was_quiesced(quiesce: str) -> None:
     done = taken("ready", quiesce=quiesce)
     assert done.snapshot and done.snapshot.consistency == "filesystem"
     assert done.warnings == []

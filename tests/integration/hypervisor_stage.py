@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A hypervisor of its own for a test, with what the collection did there as it really is."""
+"""A separate hypervisor for a test, with access to the actual state of its VMs."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
 class Stage(abc.ABC):
     backend: Backend
     unique_ids: t.ClassVar[bool] = True
-    """Whether the id of a snapshot is never used again."""
+    """True if the id of a snapshot is never reused."""
 
     @abc.abstractmethod
     def state(self, vm: str) -> tuple[str, list[str], str]:
-        """Power (running or off), the names of the snapshots, and the data of a VM as it really is."""
+        """Return the actual power state (running or off), snapshot names and data of a VM."""
 
     @abc.abstractmethod
     def write(self, vm: str, text: str) -> None:
         """Change the data of a VM."""
 
     def damage(self, vm: str) -> list[str]:
-        """What is not right in the storage of a VM, where that is real."""
+        """Return the problems in the storage of a VM, if it is real."""
         return []
 
     @abc.abstractmethod
     def close(self) -> None:
-        """End it."""
+        """End the hypervisor."""
 
     def vary(self, number: int) -> None:
-        """Let the hypervisor behave in one of the ways that such ones behave in; the next number is another one, where there is."""
+        """Select one of the possible behaviours of the hypervisor by this number, if there are several."""
 
     def at_once(self, vm: str, plans: Sequence[Plan], **bounds: t.Any) -> list[Outcome]:
-        """Carry these out on one VM at the same time, each with a login of its own; what became of each, in their order."""
+        """Run these plans on one VM in parallel, each with its own login. Return their results in the same order."""
         barrier = threading.Barrier(len(plans))
 
         def carry_out(plan: Plan) -> Outcome:
