@@ -305,7 +305,7 @@ def test_guest_that_fails_to_start_after_a_revert_is_reported_as_reverted_and_of
     done = only(backend.run(Reverted(Request(name="xx", power="on")), "web01", lock_timeout=20.0))
     assert code(done) == "backend_failed" and done.changed
     assert "was reverted to xx, but its start failed" in str(done.error) and how["exitstatus"] in str(done.error)
-    assert any("is off now" in warning for warning in done.warnings)
+    assert any("from running to off" in warning for warning in done.warnings)
     assert len(cluster.task_list("qmrollback")) == 1
 
 
