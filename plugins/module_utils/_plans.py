@@ -25,7 +25,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     Unsupported,
     Unverified,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Way, parents_first
+from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, View, Vm, Way, parents_first
 from ansible_collections.safepoint.vm.plugins.module_utils._naming import check_name
 from ansible_collections.safepoint.vm.plugins.module_utils._owner import exactly, within
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import (
@@ -271,12 +271,16 @@ def _no_such_kind(view: View, kind: str | None) -> Unsupported:
     return Unsupported(f"{view.vm} cannot have snapshots of kind={kind!r}; remove the option kind")
 
 
+def _unchanged(_vm: Vm, snapshots: Sequence[Snapshot]) -> Sequence[Snapshot]:
+    return snapshots
+
+
 class Absent(Plan):
     """Ensure that the snapshot does not exist; its children stay, or are removed too."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(request)
-        self._imagine: Imagine = lambda _vm, snapshots: snapshots
+        self._imagine: Imagine = _unchanged
 
     def survey(self, views: Sequence[View], *, vms: int, now: datetime, driver: SnapshotDriver) -> None:
         self._imagine = driver.imagine
