@@ -60,7 +60,7 @@ def test_bitmap_without_a_checkpoint_is_detected(either: t.Any, make: Make) -> N
             assert done.error and (done.error.code, done.changed) == ("unsupported", False)
         assert power(either, vm) == state
     domain(either, vm).destroy()
-    command = re.search(r"(qemu-img bitmap .*?)\), after", str(done.error))
+    command = re.search(r"(qemu-img bitmap .*?)\);", str(done.error))
     assert command
     subprocess.run(["sh", "-ec", command.group(1)], check=True)
     take(either.uri, vm, "after")
