@@ -98,9 +98,4 @@ options:
       - On libvirt it is 16 at most, since a daemon has 20 workers by default (C(max_workers)) for all its clients.
     type: int
     default: 16
-  progress_file:
-    description:
-      - A file into which the module writes how far it is, for the action plugin of the module, which sets it and shows what it reads there.
-      - There is no need to set it in a task.
-    type: path
 """

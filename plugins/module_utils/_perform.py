@@ -33,7 +33,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._phases import LOG_OU
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
-from ansible_collections.safepoint.vm.plugins.module_utils._progress_file import ProgressFile
 from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import pruned
 from ansible_collections.safepoint.vm.plugins.module_utils._report import (
     outcome_diff,
@@ -88,8 +87,13 @@ class Answer:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
 
-def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_driver) -> Answer:
-    """Do what the options say on the endpoint that ``connect`` connects to, or what is possible of it until ``stop`` is told."""
+def perform(
+    call: Call, stop: Stop | None = None, *, connect: Connect = open_driver, progress: Callable[[Progress], None] | None = None
+) -> Answer:
+    """Do what the options say on the endpoint that ``connect`` connects to, or what is possible of it until ``stop`` is told.
+
+    ``progress`` is told the progress of the work, as the engine tells it.
+    """
     stop = stop or Stop()
     # What is read of many VMs is many objects that stay, and by default each 700 new ones have the collector go through some. A create on 500 VMs of
     # vSphere takes a twentieth less CPU so (CPython 3.11); the process is over before garbage could add up.
@@ -101,7 +105,6 @@ def perform(call: Call, stop: Stop | None = None, *, connect: Connect = open_dri
     audit: AuditFile | None = None
     try:
         check_params(params, call.secrets)
-        progress = ProgressFile(params["progress_file"], call.secrets).note if params.get("progress_file") else None
         audit = _open_audit(call)
         outcomes, now, sweeps = _work(
             params, plan, connect, dry_run=call.check_mode, diff=call.diff, progress=progress, observer=audit, stop=stop

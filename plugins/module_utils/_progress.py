@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How far a call is, and the words for it.
+"""The progress of a call: the words for it, and when to show them.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,12 +9,16 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 
 # How many of the VMs that are worked on are named; a line of a terminal has no room for more.
 _NAMED = 3
+# Work that is done sooner shows no progress; longer work shows it so often.
+_QUICK_SECONDS = 2.0
+_NEXT_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +49,23 @@ class Progress:
 def how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
     """The VMs of these jobs, each with how many percent the vendor says are done."""
     return tuple((str(job.action.vm), job.percent) for job in jobs)
+
+
+class ProgressTexts:
+    """Passes the progress on as a text for people, where it has changed and not too often."""
+
+    def __init__(self, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show = show
+        self._clock = clock
+        self._shown = ""
+        self._next = clock() + _QUICK_SECONDS
+
+    def note(self, progress: Progress) -> None:
+        """Pass it on if it is time."""
+        now = self._clock()
+        text = str(progress)
+        if now < self._next or text == self._shown:
+            return
+        self._next = now + _NEXT_SECONDS
+        self._shown = text
+        self._show(text)

@@ -1,9 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The process that makes the call of a module on the controller: a call in JSON on stdin, an answer in JSON on stdout.
+"""The process that makes the call of a module on the controller: a call in JSON on stdin, messages in JSON on stdout, one a line.
 
-It is started as a file, by _local.py, with the folder that Ansible is in, and imports nothing of that where it can do without.
+A message is a text about the progress, if the parent wants those, or the answer, which is the last message. The process is started as a
+file, by _local.py, with the folder that Ansible is in, and imports nothing of that where it can do without.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -33,6 +35,19 @@ def _make_importable() -> None:
         sys.modules[name] = package
 
 
+def tell(descriptor: int, text: str) -> None:
+    """Write a progress message into the pipe, unless that would wait: a parent that reads nothing must not hold up the work.
+
+    A pipe that poll() calls writable takes PIPE_BUF bytes at once (POSIX), so that no signal cuts a message in two.
+    """
+    message = json.dumps({"progress": text}).encode() + b"\n"
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if len(message) <= select.PIPE_BUF and poll.poll(0):
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, message)
+
+
 def main() -> None:
     """Answer one call. What libraries print goes to stderr."""
     # Nothing was begun yet. Python's own handler would show a traceback.
@@ -43,13 +58,16 @@ def main() -> None:
     # Last: for what is needed of Ansible now and then, where this Python does not find it by itself.
     sys.path.append(sys.argv[1])
     from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+    from ansible_collections.safepoint.vm.plugins.module_utils._progress import ProgressTexts
     from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
-    call = Call(**json.load(sys.stdin))
+    given = json.load(sys.stdin)
+    progress = ProgressTexts(lambda text: tell(answers, text)).note if given.pop("progress") else None
+    call = Call(**given)
     stop = Stop()
     stop.install()
     try:
-        answer = perform(call, stop)
+        answer = perform(call, stop, progress=progress)
     except Exception as exc:
         answer = Answer(failure={"msg": f"{type(exc).__name__}: {exc}", "exception": traceback.format_exc()})
     said: object = {"result": answer.result, "failure": answer.failure, "warnings": answer.warnings}
@@ -61,7 +79,7 @@ def main() -> None:
         text = json.dumps(remove_values(said, call.secrets))
     # On a Ctrl-C Ansible ends the process that would read it (ansible-core 2.16 to 2.21).
     with contextlib.suppress(BrokenPipeError), os.fdopen(answers, "w", encoding="ascii") as file:
-        file.write(text)
+        file.write(text + "\n")
     # Threads may still be waiting for a peer that is mute.
     os._exit(0)
 
