@@ -194,10 +194,15 @@ def converse(process: subprocess.Popen[bytes], text: bytes, take: Callable[[byte
                 if not go_on(key.fd):
                     selector.unregister(file)
                     file.close()
+    _wait(process)
+    return bytes(stderr)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process, in slices as well."""
     while process.returncode is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_SIGNAL_SECONDS)
-    return bytes(stderr)
 
 
 def printable(text: str, secrets: Collection[str]) -> str:
