@@ -98,9 +98,4 @@ options:
       - On libvirt the limit is 16 because a daemon has 20 workers by default (C(max_workers)) for all its clients.
     type: int
     default: 16
-  progress_file:
-    description:
-      - A file in which the module writes its progress. The action plugin of the module sets this option and shows the progress on the terminal.
-      - Do not set it in a task.
-    type: path
 """

@@ -80,7 +80,6 @@ _WORK: Spec = {
     **_AUDIT,
     "lock_timeout": {"type": "str", "default": "60s"},
     "max_parallel": {"type": "int", "default": 16},
-    "progress_file": {"type": "path"},
 }
 _CHANGE: Spec = {
     **_VMS,

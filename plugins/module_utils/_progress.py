@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The progress of a call, and its text.
+"""The progress of a call: its text, and when it is shown.
 
 Note that this module util is **PRIVATE** to the collection.
 """
@@ -9,12 +9,16 @@ Note that this module util is **PRIVATE** to the collection.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from ansible_collections.safepoint.vm.plugins.module_utils._driver import Job
 
 # Maximum number of VMs that are named, so that the text fits on a line of a terminal.
 _NAMED = 3
+# Shorter work shows no progress; longer work shows it at this interval.
+_QUICK_SECONDS = 2.0
+_NEXT_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +49,23 @@ class Progress:
 def how_far(jobs: Iterable[Job]) -> tuple[tuple[str, int | None], ...]:
     """Return the VMs of these jobs, each with the percentage that the vendor reports."""
     return tuple((str(job.action.vm), job.percent) for job in jobs)
+
+
+class ProgressTexts:
+    """Passes the progress on as a text if it has changed, at most once per second."""
+
+    def __init__(self, show: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._show = show
+        self._clock = clock
+        self._shown = ""
+        self._next = clock() + _QUICK_SECONDS
+
+    def note(self, progress: Progress) -> None:
+        """Pass it on if the last text is old enough."""
+        now = self._clock()
+        text = str(progress)
+        if now < self._next or text == self._shown:
+            return
+        self._next = now + _NEXT_SECONDS
+        self._shown = text
+        self._show(text)

@@ -1,9 +1,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The child process that runs a module call on the controller: it reads the call as JSON from stdin and writes the answer as JSON to stdout.
+"""The child process that runs a module call on the controller: it reads the call as JSON from stdin and writes messages as JSON to stdout, one per line.
 
-_local.py starts it as a script, with the folder of the Ansible installation as argument. Ansible is imported only if it is needed.
+A message is a progress text, if the parent wants these, or the answer, which is the last message. _local.py starts this file as a script, with the folder
+of the Ansible installation as argument. Ansible is imported only if it is needed.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -33,6 +35,19 @@ def _make_importable() -> None:
         sys.modules[name] = package
 
 
+def tell(descriptor: int, text: str) -> None:
+    """Write a progress message into the pipe, unless that would wait: a parent that reads nothing must not hold up the work.
+
+    A pipe that poll() calls writable takes PIPE_BUF bytes at once (POSIX), so that no signal cuts a message in two.
+    """
+    message = json.dumps({"progress": text}).encode() + b"\n"
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    if len(message) <= select.PIPE_BUF and poll.poll(0):
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, message)
+
+
 def main() -> None:
     """Run one call. Output of libraries goes to stderr."""
     # Nothing was done yet, so end at once. Python's own handler would show a traceback.
@@ -43,13 +58,16 @@ def main() -> None:
     # Last in the path: only if this Python does not find Ansible itself.
     sys.path.append(sys.argv[1])
     from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+    from ansible_collections.safepoint.vm.plugins.module_utils._progress import ProgressTexts
     from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
 
-    call = Call(**json.load(sys.stdin))
+    given = json.load(sys.stdin)
+    progress = ProgressTexts(lambda text: tell(answers, text)).note if given.pop("progress") else None
+    call = Call(**given)
     stop = Stop()
     stop.install()
     try:
-        answer = perform(call, stop)
+        answer = perform(call, stop, progress=progress)
     except Exception as exc:
         answer = Answer(failure={"msg": f"{type(exc).__name__}: {exc}", "exception": traceback.format_exc()})
     said: object = {"result": answer.result, "failure": answer.failure, "warnings": answer.warnings}
@@ -61,7 +79,7 @@ def main() -> None:
         text = json.dumps(remove_values(said, call.secrets))
     # On a Ctrl-C, Ansible ends the process that reads the answer (ansible-core 2.16 to 2.21).
     with contextlib.suppress(BrokenPipeError), os.fdopen(answers, "w", encoding="ascii") as file:
-        file.write(text)
+        file.write(text + "\n")
     # Threads may still wait for an endpoint that does not answer.
     os._exit(0)
 

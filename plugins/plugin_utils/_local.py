@@ -15,12 +15,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import selectors
 import signal
 import subprocess
 import sys
 import syslog
 import typing as t
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 
 import ansible
 from ansible import constants as C
@@ -42,7 +44,9 @@ _CHILD = os.path.join(os.path.dirname(__file__), "_child.py")
 _ANSIBLE = os.path.dirname(os.path.dirname(ansible.__file__))
 # Maximum delay until a signal is noticed.
 _SIGNAL_SECONDS = 0.5
+_READ_BYTES = 65536
 Result = dict[str, t.Any]
+Show = Callable[[str], None]
 
 
 class LocalAction(NormalAction):
@@ -75,18 +79,22 @@ class LocalAction(NormalAction):
             else:
                 hidden |= secrets(params, os.environ)
                 self._log(remove_values(params, hidden), task_vars)
-                result = self._call(
-                    {
-                        "module": name,
-                        "params": params,
-                        "check_mode": bool(self._task.check_mode),
-                        "diff": bool(self._task.diff),
-                        "secrets": sorted(hidden),
-                    }
-                )
+                call = {
+                    "module": name,
+                    "params": params,
+                    "check_mode": bool(self._task.check_mode),
+                    "diff": bool(self._task.diff),
+                    "secrets": sorted(hidden),
+                }
+                with self._progress(task_vars) as show:
+                    result = self._call(call, show)
         if _setting("INJECT_INVOCATION", task_vars, before=True):  # ansible-core 2.21
             result["invocation"] = {"module_args": remove_values(params, hidden)}
         return result
+
+    def _progress(self, task_vars: Mapping[str, t.Any]) -> contextlib.AbstractContextManager[Show | None]:
+        """For the time of a call, what shows a text about its progress. Here nothing does."""
+        return contextlib.nullcontext()
 
     def _is_here(self, task_vars: Mapping[str, t.Any]) -> bool:
         if self._connection.transport != "local" or self._connection.become or self._task.async_val:
@@ -110,20 +118,29 @@ class LocalAction(NormalAction):
         words = [*([str(info)] if info else []), "Invoked with", *(f"{key}={value}" for key, value in params.items())]
         syslog.syslog(syslog.LOG_INFO, " ".join(words))
 
-    def _call(self, call: Mapping[str, t.Any]) -> Result:
-        """Run the call in a child process."""
+    def _call(self, call: Mapping[str, t.Any], show: Show | None) -> Result:
+        """Run the call in a child process; ``show`` is called with its progress texts."""
         process = subprocess.Popen(
             [sys.executable, _CHILD, _ANSIBLE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,
             cwd=self._loader.get_basedir(),
         )
+        answer: Result | None = None
+
+        def take(line: bytes) -> None:
+            nonlocal answer
+            message = json.loads(line)
+            if "progress" not in message:
+                answer = message
+            elif show is not None:
+                show(printable(message["progress"], call["secrets"]))
+
         # If the task's `timeout` ends this wait, the child process continues, like the process of any module.
-        stdout, stderr = _communicate(process, json.dumps(call).encode())
-        try:
-            answer = json.loads(stdout)
-        except ValueError:
+        stderr = converse(process, json.dumps({**call, "progress": show is not None}).encode(), take)
+        if answer is None:
             said = remove_values(to_text(stderr, errors="replace").strip(), call["secrets"])
             msg = f"The process of {call['module']} ended with {_how(process.returncode)} and without a result. {said[-2000:]}".strip()
             return {"failed": True, "msg": msg}
@@ -135,18 +152,62 @@ class LocalAction(NormalAction):
         return result
 
 
-def _communicate(process: subprocess.Popen[bytes], text: bytes) -> tuple[bytes, bytes]:
-    """Write ``text`` to the process, wait for its end, and return its stdout and stderr.
+def converse(process: subprocess.Popen[bytes], text: bytes, take: Callable[[bytes], None]) -> bytes:
+    """Write to a process, pass each line that it writes to ``take``, and return its stderr after its end. An incomplete last line is ignored.
 
     The wait is divided into short ones. Python runs signal handlers only in the main thread (3.9 to 3.14), and the kernel may deliver a signal to
     another thread, such as the one that shows the progress: in one long wait, a Ctrl-C was not noticed until the module ended.
     """
-    given: bytes | None = text
-    while True:
+    assert process.stdin and process.stdout and process.stderr
+    left, line, stderr = memoryview(text), bytearray(), bytearray()
+
+    def write(pipe: int) -> bool:
+        nonlocal left
         try:
-            return process.communicate(given, timeout=_SIGNAL_SECONDS)
-        except subprocess.TimeoutExpired:
-            given = None
+            left = left[os.write(pipe, left[: select.PIPE_BUF]) :]  # no more than does not have to wait
+        except BrokenPipeError:  # it has ended
+            return False
+        return bool(left)
+
+    def read_lines(pipe: int) -> bool:
+        nonlocal line
+        data = os.read(pipe, _READ_BYTES)
+        line += data
+        if b"\n" in data:
+            *ended, line = line.split(b"\n")
+            for one in ended:
+                take(bytes(one))
+        return bool(data)
+
+    def read_stderr(pipe: int) -> bool:
+        data = os.read(pipe, _READ_BYTES)
+        stderr.extend(data)
+        return bool(data)
+
+    with process.stdin, process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+        selector.register(process.stdin, selectors.EVENT_WRITE, (process.stdin, write))
+        selector.register(process.stdout, selectors.EVENT_READ, (process.stdout, read_lines))
+        selector.register(process.stderr, selectors.EVENT_READ, (process.stderr, read_stderr))
+        while selector.get_map():
+            for key, _events in selector.select(_SIGNAL_SECONDS):
+                file, go_on = key.data
+                if not go_on(key.fd):
+                    selector.unregister(file)
+                    file.close()
+    _wait(process)
+    return bytes(stderr)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of a process, in slices as well."""
+    while process.returncode is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_SIGNAL_SECONDS)
+
+
+def printable(text: str, secrets: Collection[str]) -> str:
+    """A text without secrets, which the name of a VM may be like, and without commands for a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in remove_values(text, secrets))
 
 
 def _setting(name: str, task_vars: Mapping[str, t.Any], *, before: t.Any) -> t.Any:

@@ -1,72 +1,79 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a module that works for long says on the terminal meanwhile.
+"""The progress of a module on the terminal while it works.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import stat
-import tempfile
 import threading
 import typing as t
+from collections.abc import Mapping
 
 from ansible import constants as C
 from ansible import context
 from ansible.utils.display import Display
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._local import LocalAction
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local import LocalAction, Show
 
 display = Display()
 
-_LOOK_SECONDS = 0.5
 _SHOW_SECONDS = 2.0
 # The stdout callbacks that write for people. What others write may be read by a program, and a line of ours among it would break that.
 _FOR_PEOPLE = {"awx_display", "debug", "default", "minimal", "unixy", "yaml"}
 
 
 class ProgressAction(LocalAction):
-    """Runs the module as any other, and shows what it writes into its progress file while it works."""
+    """Runs the module, and shows its progress where it runs from the installed collection and people read the terminal."""
 
-    def _execute_module(self, *args: t.Any, **kwargs: t.Any) -> dict[str, t.Any]:
-        if not self._is_shown():
-            return super()._execute_module(*args, **kwargs)
-        # In Ansible's own folder, which goes with it also when this process is killed. Errors are ignored, since a module that was given up
-        # because of the task's `timeout` may still be writing there.
-        with tempfile.TemporaryDirectory(prefix="safepoint-", dir=C.DEFAULT_LOCAL_TMP, ignore_cleanup_errors=True) as folder:
-            path = os.path.join(folder, "progress")
-            host = (kwargs.get("task_vars") or {}).get("inventory_hostname")
-            subject = f"[{host}] {self._task.name or self._task.action}"
-            kwargs["module_args"] = {**(kwargs.get("module_args") or self._task.args), "progress_file": path}
-            # The module stays in this thread, where the signal of the task's `timeout` and of Ctrl-C ends the wait for it.
-            done = threading.Event()
-            watcher = threading.Thread(target=_watch, args=(path, subject, done), daemon=True)
-            watcher.start()
-            try:
-                result: dict[str, t.Any] = super()._execute_module(*args, **kwargs)
-            finally:
-                done.set()
-                # A process that ends while one of its threads writes to the queue of results leaves it locked for all others.
-                watcher.join()
-        arguments = (result.get("invocation") or {}).get("module_args")
-        if isinstance(arguments, dict):
-            arguments.pop("progress_file", None)
-        return result
+    def _progress(self, task_vars: Mapping[str, t.Any]) -> contextlib.AbstractContextManager[Show | None]:
+        if self._task.no_log or self._task.check_mode or not _is_for_people():
+            return contextlib.nullcontext()
+        return _Screen(f"[{task_vars.get('inventory_hostname')}] {self._task.name or self._task.action}")
 
-    def _is_shown(self) -> bool:
-        """Whether somebody can be shown anything, and may be."""
-        return (
-            self._connection.transport == "local"
-            and not self._task.no_log
-            and not self._task.async_val
-            and not self._task.check_mode
-            and not self._task.args.get("progress_file")
-            and _is_for_people()
-        )
+
+class _Screen:
+    """Shows the newest text in a thread of its own: a terminal that takes nothing must not stop the reading of the pipe.
+
+    The module's process is waited for in the main thread, where the signal of the task's `timeout` and of Ctrl-C ends the wait.
+    """
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._text = ""
+        self._news = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Show:
+        self._thread.start()
+        return self._show
+
+    def __exit__(self, *_exc: object) -> None:
+        self._done.set()
+        self._news.set()
+        # A process that ends while one of its threads writes to the queue of results leaves it locked for all others.
+        self._thread.join()
+
+    def _show(self, text: str) -> None:
+        self._text = text
+        self._news.set()
+
+    def _work(self) -> None:
+        shown = ""
+        while not self._done.wait(_SHOW_SECONDS if shown else 0):
+            self._news.wait()
+            self._news.clear()
+            text = self._text
+            if text != shown and not self._done.is_set() and _somebody_reads():
+                display.display(f"{self._subject}: {text}")
+                shown = text
 
 
 def _is_for_people() -> bool:
@@ -76,21 +83,6 @@ def _is_for_people() -> bool:
         # ansible-runner puts it in the place of the one that its user chose.
         name = os.environ.get("ORIGINAL_STDOUT_CALLBACK") or "default"
     return name.rpartition(".")[2] in _FOR_PEOPLE and not context.CLIARGS.get("one_line") and not context.CLIARGS.get("tree")
-
-
-def _watch(path: str, subject: str, done: threading.Event) -> None:
-    """Show what is new in the file, until the module has ended."""
-    shown, pause = "", _LOOK_SECONDS
-    while not done.wait(pause):
-        pause = _LOOK_SECONDS
-        try:
-            with open(path, encoding="utf-8") as file:
-                seen = file.read()
-        except (OSError, UnicodeError):
-            continue
-        if seen and seen != shown and _somebody_reads():
-            display.display(f"{subject}: {seen}")
-            shown, pause = seen, _SHOW_SECONDS
 
 
 def _somebody_reads() -> bool:

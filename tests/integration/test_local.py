@@ -148,7 +148,7 @@ def test_crashed_process_fails_the_task_but_not_the_run(tmp_path: Path, installe
         killer.join(10)
     assert len(killed) == 1
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"RESCUED snapshot_info ended with signal SIGSEGV", done.stdout)
+    assert re.search(r"RESCUED The process of snapshot_info ended with signal SIGSEGV", done.stdout)
 
 
 def processes(collections: Path) -> list[int]:

@@ -1,13 +1,20 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The progress of a call: its text, when it is reported, and the progress file."""
+"""The progress of a call: its text, when it is reported, and its way through the pipe to the action plugin."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
 import threading
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 from fake import FakeDriver, Hypervisor
@@ -19,9 +26,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
 from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
-from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress
-from ansible_collections.safepoint.vm.plugins.module_utils._progress_file import ProgressFile
+from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, ProgressTexts
 from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.plugin_utils._child import tell
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local import converse, printable
 
 VMS = ["web01", "web02", "web03"]
 
@@ -109,33 +117,74 @@ def test_timeout_error_has_the_progress_of_the_job(hypervisor: Hypervisor, perce
     )
 
 
-def progress_file(path: Path, *secrets: str) -> ProgressFile:
-    """A progress file with a clock that advances half a second with each read."""
+def test_quick_work_shows_nothing_and_long_work_shows_each_second_what_has_changed() -> None:
     looks = itertools.count()
-    return ProgressFile(str(path), secrets, clock=lambda: next(looks) / 2)
-
-
-def test_short_work_writes_nothing_and_long_work_writes_each_second(tmp_path: Path) -> None:
-    file = progress_file(tmp_path / "progress")
+    shown: list[str] = []
+    # On this clock each look is half a second after the one before.
+    texts = ProgressTexts(shown.append, clock=lambda: next(looks) / 2)
     seen = []
-    for number in range(1, 9):
-        file.note(Progress(number, 40, ()))
-        seen.append((tmp_path / "progress").read_text() if (tmp_path / "progress").exists() else None)
-    assert seen == [None] * 3 + [f"{number} of 40 VMs done" for number in (4, 4, 6, 6, 8)]
-    assert [one.name for one in tmp_path.iterdir()] == ["progress"]
+    for number in (1, 2, 3, 4, 5, 6, 6, 6, 6, 7):
+        texts.note(Progress(number, 40, ()))
+        seen.append(shown[-1] if shown else None)
+    assert seen == [None] * 3 + [f"{number} of 40 VMs done" for number in (4, 4, 6, 6, 6, 6, 7)]
+    assert len(shown) == 3
 
 
-def test_unwritable_progress_file_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    for path in ("nowhere/progress", "folder"):
-        file = progress_file(tmp_path / path)
-        for _time in range(10):
-            file.note(Progress(1, 2, ()))
-    assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    yield reader, writer
+    for descriptor in (reader, writer):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
 
 
-def test_secrets_and_control_characters_are_not_written(tmp_path: Path) -> None:
-    file = progress_file(tmp_path / "progress", "hunter22")
-    for _time in range(5):
-        file.note(Progress(0, 1, (("web-hunter22\x1b[2J\nok", 5),)))
-    assert (tmp_path / "progress").read_text() == "web-********?[2J?ok 5%"
+def test_a_parent_that_does_not_read_holds_up_nothing(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    for _time in range(2000):
+        tell(writer, "x" * 1000)
+    tell(writer, "x" * select.PIPE_BUF)
+    tell(writer, "late")
+    with open(reader, "rb") as file:
+        os.close(writer)
+        lines = file.read().splitlines()
+    assert 0 < len(lines) < 2000 and {json.loads(line)["progress"] for line in lines} == {"x" * 1000}
+
+
+def test_a_parent_that_has_ended_fails_nothing(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+    os.close(reader)
+    tell(writer, "x")
+
+
+def test_neither_secrets_nor_commands_for_a_terminal_are_shown() -> None:
+    assert printable("web-hunter22\x1b[2J\nok 5%", ["hunter22"]) == "web-********?[2J?ok 5%"
+
+
+def child(program: str) -> subprocess.Popen[bytes]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", program], bufsize=0, **pipes)
+
+
+def test_lines_are_read_as_they_come_whatever_their_length() -> None:
+    # It answers before it has read all, and says as much on stderr.
+    program = """
+import sys
+for number in range(3):
+    first = sys.stdin.buffer.read(300_000)
+    sys.stdout.write(f"{number}\\n" + "a" * 300_000 + "\\n")
+    sys.stderr.write("b" * 300_000)
+sys.stdout.write("not ended")
+"""
+    lines: list[bytes] = []
+    process = child(program)
+    stderr = converse(process, b"c" * 900_000, lines.append)
+    assert lines == [line for number in range(3) for line in (str(number).encode(), b"a" * 300_000)]
+    assert len(stderr) == 900_000 and process.returncode == 0
+
+
+def test_a_process_that_is_killed_ends_the_conversation() -> None:
+    lines: list[bytes] = []
+    process = child("import os, signal; print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)")
+    assert converse(process, b"c" * 900_000, lines.append) == b""
+    assert lines == [b"x"] and process.returncode == -signal.SIGKILL

@@ -11,8 +11,10 @@ Note that this plugin util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
-from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Report
+from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Endpoint, Report, Totals
 
 _HELP = {
     "report_timestamp_seconds": "When the report was made, in seconds since 1970.",
@@ -70,23 +72,26 @@ def metrics(report: Report) -> str:
     for severity, number in report.totals.attention.items():
         add("attention", number, severity=severity)
     for one in report.endpoints:
-        where = {"endpoint": one.name, "backend": one.backend}
-        add("endpoint_up", int(one.seen), **where)
-        if one.totals is None:
-            continue
-        add("endpoint_clock_ahead_seconds", one.clock_ahead_seconds, **where)
-        for name, field in _BY_ENDPOINT.items():
-            add(name, getattr(one.totals, field), **where)
-        for code, number in one.totals.findings.items():
-            add("findings", number, **where, code=code)
-        for group, counts in one.totals.classes.items():
-            for name, field in _BY_CLASS.items():
-                add(name, getattr(counts, field), **where, owner_class=group)
+        add("endpoint_up", int(one.seen), endpoint=one.name, backend=one.backend)
+        if one.totals is not None:
+            _add_endpoint(add, one, one.totals)
     parts = []
     for name, lines in series.items():
         if lines:
             parts += [f"# HELP safepoint_{name} {_HELP[name]}", f"# TYPE safepoint_{name} gauge", *lines]
     return "\n".join(parts) + "\n"
+
+
+def _add_endpoint(add: Callable[..., None], one: Endpoint, totals: Totals) -> None:
+    where = {"endpoint": one.name, "backend": one.backend}
+    add("endpoint_clock_ahead_seconds", one.clock_ahead_seconds, **where)
+    for name, field in _BY_ENDPOINT.items():
+        add(name, getattr(totals, field), **where)
+    for code, number in totals.findings.items():
+        add("findings", number, **where, code=code)
+    for group, counts in totals.classes.items():
+        for name, field in _BY_CLASS.items():
+            add(name, getattr(counts, field), **where, owner_class=group)
 
 
 def _escaped(text: str) -> str:
