@@ -54,7 +54,8 @@ def parameters(name: str, /, **options: t.Any) -> dict[str, t.Any]:
 @contextlib.contextmanager
 def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run the child process of _local.py with this call during the block."""
-    call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False, "secrets": []}
+    call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False}
+    call |= {"secrets": [], "progress": False}
     command = [
         sys.executable,
         str(ROOT / "plugins/plugin_utils/_child.py"),
