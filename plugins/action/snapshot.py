@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._progress import ProgressAction
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local.progress import ProgressAction
 
 
 class ActionModule(ProgressAction):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from ansible_collections.safepoint.vm.plugins.plugin_utils._local import LocalAction
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local.action import LocalAction
 
 
 class ActionModule(LocalAction):

@@ -142,8 +142,8 @@ from collections.abc import Mapping, Sequence
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_age, parse_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import parse_age, parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.build import build
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Limits
 

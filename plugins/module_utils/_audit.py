@@ -23,10 +23,10 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _label
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Describe, Finished, Revert
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core import label as _label
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Delete, Describe, Finished, Revert
 
 # The fields of a line are documented in docs/docsite/rst/guide_report.rst.
 _VERSION = 1
@@ -53,7 +53,7 @@ def who(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 
 class AuditFile:
-    """The open audit file of one call. Implements Observer of _jobs.py."""
+    """The open audit file of one call. Implements Observer of _engine/jobs.py."""
 
     def __init__(
         self, path: str, *, module: str, options: Options, by: Mapping[str, str | None], seconds: float, secrets: Collection[str]

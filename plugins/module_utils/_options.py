@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The argument specs of the modules. Rules between options are checked in _request.py.
+"""The argument specs of the modules. Rules between options are checked in _operations/request.py.
 
 Note that this module util is **PRIVATE** to the collection.
 """

@@ -156,8 +156,8 @@ error:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.safepoint.vm.plugins.module_utils._module import run
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
+from ansible_collections.safepoint.vm.plugins.module_utils._run import run
 
 
 def main() -> None:

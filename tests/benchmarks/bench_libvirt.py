@@ -20,12 +20,14 @@ from frame import table  # noqa: E402
 from lab import Lab  # noqa: E402
 from lab_counting import CountingLab  # noqa: E402
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted  # noqa: E402
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present  # noqa: E402
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted  # noqa: E402
 
 XML = "<domainsnapshot><name>bench</name></domainsnapshot>"
 

@@ -17,18 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import (
-    Action,
-    Create,
-    Delete,
-    Describe,
-    Finished,
-    Job,
-    Revert,
-    SnapshotDriver,
-)
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import (
     NotReached,
     SafepointError,
     SnapshotExists,
@@ -39,10 +28,29 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     VmAmbiguous,
     VmNotFound,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._label import parse
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Vm, VmState, Way, parents_first
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, did_you_mean
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import Endings, begin
+from ansible_collections.safepoint.vm.plugins.module_utils._core.label import parse
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import (
+    Configuration,
+    Snapshot,
+    Vm,
+    VmState,
+    Way,
+    parents_first,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._core.names import NameRule, did_you_mean
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import (
+    Action,
+    Create,
+    Delete,
+    Describe,
+    Finished,
+    Job,
+    Revert,
+    SnapshotDriver,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.endings import Endings
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.threads import begin
 
 _numbers = itertools.count(1)
 NEW_VM = Configuration(1, 32 * 1024**2, {"disk0": "image"}, {"net0": "lan"})

@@ -16,20 +16,22 @@ import typing as t
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Finished, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._prune import Pruned
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_info
-from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, Locked, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._core.retention import Policy
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Finished, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.info import outcome_info
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.prune import Pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 _numbers = itertools.count(1)
 

@@ -16,9 +16,9 @@ import libvirt_qemu
 from kit import Backend
 from suite_data import MemoryBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 
 class LibvirtBackend(Backend):

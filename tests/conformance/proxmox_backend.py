@@ -9,9 +9,9 @@ import typing as t
 
 from suite_data import DataBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox.driver import ProxmoxDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox.session import Session
 
 
 class ProxmoxBackend(DataBackend):

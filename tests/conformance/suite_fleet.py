@@ -10,9 +10,10 @@ import threading
 import pytest
 from kit import Backend, at_once, code, only
 
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
 
 
 class FleetOfVms:

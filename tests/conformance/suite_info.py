@@ -9,9 +9,9 @@ from datetime import datetime, timedelta, timezone
 
 from kit import Backend, only
 
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_diff
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import outcome_diff
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 
 class Info:

@@ -11,14 +11,17 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from kit import Backend, bare, code, only, pruning
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, parse_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._label import Label
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner, exactly, within
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._report import tree
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.label import Label
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner, exactly, within
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import tree
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 KEY = "a key of some length"
 

@@ -10,12 +10,12 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from kit import Backend, at_once, code, only, pruning
 
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._filter import Filter
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_pruned, outcome_table, tree
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.filter import Filter
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import outcome_pruned, outcome_table, tree
 
 HOUR = timedelta(hours=1)
 

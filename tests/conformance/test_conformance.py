@@ -20,10 +20,11 @@ from suite import Conformance
 from suite_data import MemoryBackend, WithData, WithMemory
 from vsphere_backend import VsphereBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 
 class FakeBackend(MemoryBackend):

@@ -12,10 +12,10 @@ from pyVim.connect import Disconnect, SmartConnect
 from pyVmomi import vim
 from suite_data import DataBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import Session
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import VsphereDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.driver import VsphereDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.session import Session
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 POWERS = {"running": "poweredOn", "off": "poweredOff", "paused": "suspended"}
 

@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 from lab_kill import kill_tree
 
-from ansible_collections.safepoint.vm.plugins.module_utils._label import Label, parse
+from ansible_collections.safepoint.vm.plugins.module_utils._core.label import Label, parse
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from machine import Machine, Run, State
 
-from ansible_collections.safepoint.vm.plugins.module_utils._label import Label
+from ansible_collections.safepoint.vm.plugins.module_utils._core.label import Label
 
 pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("e2e")]
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kit import Backend, only
 
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan
 
 
 class Stage(abc.ABC):

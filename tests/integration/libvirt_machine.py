@@ -18,10 +18,12 @@ import libvirt_qemu
 from libvirt_kit import apply, domain, image, look, power, until
 from libvirt_model import Model
 
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 # How often each operation comes in 60 of them. They are shuffled, and not drawn one by one, so that no seed lacks one of them. An external snapshot of a
 # disk would be in the way of every removal while the disk is out, so that disks are plugged in and out with internal ones only.

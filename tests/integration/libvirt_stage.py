@@ -19,8 +19,8 @@ from hypervisor_stage import Stage
 from libvirt_backends import QemuBackend
 from libvirt_kit import apply, files, image, power
 
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan
 
 _NUMBERS = (2, 5)
 # Time limit for the start of a process on a busy machine.

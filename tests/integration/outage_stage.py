@@ -22,14 +22,16 @@ from pve_server import PveServer
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 VMS = 5
 TIMEOUT = 120.0

@@ -14,11 +14,13 @@ from datetime import datetime, timezone
 from hypervisor_stage import Stage
 from kit import only, pruning
 
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import outcome_pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 # Name of the run -> its plan; the number makes the labels of several describing runs differ.
 RUNS: dict[str, Callable[[int], Plan]] = {

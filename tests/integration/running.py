@@ -53,12 +53,12 @@ def parameters(name: str, /, **options: t.Any) -> dict[str, t.Any]:
 
 @contextlib.contextmanager
 def child(name: str, options: dict[str, t.Any], *, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the child process of _local.py with this call during the block."""
+    """Run the child process of _local/action.py with this call during the block."""
     call = {"module": name, "params": parameters(name, **options), "check_mode": False, "diff": False}
     call |= {"secrets": [], "progress": False}
     command = [
         sys.executable,
-        str(ROOT / "plugins/plugin_utils/_child.py"),
+        str(ROOT / "plugins/plugin_utils/_local/child.py"),
         os.path.dirname(os.path.dirname(ansible.__file__)),
     ]
     pipe = subprocess.PIPE

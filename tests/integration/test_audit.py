@@ -24,15 +24,15 @@ from fake import FakeDriver, Hypervisor
 from running import parameters, run_module
 
 from ansible_collections.safepoint.vm.plugins.module_utils._audit import AuditFile
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Finished, Job
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._perform import Call, perform
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, Finished, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._run import Call, perform
 
 SECRET = "hunter2-is-long-enough"
 

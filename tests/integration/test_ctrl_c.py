@@ -20,7 +20,7 @@ import pytest
 from running import ANSIBLE, ROOT, environment
 from server import VCenter
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.vcenter
 
@@ -116,10 +116,10 @@ def test_ctrl_c_of_a_play_starts_nothing_more_and_the_audit_is_complete(
 ) -> None:
     run = start(sys.executable)
     Deadline(60).poll("the first writes", lambda: writes(slow) >= 2 or None, first=0.05, longest=0.1)
-    assert run.workers("_child.py")
+    assert run.workers("_local/child.py")
     os.killpg(run.process.pid, number)
     told = time.monotonic()
-    Deadline(30).poll("the end of the child", lambda: not run.workers("_child.py") or None, first=0.05, longest=0.1)
+    Deadline(30).poll("the end of the child", lambda: not run.workers("_local/child.py") or None, first=0.05, longest=0.1)
     took = time.monotonic() - told
     assert run.process.wait(30) != 0
     output = run.output.read_text()

@@ -22,12 +22,13 @@ from proxmox_backend import ProxmoxBackend
 from pyVmomi import vim
 from vsphere_backend import VsphereBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline, format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, Job
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import format_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Delete, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 VMS, PER_VM = 30, 10
 NOW = datetime.now(timezone.utc).replace(microsecond=0)

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import PermissionDenied
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import PermissionDenied
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.connect import open_driver
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
 
 NONE: dict[str, t.Any] = dict.fromkeys(OPTIONS["snapshot_info"]["argument_spec"])

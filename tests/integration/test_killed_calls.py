@@ -20,7 +20,7 @@ from pve_server import PveServer
 from running import child
 from server import VCenter
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.vcenter
 

@@ -17,15 +17,17 @@ import libvirt
 import pytest
 from libvirt_kit import Make, apply, domain, files, is_busy, listed, power, revert, stopped, take, until
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import ConnectionFailed, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import ConnectionFailed, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.qemu
 

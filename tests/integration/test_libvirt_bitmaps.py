@@ -13,8 +13,9 @@ import typing as t
 import pytest
 from libvirt_kit import Make, apply, domain, image, listed, power, revert, take
 
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 pytestmark = pytest.mark.qemu
 

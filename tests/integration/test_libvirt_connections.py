@@ -19,18 +19,20 @@ import pytest
 from lab import Lab
 from libvirt_kit import Make, apply, is_busy, stopped, take, tiny_vms, until
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Job
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_library
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached, NotStarted
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import NotReached, NotStarted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import library
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import Stop
 
 pytestmark = pytest.mark.qemu
 
@@ -199,7 +201,7 @@ def test_call_waiting_for_a_closed_connection_ends_without_a_traceback(
 
 
 def test_refused_further_connection_is_retried(lab: Lab, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libvirt_library, "_REFUSED_SECONDS", 0.5)
+    monkeypatch.setattr(library, "_REFUSED_SECONDS", 0.5)
     opened: list[str] = []
     real = libvirt.open
     monkeypatch.setattr(libvirt, "open", lambda uri: opened.append(uri) or real(uri))

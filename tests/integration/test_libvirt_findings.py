@@ -17,11 +17,11 @@ import libvirt
 import pytest
 from libvirt_kit import Make, apply, crawling, domain, look, power, qemu_pid, take, until
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Finding
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
 
 pytestmark = pytest.mark.qemu
 

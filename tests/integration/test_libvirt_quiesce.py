@@ -15,10 +15,10 @@ from collections.abc import Iterator
 import pytest
 from libvirt_kit import Make, apply, domain, files, listed, power, remove, take
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _libvirt_guest
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import guest_agent
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
 
 pytestmark = [pytest.mark.qemu, pytest.mark.slow]
 guest_test = pytest.mark.guest
@@ -102,7 +102,7 @@ def test_guest_frozen_by_a_user_stays_frozen(new_lab: t.Any, guest: t.Any) -> No
 
 @guest_test
 def test_late_freeze_of_the_agent_is_thawed(new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libvirt_guest, "_FREEZE_SECONDS", 2)
+    monkeypatch.setattr(guest_agent, "_FREEZE_SECONDS", 2)
     guest.ssh("pkill -STOP qemu-ga")
 
     def wake() -> None:
@@ -119,9 +119,9 @@ def test_late_freeze_of_the_agent_is_thawed(new_lab: t.Any, guest: t.Any, monkey
 
 @guest_test
 def test_failed_thaw_is_reported_with_a_command(new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_libvirt_guest, "_FREEZE_SECONDS", 2)
-    monkeypatch.setattr(_libvirt_guest, "_AGENT_SECONDS", 1)
-    monkeypatch.setattr(_libvirt_guest, "_THAW_SECONDS", 4.0)
+    monkeypatch.setattr(guest_agent, "_FREEZE_SECONDS", 2)
+    monkeypatch.setattr(guest_agent, "_AGENT_SECONDS", 1)
+    monkeypatch.setattr(guest_agent, "_THAW_SECONDS", 4.0)
     guest.ssh("pkill -STOP qemu-ga")
     began = time.monotonic()
     done = quiesce(new_lab, guest.name, "x", "require")
@@ -159,7 +159,7 @@ def test_guest_is_thawed_although_the_daemon_died(new_lab: t.Any, guest: t.Any) 
 def test_snapshot_with_a_too_long_freeze_is_not_reported_as_quiesced(
     new_lab: t.Any, guest: t.Any, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(_libvirt_guest, "_QUIESCE_SECONDS", 0.0)
+    monkeypatch.setattr(guest_agent, "_QUIESCE_SECONDS", 0.0)
     done = quiesce(new_lab, guest.name, "slow", how)
     assert frozen(guest) == "thawed"
     if how == "require":

@@ -17,12 +17,14 @@ import pytest
 from kit import pruning
 from libvirt_kit import Make, apply, domain, is_busy, listed, look, power, qemu_pid, stopped, stopped_when, take, until
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_actions import _new_files
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.actions import _new_files
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 pytestmark = pytest.mark.qemu
 

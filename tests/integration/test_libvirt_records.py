@@ -23,15 +23,16 @@ import pytest
 from hanging_file import hanging
 from libvirt_kit import Make, apply, domain, image, listed, look, over_tcp, power, reads, remove, revert, take, write
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Finding, Target
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Finding, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.qemu
 

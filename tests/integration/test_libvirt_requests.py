@@ -14,11 +14,11 @@ import libvirt
 import pytest
 from lab_counting import CountingLab
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_judge import Judge
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt import LibvirtDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.judge import Judge
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
 
 pytestmark = pytest.mark.qemu
 

@@ -14,11 +14,13 @@ import pytest
 from lab import Lab
 from libvirt_kit import Make, apply, domain, listed, look, power, revert, take, until
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import Seen
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon, ways
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.limits import Seen
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.ways import Daemon, ways
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 pytestmark = pytest.mark.qemu
 

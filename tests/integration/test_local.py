@@ -159,6 +159,6 @@ def processes(collections: Path) -> list[int]:
             words = path.read_text().split("\0")
         except OSError:
             continue
-        if any(word.startswith(str(collections)) and word.endswith("/_child.py") for word in words):
+        if any(word.startswith(str(collections)) and word.endswith("/_local/child.py") for word in words):
             found.append(int(path.parent.name))
     return found

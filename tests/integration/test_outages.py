@@ -15,12 +15,12 @@ import typing as t
 import pytest
 from outage_stage import FAULTS, OPERATIONS, STAGES, OutageStage, Row, prepare, strike, sweep_all, table
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError, TimedOut
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._threads import in_time
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.threads import in_time
 
 pytestmark = [pytest.mark.vcenter, pytest.mark.timeout(900)]
 

@@ -24,9 +24,10 @@ from running import ROOT, environment
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_tasks
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import tasks as _tasks
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
 
 # Also with the newest ansible-core; in `make test-all` with all.
 pytestmark = [pytest.mark.vcenter, pytest.mark.newest]
@@ -260,7 +261,7 @@ def test_progress_costs_little_time_and_few_requests(crowd: VCenter, monkeypatch
             break
     assert min(seconds) <= 1.2 * 8
     # A task of minutes shortened to seconds: the pause grows ten times as fast.
-    monkeypatch.setattr(_vsphere_tasks, "_LATE", 1.0)
+    monkeypatch.setattr(_tasks, "_LATE", 1.0)
     crowd.set(task_time=4)
     crowd.reset_counters()
     backend.run(Present(Request(name="y")), *vms[:16])

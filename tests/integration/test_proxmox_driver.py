@@ -15,14 +15,13 @@ from kit import at_once, code, only, pruning
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
-    _proxmox_library,
-    _proxmox_tasks,
-)
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import session, tasks
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 OURS = "[safepoint v=1 owner=safepoint]"
 TAKE = "/nodes/*/snapshot"
@@ -102,7 +101,7 @@ def test_request_that_never_reached_its_node_has_changed_nothing(
     cluster: PveServer, vmid: int, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """595 means that there was no connection; the node stays offline, so that nothing can be looked up."""
-    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.5)
+    monkeypatch.setattr(f"{session.__name__}._NODE_SECONDS", 0.5)
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     plan = {
         "create": Present(Request(name="new")),
@@ -119,8 +118,8 @@ def test_request_that_never_reached_its_node_has_changed_nothing(
 def test_node_that_goes_down_does_not_delay_the_others(
     backend: ProxmoxBackend, cluster: PveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{_proxmox_tasks.__name__}._NODE_SECONDS", 0.5)
-    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.5)
+    monkeypatch.setattr(f"{tasks.__name__}._NODE_SECONDS", 0.5)
+    monkeypatch.setattr(f"{session.__name__}._NODE_SECONDS", 0.5)
     there, here = cluster.make_guest("a-there", node="pve2"), cluster.make_guest("b-here")
     cluster.set_task_seconds(1, "qmsnapshot")
     threading.Timer(0.5, cluster.node_offline, ["pve2"]).start()

@@ -15,11 +15,13 @@ from kit import code, only
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Job, SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_library, _proxmox_writes
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Job, SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import session, writes
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 OURS = "[safepoint v=1 owner=safepoint]"
 PLANS: dict[str, tuple[str, Plan]] = {
@@ -36,8 +38,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[PveServer]:
     with PveServer() as started:
         started.lock_seconds = 0.1
         for name in ("_LOOK_SECONDS", "_SLOW_LOOK_SECONDS"):
-            monkeypatch.setattr(f"{_proxmox_writes.__name__}.{name}", 0.2)
-        monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.2)
+            monkeypatch.setattr(f"{writes.__name__}.{name}", 0.2)
+        monkeypatch.setattr(f"{session.__name__}._NODE_SECONDS", 0.2)
         yield started
         assert started.errors == ""
 

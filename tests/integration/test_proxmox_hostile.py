@@ -21,11 +21,14 @@ from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 from pve_tls import make_certificates
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_http, _proxmox_writes
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.connect import open_driver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import http as _http
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import writes
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 OURS = "[safepoint v=1 owner=safepoint]"
 SECRET = "s3cret-password"
@@ -130,7 +133,7 @@ def test_malformed_answer_gives_no_traceback_and_no_change_is_lost(
     cluster: PveServer, what: str, body: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tested at each request of a call."""
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(f"{writes.__name__}._LOOK_SECONDS", 0.3)
     backend = ProxmoxBackend(cluster)
     k = 1
     while True:
@@ -168,7 +171,7 @@ def test_too_long_answer_is_not_read_completely(cluster: PveServer, monkeypatch:
     cluster.make_guest("web01")
     driver = ProxmoxBackend(cluster).open()
     driver.find(["web01"])
-    monkeypatch.setattr(f"{_proxmox_http.__name__}._LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(f"{_http.__name__}._LARGEST_BYTES", 1_000_000)
     cluster.fault("GET", "/cluster/resources", body='{"data": [' + " " * 30_000_000 + "]}", count=None)
     with pytest.raises(SafepointError) as caught:
         driver.vms()

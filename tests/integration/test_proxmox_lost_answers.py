@@ -14,15 +14,14 @@ from kit import code, only
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import (
-    _proxmox_library,
-    _proxmox_writes,
-)
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import NotReached, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import NotReached, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, Describe
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import session, writes
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 OURS = "[safepoint v=1 owner=safepoint]"
 TAKE = "/nodes/*/snapshot"
@@ -87,8 +86,8 @@ def test_write_with_a_lost_answer_is_looked_up_and_done_once(
         "start": ("POST", "*/status/start", Reverted(Request(name="old", power="on"))),
         "remove": ("DELETE", "*/snapshot/old", Absent(Request(name="old"))),
     }[what]
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._SLOW_LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(f"{writes.__name__}._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(f"{writes.__name__}._SLOW_LOOK_SECONDS", 0.3)
     begun = len(cluster.task_list())
     cluster.set_guest(vmid, data="later", managed=managed)
     cluster.fault(method, path, after=after, **how)
@@ -151,7 +150,7 @@ def test_no_write_is_sent_after_the_timeout(
 def test_unanswered_read_before_the_write_has_changed_nothing(
     backend: ProxmoxBackend, cluster: PveServer, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{_proxmox_library.__name__}._NODE_SECONDS", 0.3)
+    monkeypatch.setattr(f"{session.__name__}._NODE_SECONDS", 0.3)
     vmid = cluster.make_guest("web01", type="lxc" if what == "lock" else "qemu", storage="lvmthin")
     cluster.snapshot_by_hand(vmid, "old", description=OURS)
     begun = len(cluster.task_list())
@@ -184,7 +183,7 @@ def test_task_of_an_earlier_request_is_not_mistaken_for_a_lost_one(
     vmid = cluster.make_guest("web01")
     for name in ("a", "b", "c"):
         cluster.snapshot_by_hand(vmid, f"s-{name}", description=OURS)
-    monkeypatch.setattr(f"{_proxmox_writes.__name__}._LOOK_SECONDS", 0.3)
+    monkeypatch.setattr(f"{writes.__name__}._LOOK_SECONDS", 0.3)
     # One call removes three snapshots, and the third request does not arrive.
     cluster.fault("DELETE", "*", nth=3, cut=True)
     cluster.reset_counters()

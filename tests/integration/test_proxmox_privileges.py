@@ -13,13 +13,15 @@ from kit import only
 from proxmox_backend import ProxmoxBackend, options
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import open_driver
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import SnapshotDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Session
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import ProxmoxDriver
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import SnapshotDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.connect import open_driver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox.driver import ProxmoxDriver
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox.session import Session
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 ROLE = frozenset({"VM.Audit", "VM.Snapshot", "VM.Snapshot.Rollback", "VM.PowerMgmt"})
 

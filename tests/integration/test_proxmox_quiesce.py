@@ -13,8 +13,8 @@ from kit import code, only
 from proxmox_backend import ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
 
 
 @pytest.fixture

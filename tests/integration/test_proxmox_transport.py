@@ -24,15 +24,15 @@ import pytest
 from pve_server import PveServer
 from pve_tls import make_certificates
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_http
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._proxmox_library import Lost, Session, rows, upid
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import (
     ConnectionFailed,
     InvalidOption,
     NotReached,
     PermissionDenied,
 )
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import http
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox.session import Lost, Session, rows, upid
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 ROOT = Path(__file__).parents[2]
 TOKEN = ("a", "s3cret-token")
@@ -152,7 +152,7 @@ def test_answer_that_arrives_byte_by_byte_times_out(tmp_path: Path, where: str, 
 
 
 def test_login_with_an_answer_byte_by_byte_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{_proxmox_http.__name__}._ANSWER_SECONDS", SECONDS)
+    monkeypatch.setattr(f"{http.__name__}._ANSWER_SECONDS", SECONDS)
     with Peer(tmp_path, lambda connection, _request: drip(connection, *DRIPS["body"])) as peer:
         began = time.monotonic()
         with pytest.raises(Lost):
@@ -200,7 +200,7 @@ def test_slow_answers_time_out_behind_a_proxy_too(tmp_path: Path, monkeypatch: p
 def test_endless_answer_is_refused_while_it_is_read(
     tmp_path: Path, status: str, call: Callable[[Session], t.Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{_proxmox_http.__name__}._LARGEST_BYTES", 2_000_000)
+    monkeypatch.setattr(f"{http.__name__}._LARGEST_BYTES", 2_000_000)
     start = f"HTTP/1.1 {status}\r\nContent-Length: 100000000000\r\n\r\n".encode()
     with Peer(tmp_path, lambda connection, _request: drip(connection, start, b" " * 3_000_000)) as peer:
         session = peer.session()
@@ -376,7 +376,7 @@ def run(code: str) -> str:
     return done.stdout.strip()
 
 
-IMPORT = "from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _proxmox_http, _proxmox_library"
+IMPORT = "from ansible_collections.safepoint.vm.plugins.module_utils._drivers.proxmox import http, session"
 
 
 @pytest.mark.parametrize("missing", ["requests", "proxmoxer", "urllib3"])
@@ -386,8 +386,8 @@ import sys
 sys.modules[{missing!r}] = None  # how Python itself says that there is no such module
 {IMPORT}
 try:
-    _proxmox_library.Session(hostname="localhost", port=1, user="root@pam", token=("a", "b"))
-except _proxmox_http._errors.LibraryMissing as exc:
+    session.Session(hostname="localhost", port=1, user="root@pam", token=("a", "b"))
+except http.errors.LibraryMissing as exc:
     print(exc.library)
 """
     assert run(code) == ("proxmoxer" if missing == "proxmoxer" else "requests")

@@ -15,8 +15,10 @@ from kit import at_once, code, only, pruning
 from proxmox_backend import ContainerBackend, ProxmoxBackend
 from pve_server import PveServer
 
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 OURS = "[safepoint v=1 owner=safepoint]"
 

@@ -10,7 +10,7 @@ import typing as t
 import libvirt
 from running import Module, run_module
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 EXPIRED = "2020-01-01T00:00:00Z"
 

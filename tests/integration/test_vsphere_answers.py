@@ -15,9 +15,9 @@ from collections.abc import Iterator
 import pytest
 from pyVmomi import SoapStubAdapter, vim, vmodl
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_answers
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_answers import LazyStub
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._vsphere_library import BadAnswer, typed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import lazy
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.lazy import LazyStub
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.session import BadAnswer, typed
 
 ENVELOPE = '<s:Envelope xmlns:s="http://schemas.xmlsoap.org/soap/envelope/"><s:Body>{}</s:Body></s:Envelope>'
 
@@ -75,13 +75,13 @@ def test_foreign_answer_is_a_connection_error(
 
 
 def test_compressed_answer_is_unpacked_only_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_vsphere_answers, "LARGEST_ANSWER", 1000)
-    assert _vsphere_answers._unpacked(gzip.compress(bytes(1000))) == bytes(1000)
+    monkeypatch.setattr(lazy, "LARGEST_ANSWER", 1000)
+    assert lazy._unpacked(gzip.compress(bytes(1000))) == bytes(1000)
     with pytest.raises(BadAnswer, match="more than 1000 bytes"):
-        _vsphere_answers._unpacked(gzip.compress(bytes(1001)))
+        lazy._unpacked(gzip.compress(bytes(1001)))
     for broken in (gzip.compress(bytes(1000))[:-12], b"no gzip"):
         with pytest.raises(http.client.HTTPException):
-            _vsphere_answers._unpacked(broken)
+            lazy._unpacked(broken)
 
 
 def test_answer_without_a_value_is_none(ask: t.Callable[[], t.Any], monkeypatch: pytest.MonkeyPatch) -> None:

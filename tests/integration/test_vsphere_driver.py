@@ -17,14 +17,16 @@ from pyVmomi import vim
 from server import VCenter
 from vsphere_backend import VsphereBackend
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Create, Delete, Revert
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers import _vsphere_actions
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Vm, VmState
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import actions
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.vcenter
 
@@ -158,7 +160,7 @@ def test_revert_is_sent_once_although_a_proxy_timed_out(
     backend: VsphereBackend, vcenter: t.Any, vm: str, monkeypatch: pytest.MonkeyPatch, kind: str, word: str
 ) -> None:
     """It may run later than any other lost request, and a second revert would discard data written after the first."""
-    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 8.0)
+    monkeypatch.setattr(actions, "_SLOW_CALM_SECONDS", 8.0)
     backend.take(vm, "x")
     vcenter.set_vm(vm, data="written since")
     vcenter.reset_counters()
@@ -211,7 +213,7 @@ def test_task_forgotten_by_vcenter_is_looked_up_at_the_vm(
     sent: int,
     sessions: bool,
 ) -> None:
-    monkeypatch.setattr(_vsphere_actions, "_SLOW_CALM_SECONDS", 3.0)
+    monkeypatch.setattr(actions, "_SLOW_CALM_SECONDS", 3.0)
     names = ["old", "new"] if what == "revert" else ["old"] if what == "remove" else []
     for name in names:
         backend.take(vm, name)

@@ -14,7 +14,7 @@ import pytest
 from running import parameters
 from server import VCenter
 
-from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+from ansible_collections.safepoint.vm.plugins.module_utils._run import Answer, Call, perform
 
 pytestmark = pytest.mark.vcenter
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import read_connection
-from ansible_collections.safepoint.vm.plugins.module_utils._credentials import VARIABLES, secrets
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.connect import read_connection
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.credentials import VARIABLES, secrets
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.server import Server, read_server
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
-from ansible_collections.safepoint.vm.plugins.module_utils._server import Server, read_server
 
 NONE: dict[str, t.Any] = dict.fromkeys(OPTIONS["snapshot_info"]["argument_spec"])
 LOGINS = {

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
-    Deadline,
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import (
     format_time,
     parse_age,
     parse_duration,
@@ -19,9 +18,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._deadline import (
     parse_moment,
     parse_time,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import is_number
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, TimedOut
-from ansible_collections.safepoint.vm.plugins.module_utils._naming import NameRule, check_name, did_you_mean
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption, TimedOut
+from ansible_collections.safepoint.vm.plugins.module_utils._core.names import NameRule, check_name, did_you_mean
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.records import is_number
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 
 class Time:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_disks import Images, Unreadable
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import read_image
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_xml import Disk
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.disks import Images, Unreadable
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.qcow2 import read_image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.xml import Disk
 
 
 def images() -> Images:

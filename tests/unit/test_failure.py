@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.safepoint.vm.plugins.module_utils._failure import failure
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.failure import failure
 
 
 def row(ref: str, error: str | None = None, msg: str = "") -> dict[str, t.Any]:

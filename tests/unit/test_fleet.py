@@ -11,15 +11,22 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _work
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Describe
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, ConnectionFailed, Locked, Unsupported
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import (
+    BackendFailed,
+    ConnectionFailed,
+    Locked,
+    Unsupported,
+)
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot, Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, Describe
+from ansible_collections.safepoint.vm.plugins.module_utils._engine import executor, phases
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 VMS = ["web01", "web02", "web03", "web04"]
 
@@ -130,7 +137,7 @@ def test_vm_locked_beyond_lock_timeout_is_reported_before_any_write(hypervisor: 
 
 
 def test_vm_locked_between_read_and_write_is_retried(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.failures.update({2: Locked("a backup has it"), 5: Locked("a backup has it")})
     done = run(hypervisor, Present(Request(name="x")), lock_timeout=5.0)
     assert codes(done) == [None] * 4
@@ -140,7 +147,7 @@ def test_vm_locked_between_read_and_write_is_retried(hypervisor: Hypervisor, mon
 
 
 def test_vm_that_stays_locked_is_reported_after_lock_timeout(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.failures.update({number: Locked("a backup has it") for number in range(2, 100)})
     done = run(hypervisor, Present(Request(name="x")), lock_timeout=0.3, on_error="stop")
     assert codes(done)[:2] == [None, "locked"]
@@ -201,7 +208,7 @@ def test_number_of_read_requests_does_not_depend_on_the_number_of_vms(hypervisor
 
 
 def test_hanging_vm_does_not_block_the_undo_of_the_others(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_phases, "_UNDO_SECONDS", 1.0)
+    monkeypatch.setattr(phases, "_UNDO_SECONDS", 1.0)
     hypervisor.hangs.add(2)
     done = run(hypervisor, Present(Request(name="x")), timeout=0.5, max_parallel=2, on_error="undo")
     assert codes(done) == ["undone", "timed_out", "undone", "undone"]

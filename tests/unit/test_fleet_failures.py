@@ -13,9 +13,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _phases, _undo, _work
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create, Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import (
     BackendFailed,
     Locked,
     NotStarted,
@@ -24,13 +22,17 @@ from ansible_collections.safepoint.vm.plugins.module_utils._errors import (
     SnapshotNotFound,
     Unsupported,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create, Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._engine import executor, phases, undo
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import Stop
 
 VMS = ["web01", "web02"]
 
@@ -46,7 +48,7 @@ def hypervisor() -> Hypervisor:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, phase in enumerate(("_CONFIRM_SECONDS", "_UNDO_SECONDS", "_LAST_LOOK_SECONDS"), start=1):
-        monkeypatch.setattr(_phases, phase, 0.3 * number)
+        monkeypatch.setattr(phases, phase, 0.3 * number)
 
 
 def run(hypervisor: Hypervisor, plan: Plan, **bounds: object) -> list[Outcome]:
@@ -63,7 +65,7 @@ def codes(outcomes: list[Outcome]) -> list[str | None]:
 def test_locked_vm_is_not_retried_after_another_vm_failed(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, refusal: Exception
 ) -> None:
-    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.3)
+    monkeypatch.setattr(executor, "_LOCK_PAUSE_SECONDS", 0.3)
     for name in ("older", "x"):
         run(hypervisor, Present(Request(name=name)))
     for machine in hypervisor.machines.values():
@@ -78,7 +80,7 @@ def test_locked_vm_is_not_retried_after_another_vm_failed(
 
 
 def test_each_vm_has_the_whole_lock_timeout(hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_work, "_LOCK_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(executor, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.latency = 0.6  # the first one alone takes longer than lock_timeout
     hypervisor.failures[2] = Locked("a backup has it")
     assert codes(run(hypervisor, Present(Request(name="x")), lock_timeout=0.5, max_parallel=1)) == [None, None]
@@ -158,8 +160,8 @@ def test_revert_that_fails_after_the_vm_is_back_is_a_change(hypervisor: Hypervis
 def test_undo_of_a_locked_vm_reports_the_remaining_snapshot_and_the_reason(
     hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_phases, "_UNDO_SECONDS", 0.5)
-    monkeypatch.setattr(_undo, "_LOCK_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(phases, "_UNDO_SECONDS", 0.5)
+    monkeypatch.setattr(undo, "_LOCK_PAUSE_SECONDS", 0.1)
     hypervisor.failures.update({number: Locked("a backup has it") for number in range(3, 1000)})
     hypervisor.failures[2] = BackendFailed("no space")
     done = run(hypervisor, Present(Request(name="x")), on_error="undo", max_parallel=1, timeout=1.0)

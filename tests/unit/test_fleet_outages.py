@@ -13,17 +13,20 @@ import pytest
 from fake import FakeDriver, Hypervisor, Machine
 from kit import pruning
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _fleet, _phases
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._owner import Owner
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Absent, Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._report import outcome_pruned
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._engine import fleet as _fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine import phases
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import outcome_pruned
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 
 VMS = ["web01", "web02", "web03"]
 FOR_EVER = 3600.0
@@ -54,7 +57,7 @@ def names(hypervisor: Hypervisor) -> list[list[str]]:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, phase in enumerate(("_CONFIRM_SECONDS", "_UNDO_SECONDS", "_LAST_LOOK_SECONDS"), start=1):
-        monkeypatch.setattr(_phases, phase, 0.3 * number)
+        monkeypatch.setattr(phases, phase, 0.3 * number)
 
 
 @pytest.mark.parametrize("number", range(1, 9))

@@ -11,7 +11,8 @@ import shlex
 
 import pytest
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_limits import (
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.limits import (
     MIGRATED_AWAY,
     bitmaps_hinder,
     chain_near_limit,
@@ -21,11 +22,10 @@ from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_lim
     why_not_deeper,
     why_not_written,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Kept
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_records import Record, differing
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_removal import Present, why_not_removed
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon, with_obstacles
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.qcow2 import Kept
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.records import Record, differing
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.removal import Present, why_not_removed
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.ways import Daemon, with_obstacles
 
 VM = "web 01; reboot"
 WHERE = "qemu+ssh://root@host/system?socket=/run/x"

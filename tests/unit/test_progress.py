@@ -19,24 +19,24 @@ from collections.abc import Iterator
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils import _jobs
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Target
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present
-from ansible_collections.safepoint.vm.plugins.module_utils._progress import Progress, ProgressTexts
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
-from ansible_collections.safepoint.vm.plugins.plugin_utils._child import tell
-from ansible_collections.safepoint.vm.plugins.plugin_utils._local import converse, printable
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
+from ansible_collections.safepoint.vm.plugins.module_utils._engine import jobs
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.progress import Progress, ProgressTexts
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local.action import converse, printable
+from ansible_collections.safepoint.vm.plugins.plugin_utils._local.child import tell
 
 VMS = ["web01", "web02", "web03"]
 
 
 @pytest.fixture
 def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
-    monkeypatch.setattr(_jobs, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(jobs, "_WAIT_SECONDS", 0.05)
     made = Hypervisor()
     for name in VMS:
         made.add(name)

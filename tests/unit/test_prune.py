@@ -13,14 +13,14 @@ import pytest
 from fake import FakeDriver, Hypervisor, Machine
 from kit import code, pruning
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_ways import Daemon, with_obstacles
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot, Target, View, Vm, VmState, parents_first
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._prune import Pruned, deletion_order
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot, Target, View, Vm, VmState, parents_first
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.ways import Daemon, with_obstacles
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.prune import Pruned, deletion_order
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
 VMS = ["web01", "web02", "web03"]

@@ -10,10 +10,10 @@ import typing as t
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.prune import pruned
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Request
-from ansible_collections.safepoint.vm.plugins.module_utils._prune_options import pruned
 
 
 def plan(**options: t.Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers._libvirt_qcow2 import Image, Read, read_image
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.qcow2 import Image, Read, read_image
 
 
 def reading(data: bytes) -> Read:

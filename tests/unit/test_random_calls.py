@@ -22,11 +22,11 @@ from fake import FakeDriver, Hypervisor
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.safepoint.vm.plugins.module_utils._connection import read_connection
-from ansible_collections.safepoint.vm.plugins.module_utils._credentials import secrets
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Create
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.connect import read_connection
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.credentials import secrets
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
-from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+from ansible_collections.safepoint.vm.plugins.module_utils._run import Answer, Call, perform
 
 VMS = ["web01", "web02", "db01"]
 OURS = "[safepoint v=1 owner=safepoint]"

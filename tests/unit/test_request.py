@@ -12,7 +12,7 @@ import pytest
 from fake import FakeDriver, Hypervisor
 
 from ansible_collections.safepoint.vm.plugins.module_utils._options import OPTIONS
-from ansible_collections.safepoint.vm.plugins.module_utils._perform import Answer, Call, perform
+from ansible_collections.safepoint.vm.plugins.module_utils._run import Answer, Call, perform
 
 SECRET = "opensesame"
 

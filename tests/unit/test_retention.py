@@ -15,9 +15,9 @@ from zoneinfo import ZoneInfo
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import Unsupported
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
-from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._core.retention import Policy, Reason, Verdict, judge, settle
 
 examples = settings(max_examples=1000 if os.environ.get("CI") == "true" else 100)
 

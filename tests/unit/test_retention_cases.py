@@ -12,9 +12,16 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption, Unsupported
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Snapshot
-from ansible_collections.safepoint.vm.plugins.module_utils._retention import Policy, Reason, Verdict, judge, settle, time_zone
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption, Unsupported
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot
+from ansible_collections.safepoint.vm.plugins.module_utils._core.retention import (
+    Policy,
+    Reason,
+    Verdict,
+    judge,
+    settle,
+    time_zone,
+)
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=timezone.utc)
 VIENNA = ZoneInfo("Europe/Vienna")

@@ -14,15 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import pytest
 from fake import FakeDriver, Hypervisor
 
-from ansible_collections.safepoint.vm.plugins.module_utils._driver import Action, Delete, Job
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import BackendFailed, Locked, SafepointError
-from ansible_collections.safepoint.vm.plugins.module_utils._fleet import Fleet
-from ansible_collections.safepoint.vm.plugins.module_utils._model import Configuration, Snapshot, Target, Vm
-from ansible_collections.safepoint.vm.plugins.module_utils._outcome import Outcome
-from ansible_collections.safepoint.vm.plugins.module_utils._plan import Plan, Request
-from ansible_collections.safepoint.vm.plugins.module_utils._plans import Present, Reverted
-from ansible_collections.safepoint.vm.plugins.module_utils._stop import Stop, Stopped
-from ansible_collections.safepoint.vm.plugins.module_utils._work import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, Locked, SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Configuration, Snapshot, Target, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Delete, Job
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.executor import Bounds
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.fleet import Fleet
+from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Plan, Request
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.present import Present
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import Stop, Stopped
 
 VMS = ["web01", "web02", "web03"]
 

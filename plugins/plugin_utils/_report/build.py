@@ -16,9 +16,9 @@ import typing as t
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import format_time, parse_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
-from ansible_collections.safepoint.vm.plugins.module_utils._model import chain_of
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import format_time, parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import chain_of
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.audit import advise_audit, read_audit, without_login
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.findings import advise, advise_endpoint, moment
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import (

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
-from ansible_collections.safepoint.vm.plugins.module_utils._errors import InvalidOption
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import InvalidOption
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import (
     Endpoint,
     Item,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import parse_time
+from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import parse_time
 from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import Endpoint, Report, Totals
 
 _HELP = {
