@@ -12,19 +12,9 @@ import os
 import typing as t
 from collections.abc import Mapping
 
-Spec = dict[str, t.Any]
+from ansible_collections.safepoint.vm.plugins.module_utils._core.retention import KEEP_COUNTS
 
-# The options of snapshot_prune that set a number of snapshots to keep.
-KEEP_COUNTS = (
-    "keep_last",
-    "keep_hourly",
-    "keep_daily",
-    "keep_weekly",
-    "keep_monthly",
-    "keep_quarterly",
-    "keep_yearly",
-    "min_keep",
-)
+Spec = dict[str, t.Any]
 
 
 def _variable(name: str) -> str:

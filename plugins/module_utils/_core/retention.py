@@ -32,6 +32,17 @@ from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Sn
 # The label field of the policy that a snapshot belongs to, and the field that groups snapshots of several VMs.
 POLICY_LABEL = "policy"
 GROUP_LABEL = "group"
+# The rules of a policy that are a number of snapshots to keep. snapshot_prune has an option of the same name for each.
+KEEP_COUNTS = (
+    "keep_last",
+    "keep_hourly",
+    "keep_daily",
+    "keep_weekly",
+    "keep_monthly",
+    "keep_quarterly",
+    "keep_yearly",
+    "min_keep",
+)
 
 
 def _hour(local: datetime) -> str:

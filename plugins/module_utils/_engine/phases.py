@@ -11,10 +11,8 @@ from __future__ import annotations
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import SnapshotDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
-# A call ends at most this many seconds after its timeout, even if the endpoint does not answer.
-GRACE_SECONDS = 20.0
-# Each phase may use the rest of the timeout, and ends at most this many seconds after it, so that each phase gets a part of the grace period.
-# The remaining seconds are for the log-out and the end of the process.
+# Each phase may use the rest of the timeout, and ends at most this many seconds after it, so that each phase gets a part of the grace period
+# (GRACE_SECONDS in _operations/request.py). The remaining seconds are for the log-out and the end of the process.
 _CONFIRM_SECONDS = 5.0
 _UNDO_SECONDS = 10.0
 _LAST_LOOK_SECONDS = 15.0

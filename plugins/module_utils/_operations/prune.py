@@ -23,6 +23,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._core.filter import F
 from ansible_collections.safepoint.vm.plugins.module_utils._core.label import check_labels
 from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Snapshot, View
 from ansible_collections.safepoint.vm.plugins.module_utils._core.retention import (
+    KEEP_COUNTS,
     POLICY_LABEL,
     Policy,
     Reason,
@@ -42,7 +43,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._operations.base impo
     why_not_deleted,
     without,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._options import KEEP_COUNTS
 
 # Clocks that differ by less than this count as equal.
 _SKEW = timedelta(seconds=60)
