@@ -31,9 +31,9 @@ from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import (
     Unverified,
     VmNotFound,
 )
-from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Configuration, Finding, Snapshot, Target, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import View
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Delete, Job, Revert
-from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Decision
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import VmResult
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 # With these errors, the hypervisor refuses before it changes anything.
@@ -41,32 +41,10 @@ _CLEAN_REFUSALS = (InvalidOption, Unsupported, Locked, NewerSnapshots, Permissio
 
 
 @dataclasses.dataclass
-class Outcome:
+class Outcome(VmResult):
     """The state of one VM during a call."""
 
-    target: Target
-    vm: Vm | None = None
-    before: View | None = None
-    """The VM as it was first read."""
-    after: View | None = None
-    """The VM as it was last read, or in a dry run as it would be."""
-    decision: Decision | None = None
-    word: str = "none"
-    snapshot: Snapshot | None = None
-    changed: bool = False
-    warnings: list[str] = dataclasses.field(default_factory=list)
-    error: SafepointError | None = None
-    then: dict[str, Configuration] = dataclasses.field(default_factory=dict)
-    """Configurations by the id of the snapshot; read only on request."""
-    now: Configuration | None = None
-    """The configuration before the work; read only on request."""
-    later: Configuration | None = None
-    """The configuration after the work, or in a dry run the predicted one."""
-    findings: list[Finding] = dataclasses.field(default_factory=list)
-    # while the work goes on
     todo: collections.deque[Action] = dataclasses.field(default_factory=collections.deque)
-    done: list[Action] = dataclasses.field(default_factory=list)
-    started: Action | None = None
     in_flight: Job | None = None
     lock: Deadline | None = None
     """Limit of the wait for the lock of another operation."""
@@ -78,18 +56,6 @@ class Outcome:
     undone: bool = False
     seen_again: bool = False
     """True if the VM was read again after the error."""
-    predicted: bool = False
-    """True in a dry run: ``after`` is the predicted state."""
-
-    @property
-    def also_removed(self) -> list[str]:
-        """The ids of further snapshots that were removed, or would be, besides the requested one."""
-        if self.error is not None or self.decision is None:
-            gone = [action.snapshot.id for action in self.done if isinstance(action, Delete)]
-        else:
-            gone = [action.snapshot.id for action in self.decision.actions if isinstance(action, Delete)]
-        named = self.decision.snapshot.id if self.decision and self.decision.snapshot else None
-        return [one for one in gone if one != named]
 
     def refuse(self, error: SafepointError) -> None:
         """Set ``error`` and drop all remaining actions. The first error is kept."""

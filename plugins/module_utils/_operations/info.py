@@ -14,8 +14,8 @@ from datetime import datetime
 from ansible_collections.safepoint.vm.plugins.module_utils._core.filter import Filter
 from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Finding, View
 from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner
-from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._operations.results import (
+    VmResult,
     configuration_result,
     outcome_result,
     snapshot_result,
@@ -24,7 +24,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._operations.results i
 _DEEP = 3
 
 
-def outcome_info(outcome: Outcome, *, ours: Owner, wanted: Filter, which: str, now: datetime) -> dict[str, t.Any]:
+def outcome_info(outcome: VmResult, *, ours: Owner, wanted: Filter, which: str, now: datetime) -> dict[str, t.Any]:
     """Return the result of one VM for snapshot_info, with the snapshots that match ``wanted``; ``which`` is any, ours or foreign."""
     row = outcome_result(outcome, ours=ours)
     view = outcome.after

@@ -8,14 +8,55 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 from datetime import datetime
 
 from ansible_collections.safepoint.vm.plugins.module_utils._core.durations import format_time
-from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Configuration, Snapshot, View, Vm
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
+from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Configuration, Finding, Snapshot, Target, View, Vm
 from ansible_collections.safepoint.vm.plugins.module_utils._core.owner import Owner
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Delete
-from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Delete
+from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Decision
+
+
+@dataclasses.dataclass
+class VmResult:
+    """The state of one VM that results show. The engine fills it in."""
+
+    target: Target
+    vm: Vm | None = None
+    before: View | None = None
+    """The VM as it was first read."""
+    after: View | None = None
+    """The VM as it was last read, or in a dry run as it would be."""
+    decision: Decision | None = None
+    word: str = "none"
+    snapshot: Snapshot | None = None
+    changed: bool = False
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    error: SafepointError | None = None
+    then: dict[str, Configuration] = dataclasses.field(default_factory=dict)
+    """Configurations by the id of the snapshot; read only on request."""
+    now: Configuration | None = None
+    """The configuration before the work; read only on request."""
+    later: Configuration | None = None
+    """The configuration after the work, or in a dry run the predicted one."""
+    findings: list[Finding] = dataclasses.field(default_factory=list)
+    done: list[Action] = dataclasses.field(default_factory=list)
+    started: Action | None = None
+    predicted: bool = False
+    """True in a dry run: ``after`` is the predicted state."""
+
+    @property
+    def also_removed(self) -> list[str]:
+        """The ids of further snapshots that were removed, or would be, besides the requested one."""
+        if self.error is not None or self.decision is None:
+            gone = [action.snapshot.id for action in self.done if isinstance(action, Delete)]
+        else:
+            gone = [action.snapshot.id for action in self.decision.actions if isinstance(action, Delete)]
+        named = self.decision.snapshot.id if self.decision and self.decision.snapshot else None
+        return [one for one in gone if one != named]
 
 
 def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.Any]:
@@ -38,7 +79,7 @@ def snapshot_result(vm: Vm, snapshot: Snapshot, *, ours: Owner) -> dict[str, t.A
     }
 
 
-def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
+def outcome_result(outcome: VmResult, *, ours: Owner) -> dict[str, t.Any]:
     """Return the result of one VM for the modules that change snapshots."""
     vm = outcome.vm
     result: dict[str, t.Any] = {
@@ -55,7 +96,7 @@ def outcome_result(outcome: Outcome, *, ours: Owner) -> dict[str, t.Any]:
     return result
 
 
-def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str, t.Any]:
+def outcome_pruned(outcome: VmResult, *, ours: Owner, now: datetime) -> dict[str, t.Any]:
     """Return the result of one VM for prune, with the decision on each snapshot."""
     row = outcome_result(outcome, ours=ours)
     del row["snapshot"], row["also_removed"]
@@ -77,7 +118,7 @@ def outcome_pruned(outcome: Outcome, *, ours: Owner, now: datetime) -> dict[str,
     return row
 
 
-def outcome_table(outcome: Outcome) -> dict[str, str]:
+def outcome_table(outcome: VmResult) -> dict[str, str]:
     """Return the diff of prune: the snapshots before and after, one line each with decision and reasons."""
     name = str(outcome.vm or outcome.target.ref)
     verdicts = outcome.decision.verdicts if outcome.decision else ()
@@ -100,22 +141,22 @@ def outcome_table(outcome: Outcome) -> dict[str, str]:
     }
 
 
-def _was_removed(outcome: Outcome, snapshot: Snapshot) -> bool:
+def _was_removed(outcome: VmResult, snapshot: Snapshot) -> bool:
     """Return True if this call removed the snapshot, or in a dry run would. A snapshot that another run removed does not count."""
     tried = outcome.error is not None and isinstance(outcome.started, Delete) and outcome.started.snapshot.id == snapshot.id
     return (outcome.predicted or tried or _is_done(outcome, snapshot)) and _is_gone(outcome, snapshot)
 
 
-def _is_done(outcome: Outcome, snapshot: Snapshot) -> bool:
+def _is_done(outcome: VmResult, snapshot: Snapshot) -> bool:
     return any(isinstance(action, Delete) and action.snapshot.id == snapshot.id for action in outcome.done)
 
 
-def _is_gone(outcome: Outcome, snapshot: Snapshot) -> bool:
+def _is_gone(outcome: VmResult, snapshot: Snapshot) -> bool:
     """Return True if the snapshot no longer exists, or in a dry run would not."""
     return _is_done(outcome, snapshot) or (outcome.after is not None and outcome.after.by_id(snapshot.id) is None)
 
 
-def outcome_diff(outcome: Outcome) -> dict[str, str]:
+def outcome_diff(outcome: VmResult) -> dict[str, str]:
     """Return the diff: the snapshot trees before and after, without ids and times, which a prediction lacks, and the configuration changes of a revert."""
     name = str(outcome.vm or outcome.target.ref)
     before, after = tree(outcome.before), tree(outcome.after)
