@@ -45,6 +45,7 @@ lint() {
     step 5m shellcheck shellcheck --external-sources --source-path=SCRIPTDIR "${scripts[@]}"
     step 5m mypy mypy -p ansible_collections.safepoint.vm.plugins
     step 5m mypy-lab env MYPYPATH=tests/lab mypy tests/lab
+    step 5m import-linter env PYTHONPATH=.ansible/collections lint-imports --cache-dir .cache/import-linter
     step 5m licence python tests/tools/check_licence.py "${files[@]}"
     step 5m action-group python tests/tools/check_action_group.py
     step 5m changelog antsibull-changelog lint
