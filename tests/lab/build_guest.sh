@@ -3,11 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
 # Builds the Linux guest of the lab into .cache/guest: base.qcow2, vmlinuz, initrd.img and the ssh key id_ed25519.
-# Does nothing, and says nothing, when this very recipe has been built there already.
+# Does nothing and prints nothing if the same recipe was already built.
 #
-# A Debian of the same release as this machine, with Python, sshd and the guest agent, under busybox's init: systemd would take
-# five times as long to boot under TCG. No boot loader (QEMU loads the kernel), no loop mount, no libguestfs. Files that belong to
-# root need root: an ordinary user needs sudo for the building, not for the use.
+# A Debian of the same release as this machine, with Python, sshd and the guest agent, and with busybox's init: systemd would take
+# five times as long to boot under TCG. No boot loader (QEMU loads the kernel), no loop mount, no libguestfs. The build creates files
+# that belong to root: it needs root or sudo, the use does not.
 set -euo pipefail
 umask 022
 
@@ -17,7 +17,7 @@ mkdir -p "$CACHE"
 CACHE=$(readlink -f "$CACHE")
 RECIPE=$(sha256sum "$SELF" | cut -d ' ' -f 1)
 DONE=$CACHE/guest
-NEW=$CACHE/guest.building   # moved into place at the end: what is in guest/ is always a finished image
+NEW=$CACHE/guest.building   # moved into place at the end: guest/ always has a complete image
 ROOTFS=$NEW/rootfs
 
 DISK_SIZE=512M
@@ -29,23 +29,23 @@ main() {
     is_built && return
     if [ "$(id -u)" != 0 ]; then
         command -v sudo > /dev/null || { echo "The guest image needs root or sudo once, to be built: $SELF" >&2; return 1; }
-        sudo bash "$SELF"   # as root it gives the result to the user that sudo names
+        sudo bash "$SELF"   # as root it changes the owner of the result to the user who called sudo
         return
     fi
     exec 9> "$CACHE/guest.lock"
-    flock 9   # a second builder waits here, and finds the work done
+    flock 9   # a second build waits here and finds the work done
     is_built && return
     echo "Building the guest image in ${DONE} (about a minute)" >&2
     trap clean_up EXIT
     clean_up
     mkdir "$NEW"
-    set +e   # not `if (build)`: bash ignores -e in all that a condition runs
+    set +e   # not `if (build)`: bash ignores -e inside a condition
     (set -ex; build) > "$DONE.log" 2>&1
     local status=$?
     set -e
     if [ $status != 0 ]; then
         tail -n 30 "$DONE.log" >&2
-        echo "The guest image could not be built; the whole log is $DONE.log" >&2
+        echo "The guest image could not be built; see the log $DONE.log" >&2
         return 1
     fi
     rm -rf "$DONE"
@@ -81,11 +81,11 @@ build_rootfs() {
         "$suite" "$ROOTFS" "deb $mirror $suite main"
 }
 
-# The kernel's package is only unpacked: installed in the guest it would bring an initramfs generator and 90 MB of modules.
+# The kernel package is only unpacked: its installation in the guest would add an initramfs generator and 90 MB of modules.
 unpack_kernel() {
     mkdir "$NEW/kernel"
     cd "$NEW/kernel"
-    if ! download_kernel; then   # no package lists, or old ones that name a kernel which the mirror has dropped
+    if ! download_kernel; then   # no package lists, or old ones with a kernel that the mirror no longer has
         apt-get update -q
         download_kernel
     fi
@@ -100,7 +100,7 @@ download_kernel() {
     [ -n "$package" ] && apt-get download -q "$package"
 }
 
-# Copies kernel modules under numbered names, in the order given: the guest loads them by that order and needs no depmod.
+# Copies kernel modules under numbered names, in the given order: the guest loads them in that order, without depmod.
 copy_modules() {
     local to=$1 number=10 module file
     shift
@@ -117,7 +117,7 @@ copy_modules() {
     done
 }
 
-# Just enough to mount the disk: busybox and the virtio block driver (ext4 is built into the cloud kernel).
+# The minimum to mount the disk: busybox and the virtio block driver (ext4 is built into the cloud kernel).
 build_initrd() {
     local initrd=$NEW/initrd
     mkdir -p "$initrd"/{bin,dev,proc,sys,root}
@@ -141,7 +141,7 @@ END
     (cd "$initrd" && find . | busybox cpio -o -H newc | gzip -1 > "$NEW/initrd.img")
 }
 
-# Every file is removed before it is written: an absolute link in the rootfs would lead to this machine's own file.
+# Remove every file before writing it: an absolute symlink in the rootfs would point to a file of this machine.
 put() {
     local mode=$1 path=$ROOTFS$2
     mkdir -p "$(dirname "$path")"

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 #
-# Builds .cache/trixie: the root folder of a Debian that has a newer libvirt and QEMU than this machine, for `Lab(root=...)`.
-# Does nothing, and says nothing, when this very recipe has been built there already.
+# Builds .cache/trixie: the root folder of a Debian with a newer libvirt and QEMU than this machine, for `Lab(root=...)`.
+# Does nothing and prints nothing if the same recipe was already built.
 #
-# It is never booted: the lab calls libvirtd in it by chroot. Files that belong to root need root, or sudo once.
+# It is never booted: the lab runs its libvirtd with chroot. The build needs root, or sudo once.
 set -euo pipefail
 umask 022
 
@@ -15,7 +15,7 @@ mkdir -p "$CACHE"
 CACHE=$(readlink -f "$CACHE")
 RECIPE=$(sha256sum "$SELF" | cut -d ' ' -f 1)
 DONE=$CACHE/trixie
-NEW=$CACHE/trixie.building   # moved into place at the end: what is in trixie/ is always finished
+NEW=$CACHE/trixie.building   # moved into place at the end: trixie/ is always complete
 
 SUITE=trixie
 PACKAGES=libvirt-daemon,libvirt-daemon-driver-qemu,qemu-system-x86,qemu-utils,seabios
@@ -26,22 +26,22 @@ main() {
     is_built && return
     if [ "$(id -u)" != 0 ]; then
         command -v sudo > /dev/null || { echo "The Debian $SUITE folder needs root or sudo once, to be built: $SELF" >&2; return 1; }
-        sudo bash "$SELF"   # as root it gives the result to the user that sudo names
+        sudo bash "$SELF"   # as root it changes the owner of the result to the user who called sudo
         return
     fi
     exec 9> "$CACHE/trixie.lock"
-    flock 9   # a second builder waits here, and finds the work done
+    flock 9   # a second build waits here and finds the work done
     is_built && return
     echo "Building a Debian $SUITE with libvirt and QEMU in ${DONE} (about two minutes)" >&2
     trap clean_up EXIT
     clean_up
-    set +e   # not `if (build)`: bash ignores -e in all that a condition runs
+    set +e   # not `if (build)`: bash ignores -e inside a condition
     (set -ex; build) > "$DONE.log" 2>&1
     local status=$?
     set -e
     if [ $status != 0 ]; then
         tail -n 30 "$DONE.log" >&2
-        echo "The Debian $SUITE folder could not be built; the whole log is $DONE.log" >&2
+        echo "The Debian $SUITE folder could not be built; see the log $DONE.log" >&2
         return 1
     fi
     rm -rf --one-file-system "$DONE"
@@ -50,7 +50,7 @@ main() {
 
 clean_up() {
     rm -rf --one-file-system "$NEW"
-    # So that `make clean` can remove it. Nothing in it needs its owner: libvirtd runs there as an ordinary user.
+    # So that `make clean` can remove it. The owner of the files does not matter: libvirtd runs there as a normal user.
     [ -z "${SUDO_UID:-}" ] || chown -R --no-dereference "$SUDO_UID:${SUDO_GID:?}" "$DONE"*
 }
 
