@@ -57,7 +57,7 @@ options:
         description: The ID of the snapshot.
         type: str
         required: true
-      labels:
+      match_labels:
         description:
           - Fields that the label of the snapshot must have, as a mapping of keys to strings. A key with an empty value must not be in the label.
           - If the label differs, the VM fails with V(label_differs) and is not changed.

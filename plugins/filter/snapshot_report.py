@@ -117,8 +117,8 @@ _value:
       elements: dict
     attention:
       description:
-        - The problems that need action, the most urgent first, each with C(severity) (V(act), V(look) or V(note)), C(code), C(endpoint), C(backend), C(vm),
-          C(vm_id), C(snapshots) (their IDs and names), C(age_seconds), C(what) (a description of the problem) and C(remedy) (the action that solves it).
+        - The problems that need action, the most urgent first, each with C(severity) (V(critical), V(warning) or V(info)), C(code), C(endpoint), C(backend),
+          C(vm), C(vm_id), C(snapshots) (their IDs and names), C(age_seconds), C(what) (a description of the problem) and C(remedy) (the action that solves it).
       type: list
       elements: dict
     vms:

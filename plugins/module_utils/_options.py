@@ -53,8 +53,8 @@ _VMS: Spec = {
 _SCOPE: Spec = {
     **_VMS,
     "scope": {"type": "str", "choices": ["vms", "endpoint"], "default": "vms"},
-    "name": {"type": "str"},
-    "labels": {"type": "dict"},
+    "name_pattern": {"type": "str"},
+    "match_labels": {"type": "dict"},
 }
 _INFO: Spec = {
     **_SCOPE,
@@ -80,7 +80,7 @@ _CHANGE: Spec = {
         "options": {
             "vm": {"type": "str", "required": True},
             "id": {"type": "str", "required": True},
-            "labels": {"type": "dict"},
+            "match_labels": {"type": "dict"},
         },
     },
     "name": {"type": "str"},
@@ -127,7 +127,7 @@ OPTIONS: Mapping[str, Spec] = {
             **_CONNECTION,
             **_CHANGE,
             "select": {"type": "str", "choices": ["newest", "before"]},
-            "labels": {"type": "dict"},
+            "match_labels": {"type": "dict"},
             "time": {"type": "str"},
             "power": {"type": "str", "choices": ["as_snapshot", "on", "off"], "default": "as_snapshot"},
             "discard_newer": {"type": "bool", "default": False},

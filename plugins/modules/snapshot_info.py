@@ -37,11 +37,11 @@ options:
       vms: The VMs in O(vm) or O(vms).
       endpoint: All VMs of the endpoint.
     default: vms
-  name:
+  name_pattern:
     description:
       - Select only snapshots whose name matches this pattern. C(*) matches any text, C(?) one character and C([...]) one of several characters.
     type: str
-  labels:
+  match_labels:
     description:
       - Select only snapshots whose label has these fields, given as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict

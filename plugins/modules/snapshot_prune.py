@@ -59,11 +59,11 @@ options:
     description:
       - Select only snapshots whose label has this value for the key C(change).
     type: str
-  name:
+  name_pattern:
     description:
       - Select only snapshots whose name matches this pattern. C(*) matches any text, C(?) one character and C([...]) one of several characters.
     type: str
-  labels:
+  match_labels:
     description:
       - Select only snapshots whose label has these fields, given as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict

@@ -49,7 +49,7 @@ options:
     choices:
       newest: The newest snapshot.
       before: The newest snapshot that was taken before O(time).
-  labels:
+  match_labels:
     description:
       - With O(select), fields that the label must have, as a mapping of keys to strings. A key with an empty value must not be in the label.
     type: dict
@@ -105,7 +105,7 @@ EXAMPLES = r"""
     vm: web01
     select: before
     time: "2026-11-23T03:00:00Z"
-    labels:
+    match_labels:
       quality: known-good
   delegate_to: localhost
 

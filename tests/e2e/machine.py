@@ -135,7 +135,7 @@ class Machine:
         connection = {"backend": "libvirt", "uri": self.lab.uri}
         checks = str(HERE / "health.yml")
         return self._play(
-            "safepoint.vm.reconcile", {"guarded_change_connection": connection, "guarded_change_checks": checks, **extra}
+            "safepoint.vm.reconcile", {"guarded_change_endpoint": connection, "guarded_change_checks": checks, **extra}
         )
 
     def _play(self, playbook: str, extra: dict[str, t.Any], *options: str, kill_when: t.Callable[[], bool] | None = None) -> Run:

@@ -53,7 +53,7 @@ def test_each_changed_vm_has_a_line_with_user_action_reason_and_duration(
     run_module("snapshot", {**options, **words}, **env)
     run_module("snapshot", {**options, **words}, **env)  # changes nothing and writes no line
     run_module("snapshot_revert", {**options, "audit_file": str(path)})
-    run_module("snapshot_revert", {**options, "name": "none", "labels": None}, **env)
+    run_module("snapshot_revert", {**options, "name": "none"}, **env)
     run_module("snapshot_info", {key: value for key, value in options.items() if key != "name"}, **env)
     run_module("snapshot", {**options, "state": "absent"}, **env)
     unreachable, _shown = run_module("snapshot", {**options, "uri": "qemu+unix:///system?socket=/nowhere"}, **env)

@@ -23,8 +23,8 @@ def test_listing_can_be_filtered_by_name_label_age_and_owner(module: Module, sta
     module("snapshot", vm="test", name="nightly-1", labels={"stage": "test"})
     module("snapshot", vm="test", name="weekly-1")
     state.lookupByName("test").snapshotCreateXML("<domainsnapshot><name>mine</name></domainsnapshot>")
-    assert names(module("snapshot_info", vm="test", name="*-1")) == ["nightly-1", "weekly-1"]
-    assert names(module("snapshot_info", vm="test", labels={"stage": "test"})) == ["nightly-1"]
+    assert names(module("snapshot_info", vm="test", name_pattern="*-1")) == ["nightly-1", "weekly-1"]
+    assert names(module("snapshot_info", vm="test", match_labels={"stage": "test"})) == ["nightly-1"]
     assert names(module("snapshot_info", vm="test", ownership="foreign")) == ["mine"]
     assert names(module("snapshot_info", vm="test", older_than="1h")) == []
     assert len(names(module("snapshot_info", vm="test", newer_than="2020-01-01"))) == 3
@@ -63,7 +63,7 @@ def test_check_mode_with_diff_shows_what_a_revert_would_undo(lab: t.Any, module:
 def test_select_newest_reverts_to_the_newest_match(module: Module) -> None:
     module("snapshot", vm="test", name="good", labels={"quality": "good"})
     module("snapshot", vm="test", name="bad")
-    done = module("snapshot_revert", vm="test", select="newest", labels={"quality": "good"})
+    done = module("snapshot_revert", vm="test", select="newest", match_labels={"quality": "good"})
     assert done["vms"][0]["snapshot"]["name"] == "good"
     failed = module("snapshot_revert", vm="test", select="before", time="2020-01-01T00:00:00Z")
     assert (failed["error"], failed["changed"]) == ("snapshot_not_found", False)
@@ -118,7 +118,7 @@ def test_each_foreign_snapshot_has_the_reason(module: Module, state: libvirt.vir
         ("snapshot", {"vm": "test", "name": "x", "kind": "external"}, ["test", "external"]),
         ("snapshot_revert", {"vm": "test", "select": "before"}, ["time", "select"]),
         ("snapshot_revert", {"vm": "test", "select": "newest", "time": "1h"}, ["time", "select=before"]),
-        ("snapshot_revert", {"vm": "test", "name": "x", "labels": {"a": "b"}}, ["labels", "select"]),
+        ("snapshot_revert", {"vm": "test", "name": "x", "match_labels": {"a": "b"}}, ["match_labels", "select"]),
         ("snapshot_revert", {"vm": "test", "name": "x", "select": "newest"}, ["name", "select"]),
         ("snapshot_revert", {"vm": "test"}, ["name", "id", "select"]),
         ("snapshot_info", {"vms": None}, ["no VM is set"]),

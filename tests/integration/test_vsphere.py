@@ -305,7 +305,7 @@ def test_snapshots_with_the_same_name_are_an_error_and_can_be_removed_by_id(modu
 
     with log_in(vcenter) as client:
         client.done(client.create(client.by_id(vcenter.vm(vm)["moid"]), "twin", description="[safepoint v=1 owner=safepoint]"))
-    ids = [one["id"] for one in module("snapshot_info", vm=vm, name="twin")["vms"][0]["snapshots"]]
+    ids = [one["id"] for one in module("snapshot_info", vm=vm, name_pattern="twin")["vms"][0]["snapshots"]]
     for options in ({"name": "snapshot_revert"}, {"name": "snapshot", "state": "absent"}):
         name = options.pop("name")
         failed = module(name, vm=vm, **{**options, "name": "twin"})

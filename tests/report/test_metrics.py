@@ -60,7 +60,7 @@ def test_the_metrics_of_an_estate_pass_the_strict_reader_and_agree_with_the_repo
     by_class = [number for (name, _pairs), number in found.items() if name == "safepoint_snapshots"]
     assert sum(by_class) == data["totals"]["snapshots"] == 2000 and len(by_class) == 3 * 4
     assert value(found, "safepoint_report_timestamp_seconds") == estate.NOW.timestamp()
-    assert value(found, "safepoint_attention", severity="act") == data["totals"]["attention"]["act"]
+    assert value(found, "safepoint_attention", severity="critical") == data["totals"]["attention"]["critical"]
     assert value(found, "safepoint_endpoint_clock_ahead_seconds", endpoint="pve1.example.com", backend="proxmox") == 150
     lost = {pairs: name for (name, pairs), _number in found.items() if ("endpoint", "esx09.example.com") in pairs}
     assert list(lost.values()) == ["safepoint_endpoint_up"]

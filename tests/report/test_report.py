@@ -62,11 +62,11 @@ def test_what_is_old_is_told_unless_it_is_meant_to_be() -> None:
     meant = [snapshot("held", age=OLD, label={"hold": "yes", "hold_by": "alice", "hold_reason": "audit"})]
     meant += [snapshot("expires", age=OLD, label={"expires": iso(NOW + OLD)})]
     data = report([endpoint("e", vm("v", *meant, snapshot("young")))])
-    assert said(data) == [("note", "held")] and data["attention"][0]["what"] == "held is on hold: by alice (audit)"
+    assert said(data) == [("info", "held")] and data["attention"][0]["what"] == "held is on hold: by alice (audit)"
     assert data["totals"]["over_age"] == 2
     old = [snapshot(f"s{number}", age=OLD) for number in range(5)]
     data = report([endpoint("e", vm("v", *old, snapshot("mine", age=OLD, label={})))])
-    assert said(data) == [("look", "too_old")] * 2
+    assert said(data) == [("warning", "too_old")] * 2
     assert "s0, s1, s2 and 2 more are older than 3 days" in [item["what"] for item in data["attention"]]
     assert said(report([endpoint("e", vm("v", *old))], max_age="6d")) == []
 
@@ -75,14 +75,14 @@ def test_a_change_that_has_not_ended_is_urgent_once_its_time_is_over_by_the_endp
     lease = NOW + timedelta(minutes=10)
     guard = snapshot("sp-1", label={"state": "guarding", "change": "CHG1", "lease": iso(lease), "run": "45c1179503af"})
     without = snapshot("sp-2", label={"state": "guarding"})
-    assert said(report([endpoint("e", vm("v", guard))])) == [("note", "change_under_way")]
+    assert said(report([endpoint("e", vm("v", guard))])) == [("info", "change_under_way")]
     later = endpoint("e", vm("v", guard))
     later["answer"]["now"] = iso(NOW + timedelta(hours=3))
     data = report([later])
-    assert said(data) == [("act", "change_not_ended"), ("look", "clock")]
+    assert said(data) == [("critical", "change_not_ended"), ("warning", "clock")]
     assert "CHG1" in data["attention"][0]["what"] and "2 hours ago" in data["attention"][0]["what"]
     assert "guarded_change_reconcile_run=45c1179503af" in data["attention"][0]["remedy"]
-    assert said(report([endpoint("e", vm("v", without))])) == [("act", "change_not_ended")]
+    assert said(report([endpoint("e", vm("v", without))])) == [("critical", "change_not_ended")]
     foreign = {**guard, "ours": False, "why_not_ours": "owner 'safepoint2' made it"}
     assert said(report([endpoint("e", vm("v", foreign))])) == []
 
@@ -102,12 +102,12 @@ def test_what_else_needs_somebody() -> None:
     ]
     data = report([endpoint("e", *rows)])
     assert sorted((item["vm"], item["severity"], item["code"]) for item in data["attention"]) == [
-        ("a", "look", "expired"),
-        ("b", "look", "label_not_valid"),
-        ("c", "look", "label_not_valid"),
-        ("d", "act", "consolidation_needed"),
-        ("d", "look", "new_one"),
-        ("e", "act", "timed_out"),
+        ("a", "warning", "expired"),
+        ("b", "warning", "label_not_valid"),
+        ("c", "warning", "label_not_valid"),
+        ("d", "critical", "consolidation_needed"),
+        ("d", "warning", "new_one"),
+        ("e", "critical", "timed_out"),
     ]
     assert [one["name"] for one in data["vms"]][:2] == ["d", "e"]
     assert data["totals"]["findings"] == {"consolidation_needed": 1, "new_one": 1}
@@ -164,18 +164,18 @@ def test_a_write_without_an_outcome_is_urgent_once_its_call_must_have_ended() ->
     assert said(report(answers, audit=ended)) == []
     killed = [*ended, written("intent", number=2), written("intent", number=3), written("outcome", number=3)]
     data = report(answers, audit=killed)
-    assert said(data) == [("act", "write_without_outcome")]
+    assert said(data) == [("critical", "write_without_outcome")]
     found = data["attention"][0]
     assert (found["endpoint"], found["vm"], found["vm_id"], found["age_seconds"]) == ("kvm", "vm2", "id2", 3600)
     assert [one["id"] for one in data["audit"]["entries"]] == ["c1-2"]
     assert "no outcome" in page(data)
     running = [written("intent", number=2, ends_by=iso(NOW + timedelta(minutes=1)))]
-    assert said(report(answers, audit=running)) == [("note", "write_under_way")]
+    assert said(report(answers, audit=running)) == [("info", "write_under_way")]
     # Another call has written to that VM since, and read its state before; one that failed settles nothing.
     later = [written("intent", "c2", 2), written("outcome", "c2", 2)]
     assert said(report(answers, audit=[*killed, *later])) == []
     failed = [written("intent", "c2", 2), written("outcome", "c2", 2, error="locked")]
-    assert said(report(answers, audit=[*killed, *failed])) == [("act", "write_without_outcome")]
+    assert said(report(answers, audit=[*killed, *failed])) == [("critical", "write_without_outcome")]
 
 
 @pytest.mark.parametrize(

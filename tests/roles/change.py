@@ -67,7 +67,7 @@ class Change:
     def variables(self, entry: str, **given: object) -> dict[str, object]:
         """The role's variables."""
         defaults: dict[str, object] = {
-            "connection": self.hypervisor.connection,
+            "endpoint": self.hypervisor.connection,
             "evidence_dir": str(self.evidence),
             "reconnect_timeout": "20s",
             **({"tasks": "change.yml"} if entry == "main" else {}),

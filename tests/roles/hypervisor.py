@@ -14,7 +14,7 @@ class Endpoint(t.Protocol):
     """What the tests of the role need of a hypervisor."""
 
     connection: dict[str, t.Any]
-    """The value of guarded_change_connection."""
+    """The value of guarded_change_endpoint."""
 
     def define(self, name: str) -> None:
         """Add a running VM."""

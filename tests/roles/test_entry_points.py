@@ -13,7 +13,7 @@ pytestmark = pytest.mark.core_versions
 
 
 def test_a_checkpoint_is_committed_by_another_run(change: Change) -> None:
-    assert change.run(entry="checkpoint", change="CHG0042", timeout="90m").rc == 0
+    assert change.run(entry="checkpoint", id="CHG0042", timeout="90m").rc == 0
     [label] = change.labels()
     assert label["state"] == "guarding"
     assert label["change"] == "CHG0042"
@@ -33,7 +33,7 @@ def test_a_commit_may_keep_the_snapshot_for_a_while(change: Change) -> None:
 def test_a_checkpoint_is_rolled_back_by_another_run(change: Change) -> None:
     audit = change.stage.folder / "audit.jsonl"
     head = f"environment: {{SAFEPOINT_AUDIT_FILE: {audit}}}"
-    change.run(entry="checkpoint", change="CHG0042", head=head)
+    change.run(entry="checkpoint", id="CHG0042", head=head)
     change.stage.write("health.yml", "- name: Be well\n  ansible.builtin.command: 'true'\n")
     run = change.run(entry="rollback", checks="health.yml", head=head)
     [label] = change.labels()
@@ -78,9 +78,9 @@ def test_the_playbook_gets_the_id_and_may_name_it(change: Change) -> None:
 
 
 def test_the_change_tells_two_checkpoints_apart(change: Change) -> None:
-    change.run(entry="checkpoint", change="CHG0042")
+    change.run(entry="checkpoint", id="CHG0042")
     change.hypervisor.take("web01", "newer", "[safepoint v=1 owner=safepoint state=guarding change=CHG0043]")
-    assert change.run(entry="commit", change="CHG0043").rc == 0
+    assert change.run(entry="commit", id="CHG0043").rc == 0
     assert [one["change"] for one in change.labels()] == ["CHG0042"]
 
 

@@ -26,7 +26,7 @@ def test_a_change_that_goes_well_leaves_no_snapshot(change: Change) -> None:
 
 def test_a_change_that_goes_well_keeps_its_snapshot_when_told(change: Change) -> None:
     change.stage.write("change.yml", GOOD)
-    run = change.run(keep_after_success="48h", change="CHG 0042/a very long name of it", description="New kernel")
+    run = change.run(keep_after_success="48h", id="CHG 0042/a very long name of it", description="New kernel")
     assert run.rc == 0
     [label] = change.labels()
     assert re.fullmatch(r"sp-CHG-0042-a-very-long-\d{8}T\d{6}Z", label["name"])
@@ -41,7 +41,7 @@ def test_while_it_is_made_the_snapshot_says_so(change: Change) -> None:
     change.stage.write(
         "change.yml",
         """\
-        - safepoint.vm.snapshot_info: {backend: libvirt, uri: "{{ guarded_change_connection.uri }}", vm: web01}
+        - safepoint.vm.snapshot_info: {backend: libvirt, uri: "{{ guarded_change_endpoint.uri }}", vm: web01}
           connection: local
           register: seen
         - ansible.builtin.debug: {var: "seen.vms[0].snapshots[0].label"}
@@ -56,7 +56,7 @@ def test_while_it_is_made_the_snapshot_says_so(change: Change) -> None:
 
 def test_a_task_that_fails_is_rolled_back(change: Change) -> None:
     change.stage.write("change.yml", GOOD + FAIL)
-    run = change.run(change="CHG0042")
+    run = change.run(id="CHG0042")
     assert change.was_rolled_back(run)
     assert run.said("The change failed in Break it:")
     assert run.said(": it does not fit")
@@ -208,7 +208,7 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
             {"keep_after_success": 3},
             "guarded_change_keep_after_success is '3', which is no duration with a unit",
         ),
-        ({"change.yml": GOOD}, {"connection": None}, "guarded_change_connection"),
+        ({"change.yml": GOOD}, {"endpoint": None}, "guarded_change_endpoint"),
         ({"change.yml": GOOD}, {"power": "perhaps"}, "guarded_change_power"),
         ({"change.yml": GOOD}, {"vm": "web99"}, "web99"),
         (
@@ -263,7 +263,7 @@ def test_a_rollback_that_fails_says_so(change: Change) -> None:
     )
     run = change.run()
     assert run.rc == 2
-    assert run.said("web01 NEEDS YOU: it was not rolled back. The revert to sp-change-")
+    assert run.said("web01 ACTION REQUIRED: it was not rolled back. The revert to sp-change-")
     assert run.said("run the entry point rollback of safepoint.vm.guarded_change with guarded_change_snapshot_id=sp-change-")
     assert run.said("The change failed in Break it: no luck")
 
@@ -344,7 +344,7 @@ def test_a_role_that_includes_this_one_has_its_own_files_found(change: Change) -
         f"""\
         - ansible.builtin.include_role: {{name: safepoint.vm.guarded_change}}
           vars:
-            guarded_change_connection: {{backend: libvirt, uri: "{change.hypervisor.uri}"}}
+            guarded_change_endpoint: {{backend: libvirt, uri: "{change.hypervisor.uri}"}}
             guarded_change_tasks: change.yml
         """,
     )

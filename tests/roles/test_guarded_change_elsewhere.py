@@ -43,7 +43,7 @@ def test_a_change_that_goes_well_leaves_no_snapshot(change: Change) -> None:
 def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, endpoint: ElsewhereEndpoint, broken: str) -> None:
     change.stage.write("change.yml", GOOD + broken)
     back = change.stage.guests["web01"].come_back_when(change.stage.write("flag", "")) if broken == KILL else None
-    run = change.run(change="CHG0042")
+    run = change.run(id="CHG0042")
     if back:
         back.join(30)
     assert change.was_rolled_back(run)
@@ -52,7 +52,7 @@ def test_what_fails_or_is_lost_is_rolled_back_and_runs_again(change: Change, end
 
 
 def test_what_a_run_has_left_is_ended_by_reconcile(change: Change, endpoint: ElsewhereEndpoint) -> None:
-    assert change.run(entry="checkpoint", change="CHG0042").rc == 0
+    assert change.run(entry="checkpoint", id="CHG0042").rc == 0
     [label] = change.labels()
     assert {"change", "run", "by", "began", "lease"} <= label.keys()
     named = {"reconcile_policy": "rollback", "reconcile_run": label["run"], "reconcile_settle": "5s"}

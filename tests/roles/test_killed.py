@@ -84,7 +84,7 @@ class Datacenter:
             method, path = point.request
             held = self.pve.fault(method, f"*/qemu/{vmid}/{path}", nth=point.nth, after=point.after, hold=True)
         reached: Callable[[], bool] = held.reached.is_set if held else flag.exists
-        playing = self.change.start("--limit", name, tasks=f"change-{name}.yml", checks=f"checks-{name}.yml", change="CHG1")
+        playing = self.change.start("--limit", name, tasks=f"change-{name}.yml", checks=f"checks-{name}.yml", id="CHG1")
         end = time.monotonic() + 120
         while not reached() and time.monotonic() < end:
             time.sleep(0.02)

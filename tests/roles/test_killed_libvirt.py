@@ -69,7 +69,7 @@ def test_what_a_killed_controller_leaves_is_rolled_back_once(stage: Stage, machi
     stage.write("change.yml", waits if point == "change" else FAIL if point in ("checks-again", "reverts") else GOOD)
     stage.write("checks.yml", waits if point in ("checks", "checks-again") else GOOD)
     domain = machine.person.lookupByName("web01")
-    playing = change.start(checks="checks.yml", change="CHG1", evidence_dir=str(stage.folder))
+    playing = change.start(checks="checks.yml", id="CHG1", evidence_dir=str(stage.folder))
     try:
         if point == "reverts":
             # What is kept on the controller comes right before the revert, whose QEMU is the one that is there by then.

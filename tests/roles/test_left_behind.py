@@ -54,7 +54,7 @@ def test_a_checkpoint_that_was_refused_is_not_looked_for(cluster: Change, pve: P
     cluster.stage.write("change.yml", GOOD)
     pve.add_user("watch@pve", "only-looks-on", {"/": {"VM.Audit", "Sys.Audit"}})
     login = {key: value for key, value in cluster.hypervisor.connection.items() if not key.startswith("token")}
-    run = cluster.run(connection={**login, "username": "watch@pve", "password": "only-looks-on"})
+    run = cluster.run(endpoint={**login, "username": "watch@pve", "password": "only-looks-on"})
     assert run.rc == 2
     assert run.said("VM.Snapshot")
     assert not run.said("remove it with the entry point commit")
@@ -65,7 +65,7 @@ def test_a_checkpoint_that_was_refused_is_not_looked_for(cluster: Change, pve: P
 def test_a_checkpoint_that_comes_too_late_is_told_and_the_next_run_can_end_it(cluster: Change, pve: PveServer) -> None:
     cluster.stage.write("change.yml", GOOD)
     pve.set_task_seconds(600, "qmsnapshot")
-    run = cluster.run(connection={**cluster.hypervisor.connection, "timeout": "3s"})
+    run = cluster.run(endpoint={**cluster.hypervisor.connection, "timeout": "3s"})
     assert run.rc == 2
     assert run.said("The change was not begun, since there is no checkpoint: timeout=3 seconds was not enough to")
     assert run.said(
@@ -124,9 +124,9 @@ def test_a_check_mode_for_a_part_is_refused_and_a_rollback_in_check_mode_says_wh
 
 def test_a_change_and_a_vm_may_be_numbers(cluster: Change, pve: PveServer) -> None:
     [vmid] = pve.guests
-    assert cluster.run(entry="checkpoint", change=20431, vm=vmid).rc == 0
+    assert cluster.run(entry="checkpoint", id=20431, vm=vmid).rc == 0
     assert cluster.labels()[0]["change"] == "20431"
-    run = cluster.run(entry="rollback", change=20431, vm=vmid)
+    run = cluster.run(entry="rollback", id=20431, vm=vmid)
     assert run.rc == 0
     assert [label["state"] for label in cluster.labels()] == ["rolled_back"]
 

@@ -32,12 +32,12 @@ def test_a_run_that_is_told_to_end_says_guarding_and_another_ends_it(
             time.sleep(0.1)
         os.killpg(pid, number)
 
-    run = fleet.run(change="CHG0042", meanwhile=end)
+    run = fleet.run(id="CHG0042", meanwhile=end)
     assert run.rc in (code, -number)
     assert "was rolled back" not in run.output
     assert fleet.states() == {"web01": "guarding"}
 
-    run = fleet.run(entry="rollback", change="CHG0042")
+    run = fleet.run(entry="rollback", id="CHG0042")
     assert run.rc == 0
     assert run.said("web01 was rolled back to sp-CHG0042-")
     assert fleet.states() == {"web01": "rolled_back"}
@@ -66,7 +66,7 @@ def test_the_host_that_reaches_the_hypervisor_is_lost_before_the_rollback(stage:
     told = last_message(run, "web01")
     assert run.rc == 2
     assert run.recap("web01")["unreachable"] == 0
-    assert told.startswith(f"web01 NEEDS YOU: it was not rolled back. The revert to {label['name']} failed: ")
+    assert told.startswith(f"web01 ACTION REQUIRED: it was not rolled back. The revert to {label['name']} failed: ")
     assert "Failed to connect to the host via ssh" in told
     assert "The change failed in Break it: " in told and told.endswith(": it does not fit")
     assert fleet.states() == {"web01": "guarding"}

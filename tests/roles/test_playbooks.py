@@ -35,10 +35,10 @@ def test_a_change_in_several_jobs(change: Change) -> None:
     [label] = change.labels()
     assert label["state"] == "guarding" and label["by"].endswith("/job/42") and label["began"] > "2026"
     assert change.run_by_name("reconcile", hosts="web01").said("Reported only: guarded_change_reconcile_policy is report")
-    assert change.run_by_name("rollback", hosts="web01", change="CHG7").rc == 0
+    assert change.run_by_name("rollback", hosts="web01", id="CHG7").rc == 0
     assert change.labels()[0]["state"] == "rolled_back"
     assert change.run_by_name("checkpoint", **SURVEY).rc == 0
-    assert change.run_by_name("commit", hosts="web01", change="CHG7").rc == 0
+    assert change.run_by_name("commit", hosts="web01", id="CHG7").rc == 0
     assert [label["state"] for label in change.labels()] == ["rolled_back"]
 
 

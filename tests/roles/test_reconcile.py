@@ -61,13 +61,13 @@ def test_it_rolls_back_once(change: Change) -> None:
 def test_it_commits_and_takes_only_what_was_asked_for(change: Change) -> None:
     """By change, by run and by age; answers of a survey are texts."""
     leave(change, "web01")
-    for variables in ({"change": "CHG2"}, {"reconcile_run": "ba9876543210"}, {"reconcile_older_than": "1h"}):
+    for variables in ({"id": "CHG2"}, {"reconcile_run": "ba9876543210"}, {"reconcile_older_than": "1h"}):
         run = change.run(entry="reconcile", reconcile_policy="commit", **variables)
         assert run.rc == 0
         assert run.said("Nothing: no change on web01 has been left without an end")
     assert states(change, "web01") == [["guarding"]]
     run = change.run(
-        entry="reconcile", reconcile_policy="commit", change="CHG1", reconcile_force="false", keep_after_success="24h", **SETTLE
+        entry="reconcile", reconcile_policy="commit", id="CHG1", reconcile_force="false", keep_after_success="24h", **SETTLE
     )
     assert run.rc == 0
     assert run.said("Committed: the policy is commit. The checkpoint is kept for 24h")
@@ -100,9 +100,9 @@ def test_what_only_a_person_can_decide_is_left_to_one(change: Change) -> None:
     leave(change, "web05", f"{OVER} began=%7B%7B%207*7%20%7D%7D")
     run = change.run(entry="reconcile", reconcile_policy="rollback", **SETTLE)
     assert run.rc == 2
-    assert run.said("its lease soon is no time. NEEDS YOU: nobody can tell whether its run is alive.")
-    assert run.said("it has no lease. NEEDS YOU: nobody can tell")
-    assert run.said("NEEDS YOU: it has 2 such checkpoints")
+    assert run.said("its lease soon is no time. ACTION REQUIRED: nobody can tell whether its run is alive.")
+    assert run.said("it has no lease. ACTION REQUIRED: nobody can tell")
+    assert run.said("ACTION REQUIRED: it has 2 such checkpoints")
     assert run.said("Left alone: it is not ours: it belongs to owner 'somebody'")
     assert run.said("begun at {{ 7*7 }} by"), "what stands in a label is text, and no template"
     assert [run.recap(f"web0{number}")["failed"] for number in range(1, 6)] == [1, 1, 1, 0, 0]
@@ -119,7 +119,9 @@ def test_a_guest_that_is_not_well_after_it_needs_a_person(change: Change) -> Non
     change.stage.write("health.yml", "- name: Be well\n  ansible.builtin.fail: {msg: no luck}\n")
     run = change.run(entry="reconcile", reconcile_policy="rollback", checks="health.yml", **SETTLE)
     assert run.rc == 2
-    assert run.said("NEEDS YOU: web01 was rolled back to sp-CHG1, BUT it is not well: Be well: no luck. The policy is rollback")
+    assert run.said(
+        "ACTION REQUIRED: web01 was rolled back to sp-CHG1, BUT it is not well: Be well: no luck. The policy is rollback"
+    )
     assert states(change, "web01") == [["rolled_back"]]
 
 
@@ -163,7 +165,7 @@ def test_of_two_at_the_same_time_one_acts(change: Change) -> None:
 def test_an_endpoint_that_does_not_answer_is_a_failure(change: Change) -> None:
     nowhere = {"backend": "libvirt", "uri": "test+unix:///default?socket=/nowhere"}
     for scope in ("hosts", "endpoint"):
-        run = change.run(entry="reconcile", connection=nowhere, reconcile_scope=scope)
+        run = change.run(entry="reconcile", endpoint=nowhere, reconcile_scope=scope)
         assert run.rc == 2
         assert run.said("Nothing was changed: ")
 

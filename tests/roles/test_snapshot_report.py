@@ -61,7 +61,7 @@ def test_each_endpoint_is_asked_once_and_what_was_seen_is_written_down(stage: St
     assert run.rc == 0 and run.recap("localhost")["failed"] == 0
     assert SECRET not in run.output
     assert len(re.findall(r"TASK \[.*Ask \| List the snapshots", run.output)) == 2
-    assert run.said("Endpoints reached: 1 of 2. Snapshots: 3. To act on now: 2, to look at: 0. Not reached: lost: ")
+    assert run.said("Endpoints reached: 1 of 2. Snapshots: 3. Critical: 2, warnings: 0. Not reached: lost: ")
     for path in files.values():
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
         assert SECRET not in path.read_text()
@@ -75,7 +75,7 @@ def test_each_endpoint_is_asked_once_and_what_was_seen_is_written_down(stage: St
     [web01] = [vm for vm in seen["vms"] if vm["name"] == "web01"]
     assert [one["class"] for one in web01["snapshots"]] == ["ours", "person", "backup"] and web01["chain"] == 3
     assert web01["snapshots"][1]["description"] == HOSTILE
-    assert [item["code"] for item in seen["attention"] if item["severity"] == "act"] == ["not_seen", "change_not_ended"]
+    assert [item["code"] for item in seen["attention"] if item["severity"] == "critical"] == ["not_seen", "change_not_ended"]
     assert [one["user"] for one in seen["audit"]["entries"]] == ["anna"] and seen["audit"]["unreadable"] == 1
 
     page = files["html"].read_text()
@@ -141,9 +141,9 @@ def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, endpoint: End
     text = json.dumps(json.dumps(endpoint.connection))
     env = {"PWD": str(stage.folder)}  # a shell sets it, and a process that changes its folder does not
     run = stage.play(
-        json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"snapshot_report_connection={text}", env=env
+        json.dumps([first, {"import_playbook": "safepoint.vm.report"}]), "-e", f"snapshot_report_endpoint={text}", env=env
     )
-    assert run.rc == 0 and run.said("Endpoints reached: 1 of 1. Snapshots: 1. To act on now: 0, to look at: 0.")
+    assert run.rc == 0 and run.said("Endpoints reached: 1 of 1. Snapshots: 1. Critical: 0, warnings: 0.")
     page = (stage.folder / "snapshots.html").read_text()
     assert "<bdi>before</bdi>" in page and "without a snapshot" in page and "Nothing." in page
     # vCenter tells the sizes of files.

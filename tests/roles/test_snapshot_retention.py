@@ -47,11 +47,11 @@ def test_several_endpoints_are_pruned_each_by_its_policy_and_one_that_fails_stop
                   - name: the dead one
                     connection: {{backend: vsphere, hostname: 127.0.0.1, port: 1, username: u, password: {SECRET}, connect_timeout: 5s}}
                     scope: endpoint
-                  - connection: {json.dumps(hypervisor.connection)}
+                  - endpoint: {json.dumps(hypervisor.connection)}
                     vms: [web01]
                     policy: {{keep_last: 1}}
                   - name: the second
-                    connection: {json.dumps(hypervisor.connection)}
+                    endpoint: {json.dumps(hypervisor.connection)}
                     vms: [web02]
     """
     run = stage.play(playbook, "-v")
@@ -73,7 +73,7 @@ def test_the_role_only_plans_and_refuses_a_misspelled_variable(stage: Stage, hyp
             - ansible.builtin.include_role:
                 name: safepoint.vm.snapshot_retention
     """
-    variables = {"snapshot_retention_connection": hypervisor.connection, "snapshot_retention_vms": ["web01"]}
+    variables = {"snapshot_retention_endpoint": hypervisor.connection, "snapshot_retention_vms": ["web01"]}
     run = stage.play(playbook, "-e", json.dumps(variables))
     assert run.rc == 0 and run.said("1 of 4 snapshots on 1 VMs would be removed")
     run = stage.play(playbook, "-e", json.dumps({**variables, "snapshot_retention_aply": True}))
@@ -89,7 +89,7 @@ def test_the_playbook_only_plans_until_it_is_told_to_apply_and_needs_a_scope(sta
     before = names(hypervisor, "web01")
 
     def prune(**extra: object) -> tuple[int, str, int]:
-        variables = {"snapshot_retention_connection": hypervisor.connection, **extra}
+        variables = {"snapshot_retention_endpoint": hypervisor.connection, **extra}
         run = stage.play("- import_playbook: safepoint.vm.prune", "-e", json.dumps(variables))
         return run.rc, " ".join(run.output.split()), run.recap("localhost").get("changed", -1)
 
@@ -111,7 +111,7 @@ def test_the_playbook_only_plans_until_it_is_told_to_apply_and_needs_a_scope(sta
 def test_check_mode_tells_what_would_change(stage: Stage, hypervisor: Hypervisor) -> None:
     estate(hypervisor)
     variables = {
-        "snapshot_retention_connection": hypervisor.connection,
+        "snapshot_retention_endpoint": hypervisor.connection,
         "snapshot_retention_vms": ["web01"],
         "snapshot_retention_policy": {"all": True, "confirm": 1},
         "prune_apply": True,

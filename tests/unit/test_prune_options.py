@@ -43,8 +43,8 @@ def plan(**options: t.Any) -> None:
         ({"keep_daily": 7, "confirm": 1}, ["confirm", "all=true"]),
         ({"all": True, "keep_daily": 7, "confirm": 1}, ["all=true"]),
         ({"keep_labels": {"Quality": "x"}}, ["keep_labels", "Quality"]),
-        ({"expired": True, "labels": {"a b": "x"}}, ["labels", "a b"]),
-        ({"expired": True, "policy": "a", "labels": {"policy": "b"}}, ["policy", "labels"]),
+        ({"expired": True, "match_labels": {"a b": "x"}}, ["match_labels", "a b"]),
+        ({"expired": True, "policy": "a", "match_labels": {"policy": "b"}}, ["policy", "match_labels"]),
         ({"expired": True, "change": ""}, ["change", "empty"]),
     ],
 )
@@ -60,10 +60,10 @@ def test_invalid_prune_options_are_refused(options: dict[str, t.Any], words: lis
     [
         {"expired": True},
         {"keep_last": 0, "keep_daily": 7, "min_keep": 0},
-        {"keep_last": 3, "keep_labels": {}, "labels": {"quality": ""}},
+        {"keep_last": 3, "keep_labels": {}, "match_labels": {"quality": ""}},
         {"keep_within": "7d", "min_age": "0.5h", "timezone": "Europe/Vienna"},
-        {"all": True, "confirm": 3, "name": "x*"},
-        {"policy": "a", "labels": {"policy": "a"}, "max_count": 3, "min_keep": 3},
+        {"all": True, "confirm": 3, "name_pattern": "x*"},
+        {"policy": "a", "match_labels": {"policy": "a"}, "max_count": 3, "min_keep": 3},
     ],
 )
 def test_valid_prune_options_are_accepted(options: dict[str, t.Any]) -> None:

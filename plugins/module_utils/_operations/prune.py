@@ -203,7 +203,7 @@ def pruned(request: Request, params: Mapping[str, t.Any]) -> Pruned:
 
 
 def _scope(params: Mapping[str, t.Any]) -> Filter:
-    labels = _texts(params, "labels")
+    labels = _texts(params, "match_labels")
     for option, key in (("policy", POLICY_LABEL), ("change", "change")):
         value = params[option]
         if value is None:
@@ -211,9 +211,11 @@ def _scope(params: Mapping[str, t.Any]) -> Filter:
         if not value:
             raise InvalidOption(f"{option} is empty; set a value, or remove the option")
         if labels.get(key, value) != value:
-            raise InvalidOption(f"{option}={value!r} contradicts labels, which sets {key}={labels[key]!r}; remove one of them")
+            raise InvalidOption(
+                f"{option}={value!r} contradicts match_labels, which sets {key}={labels[key]!r}; remove one of them"
+            )
         labels[key] = value
-    return Filter(name=params["name"], labels=labels)
+    return Filter(name=params["name_pattern"], labels=labels)
 
 
 def _texts(params: Mapping[str, t.Any], option: str) -> dict[str, str]:

@@ -55,7 +55,7 @@ def _named_targets(params: Params) -> list[Target]:
             _check_ref("targets: vm", one["vm"])
             if one["id"] is None or not one["id"].strip():
                 raise InvalidOption("targets: id is empty; set it to the id of the snapshot")
-        return [Target(one["vm"], one["id"], _expected(one["labels"])) for one in params["targets"]]
+        return [Target(one["vm"], one["id"], _expected(one["match_labels"])) for one in params["targets"]]
     if params.get("vms") is not None:
         option, refs = "vms", params["vms"]
     elif params.get("vm") is not None:
@@ -83,7 +83,7 @@ def _check_ref(option: str, ref: str | None) -> None:
 
 def _check_snapshot(params: Params) -> None:
     """Refuse options that do not name a snapshot, or that contradict each other."""
-    for option in ("name", "id"):
+    for option in ("name", "id", "name_pattern"):
         value = params.get(option)
         if value is not None and not value.strip():
             raise InvalidOption(f"{option} is empty; set it to the {option} of the snapshot")
@@ -103,8 +103,9 @@ def read_request(params: Params) -> Request:
     expires = params.get("expires")
     description = params.get("description")
     labels = check_labels(params.get("labels") or {})
+    match_labels = check_labels(params.get("match_labels") or {}, option="match_labels")
     select = params.get("select")
-    for option in ("labels", "time"):
+    for option in ("match_labels", "time"):
         if "select" in params and params[option] is not None and select is None:
             raise InvalidOption(f"{option} can only be used with select, not with name or id; remove {option}")
     if select == "newest" and params["time"] is not None:
@@ -145,11 +146,13 @@ def read_request(params: Params) -> Request:
         hold=params.get("hold"),
         hold_by=params.get("hold_by"),
         hold_reason=params.get("hold_reason"),
-        labels={} if select else labels,
+        labels=labels,
         fail_if_exists=params.get("if_exists") == "fail",
         children=params.get("children") or "keep",
         select=select is not None,
-        matching=Filter(labels=labels, older_than=parse_moment(params["time"], option="time") if params.get("time") else None),
+        matching=Filter(
+            labels=match_labels, older_than=parse_moment(params["time"], option="time") if params.get("time") else None
+        ),
         power=params.get("power") or "as_snapshot",
         discard_newer=bool(params.get("discard_newer")),
     )
@@ -170,8 +173,8 @@ def read_filter(params: Params) -> Filter:
     """Parse the filter options of snapshot_info."""
     limits = {option: parse_moment(params[option], option=option) for option in ("older_than", "newer_than") if params[option]}
     return Filter(
-        name=params["name"],
-        labels=_expected(params["labels"]),
+        name=params["name_pattern"],
+        labels=_expected(params["match_labels"]),
         **limits,
     )
 

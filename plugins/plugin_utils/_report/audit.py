@@ -63,11 +63,11 @@ def advise_audit(audit: Audit, endpoints: Sequence[Endpoint], now: datetime) -> 
         )
         if ends_by is not None and ends_by > now:
             what += ", and may still be running"
-            said.append(item(subject, "note", "write_under_way", what, f"Leave it alone until {one['ends_by']}", age=age))
+            said.append(item(subject, "info", "write_under_way", what, f"Leave it alone until {one['ends_by']}", age=age))
         else:
             what += ", and recorded no outcome: it was killed, or did not see the end"
             remedy = "See with safepoint.vm.snapshot_info what is there, and run the play of that call again"
-            said.append(item(subject, "act", "write_without_outcome", what, remedy, age=age))
+            said.append(item(subject, "critical", "write_without_outcome", what, remedy, age=age))
     return said
 
 

@@ -25,19 +25,19 @@ from ansible_collections.safepoint.vm.plugins.plugin_utils._report.model import 
     Vm,
 )
 
-# The severities of the drivers' findings; one that is not listed here is "look".
+# The severities of the drivers' findings; one that is not listed here is "warning".
 _FINDINGS: Mapping[str, Severity] = {
-    "consolidation_needed": "act",
-    "guest_crashed": "act",
-    "left_off": "act",
-    "left_paused": "act",
-    "locked": "act",
-    "migrated_away": "look",
-    "question_pending": "act",
-    "shared_image": "act",
-    "snapshot_lost": "act",
-    "unfinished_snapshot": "act",
-    "images_not_checked": "note",
+    "consolidation_needed": "critical",
+    "guest_crashed": "critical",
+    "left_off": "critical",
+    "left_paused": "critical",
+    "locked": "critical",
+    "migrated_away": "warning",
+    "question_pending": "critical",
+    "shared_image": "critical",
+    "snapshot_lost": "critical",
+    "unfinished_snapshot": "critical",
+    "images_not_checked": "info",
 }
 # By less than that the clocks of well kept machines differ, and a slow login makes up for the rest.
 _CLOCK_SECONDS = 60
@@ -49,12 +49,12 @@ def advise_endpoint(endpoint: Endpoint) -> list[Item]:
     name = endpoint.name
     if not endpoint.seen:
         remedy = "Fix this and rerun the report. What is on this endpoint is not in this one"
-        return [item(endpoint.subject, "act", "not_seen", f"The endpoint {name} was not seen: {endpoint.reason}", remedy)]
+        return [item(endpoint.subject, "critical", "not_seen", f"The endpoint {name} was not seen: {endpoint.reason}", remedy)]
     ahead = endpoint.clock_ahead_seconds
     if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
         what = f"The clock of the endpoint {name} is {words(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of the controller"
         remedy = "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
-        return [item(endpoint.subject, "look", "clock", what, remedy)]
+        return [item(endpoint.subject, "warning", "clock", what, remedy)]
     return []
 
 
@@ -63,22 +63,24 @@ def advise(vm: Vm, *, now: datetime, limits: Limits) -> list[Item]:
     subject = vm.subject
     said = []
     if vm.error:
-        said.append(item(subject, "act", str(vm.error), f"It was not seen in full: {vm.msg}", "Fix this and rerun the report"))
+        said.append(
+            item(subject, "critical", str(vm.error), f"It was not seen in full: {vm.msg}", "Fix this and rerun the report")
+        )
     for found in vm.findings:
         if found.code == "deep_chain":
             continue  # the report has a limit of its own, below
-        said.append(item(subject, _FINDINGS.get(found.code, "look"), found.code, found.msg, _sentence(found.remedy)))
+        said.append(item(subject, _FINDINGS.get(found.code, "warning"), found.code, found.msg, _sentence(found.remedy)))
     for one in vm.snapshots:
         said += _of_one(vm, one, now)
     said += _too_old(vm, limits)
     if vm.chain > limits.chain:
         what = f"It runs on a chain of {vm.chain} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
-        said.append(item(subject, "look", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
+        said.append(item(subject, "warning", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
     expired = [one for one in vm.snapshots if one.expired and not one.held and one.class_ == "ours"]
     if expired:
         what = f"{_names(expired)} {_has(expired)} expired"
         said.append(
-            item(subject, "look", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired)
+            item(subject, "warning", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired)
         )
     held = [one for one in vm.snapshots if one.held]
     if held:
@@ -87,7 +89,7 @@ def advise(vm: Vm, *, now: datetime, limits: Limits) -> list[Item]:
             f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
         )
         remedy = "When nobody needs it any more: safepoint.vm.snapshot with hold=false"
-        said.append(item(subject, "note", "held", what, remedy, held))
+        said.append(item(subject, "info", "held", what, remedy, held))
     return said
 
 
@@ -112,7 +114,7 @@ def _of_one(vm: Vm, one: Snapshot, now: datetime) -> list[Item]:
         change, lease = label.get("change") or "A change", moment(label.get("lease"))
         if one.lease == "running" and lease is not None:
             what = f"{change} is under way on it, until {label['lease']} at the latest"
-            return [item(vm.subject, "note", "change_under_way", what, "Leave it alone until then", [one])]
+            return [item(vm.subject, "info", "change_under_way", what, "Leave it alone until then", [one])]
         since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
         what = f"{change} left the checkpoint {one.name} behind, and {since}"
         named = f" and guarded_change_reconcile_run={label['run']}" if label.get("run") else ""
@@ -120,7 +122,7 @@ def _of_one(vm: Vm, one: Snapshot, now: datetime) -> list[Item]:
             f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm.name}, with "
             f"guarded_change_reconcile_policy=rollback, which undoes it, or commit, which keeps it{named}"
         )
-        return [item(vm.subject, "act", "change_not_ended", what, remedy, [one])]
+        return [item(vm.subject, "critical", "change_not_ended", what, remedy, [one])]
     why = one.why_not_ours or ""
     broken = not label and "[safepoint" in (one.description or "")
     if why and (broken or "label_key" in why):
@@ -128,7 +130,7 @@ def _of_one(vm: Vm, one: Snapshot, now: datetime) -> list[Item]:
         remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it again, once its description has no label line"
         if not broken:
             remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
-        return [item(vm.subject, "look", "label_not_valid", what, remedy, [one])]
+        return [item(vm.subject, "warning", "label_not_valid", what, remedy, [one])]
     return []
 
 
@@ -152,7 +154,7 @@ def _too_old(vm: Vm, limits: Limits) -> list[Item]:
         if old:
             product = f" of {', '.join(sorted({str(one.product) for one in old}))}" if group in ("backup", "other_owner") else ""
             what = f"{_names(old)}{product} {'is' if len(old) == 1 else 'are'} older than {words(limits.age_seconds)}"
-            said.append(item(vm.subject, "look", "too_old", what, remedy, old))
+            said.append(item(vm.subject, "warning", "too_old", what, remedy, old))
     return said
 
 

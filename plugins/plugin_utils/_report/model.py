@@ -18,7 +18,7 @@ from collections.abc import Mapping
 FORMAT = "safepoint.vm.snapshot_report"
 VERSION = 1
 
-Severity = t.Literal["act", "look", "note"]
+Severity = t.Literal["critical", "warning", "info"]
 OwnerClass = t.Literal["ours", "other_owner", "backup", "person"]
 Lease = t.Literal["running", "over", "none"]
 Data = Mapping[str, t.Any]

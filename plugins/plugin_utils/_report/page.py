@@ -45,7 +45,7 @@ _CLASSES: Mapping[OwnerClass, str] = {
     "person": "person or other tool",
 }
 # The sign and the word say it too, for those who cannot tell the colours apart.
-_SEVERITIES: Mapping[Severity | None, str] = {"act": "▲ Act now", "look": "◆ Look at it", "note": "○ Note", None: "✓ Fine"}
+_SEVERITIES: Mapping[Severity | None, str] = {"critical": "▲ Critical", "warning": "◆ Warning", "info": "○ Info", None: "✓ Fine"}
 # So many items, or snapshots of a VM, are shown without a click.
 _FEW = 12
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\dZ")
@@ -166,16 +166,16 @@ def _marks(one: Snapshot, limits: Limits) -> list[tuple[str, str]]:
     """What is remarkable about a snapshot: for each the class in the style, and the text."""
     marks = []
     if _is_old(one, limits):
-        marks.append(("look", f"{_age(one.age_seconds)}, old"))
+        marks.append(("warning", f"{_age(one.age_seconds)}, old"))
     if one.lease:
         guards = f"guards {(one.label or {}).get('change') or 'a change'}"
-        marks.append(("note", guards) if one.lease == "running" else ("act", f"{guards}, past its time"))
+        marks.append(("info", guards) if one.lease == "running" else ("critical", f"{guards}, past its time"))
     elif one.state:
-        marks.append(("note", one.state.replace("_", " ")))
+        marks.append(("info", one.state.replace("_", " ")))
     if one.held:
-        marks.append(("note", "on hold"))
+        marks.append(("info", "on hold"))
     if one.expired:
-        marks.append(("look", "expired"))
+        marks.append(("warning", "expired"))
     return marks
 
 
