@@ -19,7 +19,7 @@ from vsphere_backend import VsphereBackend
 
 from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import SafepointError
 from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Vm, VmState
-from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Delete, Revert
+from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Action, Create, Delete, Finished, Revert
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere import actions
 from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
@@ -102,28 +102,60 @@ def test_interrupted_wait_is_repeated(backend: VsphereBackend, vcenter: t.Any, v
     assert (done.word, done.error) == ("created", None)
 
 
-def test_end_of_a_task_missing_in_the_list_is_detected(backend: VsphereBackend, vcenter: t.Any) -> None:
-    """The list is lost while a second task is added, and so is the answer to the first attempt to create a new list."""
+def ends_of_two_tasks(
+    backend: VsphereBackend, vcenter: t.Any, between: t.Callable[[], object], *, timeout: float, seconds: float
+) -> list[SafepointError | None]:
+    """Create snapshots of two VMs, the second one after ``between``. Return the errors of those that end within ``seconds``."""
     names = [f"app{next(_numbers):02d}" for _each in range(2)]
     vcenter.make_vms(*({"name": name, "power": "poweredOn"} for name in names))
-    vcenter.set(queue_time=3)  # without news from any list
     driver = backend.open()
-    driver.set_deadline(Deadline(30))
+    driver.set_deadline(Deadline(timeout))
     vms = [vm for vm in driver.find(names).values() if isinstance(vm, Vm)]
-    vcenter.fault("ModifyListView", "Disconnect", nth=1, when="call")
-    vcenter.fault("CreateListView", "Disconnect", nth=2, when="call")
-    jobs, ended = [], []
-    for one in vms:
-        jobs.append(driver.start(Create(one, "x", "text", memory=False)))
-        time.sleep(1)  # the first wait has started, and the second task is added to it
-    deadline = Deadline(15)
+    vcenter.reset_counters()
+    jobs = [driver.start(Create(vms[0], "x", "text", memory=False))]
+    between()
+    jobs.append(driver.start(Create(vms[1], "x", "text", memory=False)))
+    ended: list[Finished] = []
+    deadline = Deadline(seconds)
     while len(ended) < len(jobs) and deadline.left() > 0:
         ended += driver.wait([job for job in jobs if job not in [end.job for end in ended]], deadline)
+    driver.close()
+    return [end.error for end in ended]
+
+
+def after_calls(vcenter: t.Any, method: str, number: int = 1) -> None:
+    Deadline(30).poll(method, lambda: vcenter.counters()["methods"].get(method, 0) >= number or None, first=0.02)
+
+
+def test_end_of_a_task_missing_in_the_list_is_detected(backend: VsphereBackend, vcenter: t.Any) -> None:
+    """The list is lost while a second task is added, and so is the answer to the first attempt to create a new list."""
+    vcenter.set(queue_time=3)  # without news from any list
+    vcenter.fault("ModifyListView", "Disconnect", nth=1, when="call")
+    vcenter.fault("CreateListView", "Disconnect", nth=2, when="call")
+    # The first wait has started, and the second task is added to it.
+    errors = ends_of_two_tasks(backend, vcenter, lambda: after_calls(vcenter, "WaitForUpdatesEx"), timeout=30, seconds=15)
     tried = [(rule["method"], rule["calls"] >= rule["nth"]) for rule in vcenter.state()["faults"]]
     vcenter.clear_faults()
-    driver.close()
     assert tried == [("ModifyListView", True), ("CreateListView", True)]
-    assert [end.error for end in ended] == [None, None]
+    assert errors == [None, None]
+
+
+def test_task_that_starts_while_the_list_is_created_is_not_forgotten(backend: VsphereBackend, vcenter: t.Any) -> None:
+    """The second thread also creates a list, with both tasks, and this fails; then the first one has created its own, without the second task."""
+    vcenter.set(call_delays={"CreateListView": 1.0, "CreateFilter": 0.2})
+    vcenter.outage("502", nth=2, method="CreateListView")
+    errors = ends_of_two_tasks(backend, vcenter, lambda: after_calls(vcenter, "CreateListView"), timeout=100, seconds=20)
+    vcenter.end_outage()
+    assert errors == [None, None]
+
+
+@pytest.mark.parametrize("timeout", [8.0, pytest.param(100.0, marks=pytest.mark.slow)])
+def test_lost_update_is_read_again(backend: VsphereBackend, vcenter: t.Any, timeout: float) -> None:
+    """The first poll reports that the tasks run, and the next ones report nothing."""
+    vcenter.set(task_time=0.5, lose_updates=True)
+    errors = ends_of_two_tasks(backend, vcenter, lambda: None, timeout=timeout, seconds=min(timeout, 45.0))
+    vcenter.set(lose_updates=False)
+    assert errors == [None, None]
 
 
 def test_call_with_a_lost_answer_is_looked_up(backend: VsphereBackend, vcenter: t.Any, vm: str) -> None:

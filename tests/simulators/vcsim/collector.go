@@ -22,14 +22,24 @@ import (
 // unset property. Retrieval and filters are still the simulator's.
 type propertyCollector struct {
 	simulator.PropertyCollector
-	mu     sync.Mutex
-	sent   map[types.ManagedObjectReference]sentObjects // by filter
-	cancel context.CancelFunc
-	pages  map[string][]types.ObjectContent // remaining objects by token
+	mu       sync.Mutex
+	last     int                  // the number of the last version
+	versions map[string]sentState // those that a client may still name
+	cancel   context.CancelFunc
+	pages    map[string][]types.ObjectContent // remaining objects by token
 }
 
 // pageObjects is set by the gate: the simulator itself creates a collector for each session.
 var pageObjects = func() int { return 0 }
+
+// keptVersions is the number of versions after which an older one is unknown.
+const keptVersions = 16
+
+// losesUpdates is set by the gate.
+var losesUpdates = func() bool { return false }
+
+// sentState is the state that a client with a version has, by filter.
+type sentState map[types.ManagedObjectReference]sentObjects
 
 // sentObjects are the properties that the client has, by object and path.
 type sentObjects map[types.ManagedObjectReference]map[string]interface{}
@@ -161,6 +171,16 @@ func (pc *propertyCollector) CreatePropertyCollector(ctx *simulator.Context, _ *
 	return &methods.CreatePropertyCollectorBody{Res: &types.CreatePropertyCollectorResponse{Returnval: ref}}
 }
 
+// CreateFilter also wakes a running wait: in vCenter a wait on a collector without filters lasts until one is created
+// (vSphere Web Services SDK Programming Guide 8.0, "Property Filters").
+func (pc *propertyCollector) CreateFilter(ctx *simulator.Context, r *types.CreateFilter) soap.HasFault {
+	pc.mu.Lock()
+	body := pc.PropertyCollector.CreateFilter(ctx, r)
+	pc.mu.Unlock()
+	changes.announce()
+	return body
+}
+
 // DestroyPropertyCollector also ends a running wait.
 func (pc *propertyCollector) DestroyPropertyCollector(ctx *simulator.Context, r *types.DestroyPropertyCollector) soap.HasFault {
 	pc.stopWait()
@@ -191,7 +211,8 @@ func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, r *types.Wai
 	return body
 }
 
-// WaitForUpdatesEx answers as soon as anything differs from the last update that was sent.
+// WaitForUpdatesEx answers as soon as anything differs from the version that the client names, whatever other waits were told: the answer to
+// one of them may be lost.
 func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, r *types.WaitForUpdatesEx) soap.HasFault {
 	var limit *int32
 	if r.Options != nil {
@@ -214,29 +235,31 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, limit 
 	}
 	pc.mu.Lock()
 	pc.cancel = cancel
-	if version == "" || pc.sent == nil {
-		pc.sent = map[types.ManagedObjectReference]sentObjects{}
-	}
+	before, known := pc.versions[version]
 	pc.mu.Unlock()
-	for {
+	if version != "" && !known {
+		return nil, soapFault(&types.InvalidCollectorVersion{})
+	}
+	for last := false; ; {
 		changed := changes.next() // before the comparison, so that no change is missed in between
-		updates, cut, fault := pc.collect(ctx)
-		if fault != nil {
+		now, updates, cut, fault := pc.collect(ctx, before)
+		switch {
+		case fault != nil:
 			return nil, fault
+		case len(updates) > 0 && version != "" && losesUpdates():
+			before = now
+			pc.store(version, now)
+		case len(updates) > 0 || version == "":
+			return &types.UpdateSet{Version: pc.store("", now), FilterSet: updates, Truncated: cut}, nil
 		}
-		if len(updates) > 0 || version == "" {
-			return &types.UpdateSet{Version: nextVersion(version), FilterSet: updates, Truncated: cut}, nil
-		}
-		select {
-		case <-timeUp:
+		if last {
 			return nil, nil
-		default:
 		}
 		select {
 		case <-waiting.Done():
 			return nil, soapFault(&types.RequestCanceled{})
 		case <-timeUp:
-			return nil, nil
+			last = true
 		case <-changed:
 			if !validSession(ctx.Session.Key) {
 				denied := types.NoPermission{Object: pc.Self, PrivilegeId: "System.View"}
@@ -247,18 +270,27 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, limit 
 	}
 }
 
-func nextVersion(version string) string {
-	n := 0
-	for _, digit := range version {
-		n = n*10 + int(digit-'0')
-	}
-	return strconv.Itoa(n + 1)
-}
-
-// collect compares all filters with the state that was sent, and stores the new state. The rest of a large answer follows in the next one.
-func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.PropertyFilterUpdate, cut *bool, fault *soap.Fault) {
+// store keeps the state of a version, or of a new one, and returns its name.
+func (pc *propertyCollector) store(version string, state sentState) string {
 	pc.mu.Lock()
 	defer pc.mu.Unlock()
+	if version == "" {
+		pc.last++
+		version = strconv.Itoa(pc.last)
+		delete(pc.versions, strconv.Itoa(pc.last-keptVersions))
+	}
+	if pc.versions == nil {
+		pc.versions = map[string]sentState{}
+	}
+	pc.versions[version] = state
+	return version
+}
+
+// collect compares all filters with the state that the client has, and returns its new state. The rest of a large answer follows in the next one.
+func (pc *propertyCollector) collect(ctx *simulator.Context, before sentState) (now sentState, updates []types.PropertyFilterUpdate, cut *bool, fault *soap.Fault) {
+	pc.mu.Lock()
+	defer pc.mu.Unlock()
+	now = sentState{}
 	for _, ref := range append([]types.ManagedObjectReference{}, pc.Filter...) {
 		filter, ok := ctx.Session.Get(ref).(*simulator.PropertyFilter)
 		if !ok {
@@ -268,7 +300,7 @@ func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.Pr
 		spec.ReportMissingObjectsInResults = types.NewBool(true) // a deleted object is an update, not a fault
 		body := pc.PropertyCollector.RetrievePropertiesEx(ctx, &types.RetrievePropertiesEx{SpecSet: []types.PropertyFilterSpec{spec}})
 		if fault := body.Fault(); fault != nil {
-			return nil, nil, fault
+			return nil, nil, nil, fault
 		}
 		seen := sentObjects{}
 		for _, object := range body.(*methods.RetrievePropertiesExBody).Res.Returnval.Objects {
@@ -277,10 +309,10 @@ func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.Pr
 				seen[object.Obj][property.Name] = clone(property.Val)
 			}
 		}
-		objects := difference(pc.sent[ref], seen)
+		objects := difference(before[ref], seen)
 		if size := pageObjects(); size > 0 && len(objects) > size {
 			for _, later := range objects[size:] {
-				if old, known := pc.sent[ref][later.Obj]; known {
+				if old, known := before[ref][later.Obj]; known {
 					seen[later.Obj] = old
 				} else {
 					delete(seen, later.Obj)
@@ -291,9 +323,9 @@ func (pc *propertyCollector) collect(ctx *simulator.Context) (updates []types.Pr
 		if len(objects) > 0 {
 			updates = append(updates, types.PropertyFilterUpdate{Filter: ref, ObjectSet: objects})
 		}
-		pc.sent[ref] = seen
+		now[ref] = seen
 	}
-	return updates, cut, nil
+	return now, updates, cut, nil
 }
 
 func difference(before, now sentObjects) []types.ObjectUpdate {

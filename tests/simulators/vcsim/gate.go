@@ -39,6 +39,7 @@ func newGate(service *simulator.Service, stock bool) *gate {
 	g.barrier.settings = s
 	validSession = g.sessions.valid
 	pageObjects = func() int { return s.get().PageObjects }
+	losesUpdates = func() bool { return s.get().LoseUpdates }
 	return g
 }
 

@@ -129,6 +129,7 @@ class VCenter:
         vm_task_times is a map by a glob of the VM's name; it takes precedence, and also applies to running tasks. `busy` sets
         the handling of a second task on a VM: "task" (it ends with TaskInProgress), "call" (the call raises this fault) or "queue".
         `page_objects` splits answers of the PropertyCollector into pages. With `mute` the server accepts everything but answers nothing.
+        With `lose_updates` it reports no changes since a version.
         """
         self._ask("POST", "/settings", settings)
 

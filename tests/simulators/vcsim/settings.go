@@ -40,6 +40,8 @@ type settingValues struct {
 	Levels int `json:"levels"`
 	// The maximum number of objects in one answer of the PropertyCollector, 0 for no limit. A real vCenter has such a limit too.
 	PageObjects int `json:"page_objects"`
+	// Changes since a version are not reported, as if the client had them already; without a version the whole state is.
+	LoseUpdates bool `json:"lose_updates"`
 }
 
 func newSettings() *settings {

@@ -14,9 +14,11 @@ from pyVmomi import vim, vmodl
 from server import VCenter
 from vim_client import Client, PropertyCollector, login
 
+from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+
 pytestmark = pytest.mark.timeout(120)
 
-DEFAULTS = {"task_time": 0, "task_times": {}, "queue_time": 0, "busy": "task"}
+DEFAULTS = {"task_time": 0, "task_times": {}, "queue_time": 0, "busy": "task", "lose_updates": False}
 
 
 @pytest.fixture
@@ -228,6 +230,51 @@ def test_the_members_of_a_view_enter_and_leave(vcenter: VCenter, client: Client,
         view.ModifyListView(add=[other], remove=[vm])
         _, rows = client.updates(version)
         assert {(one, kind) for one, kind, _ in rows} == {(vm, "leave"), (other, "enter")}
+
+
+def test_a_wait_whose_client_has_gone_takes_no_update_from_another_one(vcenter: VCenter, client: Client, vm: t.Any) -> None:
+    """Like a client whose connection broke during its wait: it waits again with its last version."""
+    with client.watch([vm], "config.annotation"):
+        version, _ = client.updates("")
+        vcenter.reset_counters()
+        gone = threading.Thread(target=client.updates, args=(version,))
+        gone.start()
+        Deadline(30).poll("the first wait", lambda: vcenter.counters()["methods"].get("WaitForUpdatesEx") or None)
+        vcenter.set_vm(vm._moId, annotation="changed")
+        gone.join(30)
+        later, rows = client.updates(version, 1)
+        assert rows == [(vm, "modify", {"config.annotation": "changed"})]
+        assert client.updates(later, 1) == (later, [])
+
+
+def test_an_unknown_version_is_refused(client: Client, vm: t.Any) -> None:
+    with client.watch([vm], "name"), pytest.raises(vmodl.query.InvalidCollectorVersion):
+        client.updates("4711")
+
+
+def test_a_new_filter_wakes_a_wait(vcenter: VCenter, client: Client, vm: t.Any) -> None:
+    with client.watch([vm], "name"):
+        version, _ = client.updates("")
+        found: list[t.Any] = []
+        waiting = threading.Thread(target=lambda: found.extend(client.updates(version, 30)[1]))
+        vcenter.reset_counters()
+        waiting.start()
+        Deadline(30).poll("the wait", lambda: vcenter.counters()["methods"].get("WaitForUpdatesEx") or None)
+        with client.watch([vm], "config.annotation"):
+            waiting.join(15)
+        assert [(one, kind) for one, kind, _ in found] == [(vm, "enter")]
+
+
+def test_updates_can_be_lost_until_the_whole_state_is_read(vcenter: VCenter, client: Client, vm: t.Any) -> None:
+    with client.watch([vm], "config.annotation"):
+        version, _ = client.updates("")
+        vcenter.set(lose_updates=True)
+        vcenter.set_vm(vm._moId, annotation="changed")
+        assert client.updates(version, 1) == (version, [])
+        vcenter.set(lose_updates=False)
+        assert client.updates(version, 1) == (version, [])
+        _, rows = client.updates("")
+        assert rows == [(vm, "enter", {"config.annotation": "changed"})]
 
 
 def test_a_wait_can_be_canceled_from_outside(vcenter: VCenter, client: Client, vm: t.Any) -> None:

@@ -8,12 +8,13 @@ Note that this module util is **PRIVATE** to the collection.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import typing as t
 from collections.abc import Callable
 
-from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, Unverified
+from ansible_collections.safepoint.vm.plugins.module_utils._core.errors import BackendFailed, SafepointError, Unverified
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.base import Job
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.lazy import LazyStub
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.vsphere.session import (
@@ -59,6 +60,17 @@ class _Waiting:
         self.seen: dict[str, t.Any] = {}
 
 
+class _List:
+    """A list view with a filter on the server."""
+
+    def __init__(self, view: t.Any, login: int, members: set[str]) -> None:
+        self.view = view
+        self.login = login
+        self.members = members
+        # The last update that was read. Without a version the server reports the present state of all tasks.
+        self.version = ""
+
+
 class Tasks:
     """All tasks of a login: one list view on the server, with one filter, and one polling thread."""
 
@@ -66,14 +78,14 @@ class Tasks:
         self._session = session
         self._lock = threading.Lock()
         self._pending: dict[str, _Waiting] = {}
-        self._new: list[t.Any] = []
         self._asking = False
         self._pushing = False
-        self._view: t.Any = None
-        self._view_login = 0
-        self._version = ""
-        # Set before the next poll: log in again; create a new list view.
-        self._renew = self._list_is_old = False
+        # Held during the requests that fill the list view: two threads do this, and neither must rely on a request of the other one that may fail.
+        self._filling = threading.Lock()
+        # None if a new one must be created.
+        self._list: _List | None = None
+        # Set before the next poll: log in again.
+        self._renew = False
         self._pace, self._ended_at = 0.0, 0.0
         self._tries, self._login = 0, 0
 
@@ -84,7 +96,6 @@ class Tasks:
         """
         with self._lock:
             self._pending[task._moId] = _Waiting(task, job, done)
-            self._new.append(task)
             ask, self._asking = not self._asking, True
             push = not ask and not self._pushing
             self._pushing = self._pushing or push
@@ -98,34 +109,38 @@ class Tasks:
         time.sleep(_PUSH_SECONDS)
         with self._lock:
             self._pushing = False
-            new = {task._moId for task in self._new}
-        try:
-            self._session.call("wait for tasks", self._add)
-        except BaseException as exc:
-            self._fail(exc, new)
+        with contextlib.suppress(SafepointError):  # the polling thread adds them before its next poll, or reports its own error
+            self._session.call("wait for tasks", self._fill)
 
-    def _add(self) -> None:
-        """Add the new tasks to the list view, or all tasks to a new list view if there is none."""
-        with self._lock:
-            new, self._new = self._new, []
-        view = self._view  # read once: two threads call this method
-        if view is None or self._view_login != self._session.logins:
-            self._begin()
-        elif new:
-            try:
-                view.ModifyListView(add=new)
-            except (vmodl.MethodFault, *UNANSWERED):
-                # The session with the list view has ended, or the connection broke. If creating a new one fails too, the next call finds no
-                # list view, and creates one with all tasks.
-                self._view = None
+    def _fill(self) -> None:
+        """Add all tasks that are missing in the list view; create one if there is none."""
+        with self._filling:
+            found = self._usable_list()
+            with self._lock:
+                missing = {key: one.task for key, one in self._pending.items() if found is None or key not in found.members}
+            if not missing:
+                return
+            if found is None:
                 self._begin()
+                return
+            try:
+                found.view.ModifyListView(add=list(missing.values()))
+                found.members.update(missing)
+            except (vmodl.MethodFault, *UNANSWERED):
+                # The session with the list view has ended, or the connection broke: it is not known which tasks are in the list.
+                self._list = None
+                self._begin()
+
+    def _usable_list(self) -> _List | None:
+        found = self._list
+        return found if found is not None and found.login == self._session.logins else None
 
     def _begin(self) -> None:
         collector = vmodl.query.PropertyCollector
         with self._lock:
-            tasks = [one.task for one in self._pending.values()]
+            tasks = {key: one.task for key, one in self._pending.items()}
         login = self._session.logins
-        view = expect(self._session.content.viewManager.CreateListView(obj=tasks), vim.view.ListView, "view")
+        view = expect(self._session.content.viewManager.CreateListView(obj=list(tasks.values())), vim.view.ListView, "view")
         over_view = collector.TraversalSpec(type=vim.view.ListView, path="view", skip=False)
         spec = collector.FilterSpec(
             objectSet=[collector.ObjectSpec(obj=view, skip=True, selectSet=[over_view])],
@@ -133,7 +148,7 @@ class Tasks:
             propSet=[collector.PropertySpec(type=vim.Task, pathSet=["info.state", "info.result", "info.error", "info.progress"])],
         )
         self._session.content.propertyCollector.CreateFilter(spec, partialUpdates=False)
-        self._view, self._view_login, self._version = view, login, ""
+        self._list = _List(view, login, set(tasks))
 
     def _ask(self) -> None:
         """Poll until no task is pending. Survives outages: the tasks continue, and a new list view reports lost updates again."""
@@ -144,8 +159,6 @@ class Tasks:
             while self._go_on():
                 self._ask_once()
         except BaseException as exc:
-            with self._lock:
-                self._asking = False
             self._fail(exc)
 
     def _go_on(self) -> bool:
@@ -166,15 +179,15 @@ class Tasks:
             self._tries = 0
         except (vim.fault.NotAuthenticated, vmodl.query.InvalidCollectorVersion):
             # The session has ended; the tasks continue. With a pause, in case a server ends every session at once.
-            self._renew = self._list_is_old = True
+            self._renew, self._list = True, None
             if not self._may_try_again():
                 raise
         except vmodl.fault.ManagedObjectNotFound as exc:
-            self._list_is_old = True
+            self._list = None
             if not self._forget(exc):
                 raise
         except (BadAnswer, *UNREADABLE, *UNANSWERED):
-            self._list_is_old = True
+            self._list = None
             if not self._may_try_again():
                 raise
 
@@ -185,23 +198,26 @@ class Tasks:
 
     def _round(self) -> None:
         """Add new tasks to the list view, wait for one update, process it, and pause."""
-        if self._list_is_old:
-            self._begin()
-            self._list_is_old = False
-        else:
-            self._add()
+        # If the other thread is adding tasks, its request may be silent for a minute; the tasks in the list are polled at the same time.
+        if self._usable_list() is None or not self._filling.locked():
+            self._fill()
+        found = self._list
+        if found is None:
+            return  # the other thread has just lost it
         options = vmodl.query.PropertyCollector.WaitOptions(maxWaitSeconds=self._longest_wait())
         collector = vmodl.query.PropertyCollector(self._session.content.propertyCollector._moId, LazyStub(self._session.stub))
         asked = time.monotonic()
-        update = collector.WaitForUpdatesEx(self._version, options)
+        update = collector.WaitForUpdatesEx(found.version, options)
         if update is None:
             if time.monotonic() - asked < options.maxWaitSeconds - 1:
                 # An empty answer is only allowed after maxWaitSeconds; otherwise an update may have been lost.
                 raise BadAnswer("an empty update too early")
+            # One request more after each wait without updates, so that no end of a task stays unknown because an update was lost on its way.
+            found.version = ""
             return
         if not update.filterSet:
             raise BadAnswer("an update without data")
-        self._version = update.version
+        found.version = update.version
         ended = self._note(update)
         now = time.monotonic()
         if ended:
@@ -211,8 +227,8 @@ class Tasks:
         time.sleep(min(max(pause, least), _LONGEST_ASK_SECONDS) if self._pending else 0)
 
     def _longest_wait(self) -> int:
-        """Return maxWaitSeconds for the next poll; it never extends past the deadline."""
-        return max(1, min(_LONGEST_WAIT, int(self._session.deadline.left())))
+        """Return maxWaitSeconds for the next poll: half of the remaining time at most, so that another poll is possible."""
+        return max(1, min(_LONGEST_WAIT, int(self._session.deadline.left() / 2)))
 
     def _forget(self, error: t.Any) -> bool:
         """Report a task that vCenter no longer has as TaskLost; return False if the error is about another object."""
@@ -250,12 +266,12 @@ class Tasks:
                     waiting.done(None, TaskLost())
         return gone
 
-    def _fail(self, error: BaseException, only: set[str] | None = None) -> None:
+    def _fail(self, error: BaseException) -> None:
         # The tasks continue in any case, so their effects must be checked.
         why = typed(error, "wait for tasks", where=self._session.where)
         with self._lock:
-            failed = [(key, self._pending.pop(key)) for key in list(self._pending) if only is None or key in only]
-        for key, one in failed:
+            failed, self._pending, self._asking = self._pending, {}, False
+        for key, one in failed.items():
             one.done(
                 None,
                 Unverified(
