@@ -152,42 +152,56 @@ class LocalAction(NormalAction):
         return result
 
 
+class _Lines:
+    """Divides the output from a pipe into lines."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self._take = take
+        self._begun = bytearray()
+
+    def read(self, pipe: int) -> bool:
+        """Read once; return False at the end of the output."""
+        data = os.read(pipe, _READ_BYTES)
+        self._begun += data
+        if b"\n" in data:
+            *ended, self._begun = self._begun.split(b"\n")
+            for line in ended:
+                self._take(bytes(line))
+        return bool(data)
+
+
 def converse(process: subprocess.Popen[bytes], text: bytes, take: Callable[[bytes], None]) -> bytes:
     """Write to a process, pass each line that it writes to ``take``, and return its stderr after its end. An incomplete last line is ignored.
 
     The wait is divided into short ones. Python runs signal handlers only in the main thread (3.9 to 3.14), and the kernel may deliver a signal to
     another thread, such as the one that shows the progress: in one long wait, a Ctrl-C was not noticed until the module ended.
     """
-    assert process.stdin and process.stdout and process.stderr
-    left, line, stderr = memoryview(text), bytearray(), bytearray()
+    lines, stderr = _Lines(take), bytearray()
+    left = memoryview(text)
 
     def write(pipe: int) -> bool:
         nonlocal left
         try:
-            left = left[os.write(pipe, left[: select.PIPE_BUF]) :]  # no more than does not have to wait
+            left = left[os.write(pipe, left[: select.PIPE_BUF]) :]  # only as much as a write takes without a wait
         except BrokenPipeError:  # it has ended
             return False
         return bool(left)
-
-    def read_lines(pipe: int) -> bool:
-        nonlocal line
-        data = os.read(pipe, _READ_BYTES)
-        line += data
-        if b"\n" in data:
-            *ended, line = line.split(b"\n")
-            for one in ended:
-                take(bytes(one))
-        return bool(data)
 
     def read_stderr(pipe: int) -> bool:
         data = os.read(pipe, _READ_BYTES)
         stderr.extend(data)
         return bool(data)
 
-    with process.stdin, process.stdout, process.stderr, selectors.DefaultSelector() as selector:
-        selector.register(process.stdin, selectors.EVENT_WRITE, (process.stdin, write))
-        selector.register(process.stdout, selectors.EVENT_READ, (process.stdout, read_lines))
-        selector.register(process.stderr, selectors.EVENT_READ, (process.stderr, read_stderr))
+    pipes = [
+        (process.stdin, selectors.EVENT_WRITE, write),
+        (process.stdout, selectors.EVENT_READ, lines.read),
+        (process.stderr, selectors.EVENT_READ, read_stderr),
+    ]
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        for pipe, event, go_on in pipes:
+            file = stack.enter_context(t.cast("t.IO[bytes]", pipe))
+            selector.register(file, event, (file, go_on))
         while selector.get_map():
             for key, _events in selector.select(_SIGNAL_SECONDS):
                 file, go_on = key.data
