@@ -68,7 +68,16 @@ def test_each_changed_vm_has_a_line_with_user_action_reason_and_duration(
     assert 0 <= seconds < 60
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", made.pop("time"))
     assert re.fullmatch("[0-9a-f]{16}", made.pop("call"))
-    assert made == {
+    assert made == expected(lab, state)
+    assert (reverted["module"], reverted["action"], reverted["change"]) == ("safepoint.vm.snapshot_revert", "reverted", "CHG0042")
+    assert (missing["error"], missing["changed"], missing["snapshot"]) == ("snapshot_not_found", False, "none")
+    assert (removed["action"], removed["why"], removed["snapshot"]) == ("removed", "CHG0042 kernel update", "a")
+    assert (lost["vm"], lost["vm_id"], lost["error"]) == ("test", None, unreachable["error"])
+
+
+def expected(lab: t.Any, state: libvirt.virConnect) -> dict[str, t.Any]:
+    """Return the line of the first snapshot, without the time, the duration and the id of the call."""
+    return {
         "version": 1,
         "event": "result",
         "id": None,
@@ -92,10 +101,6 @@ def test_each_changed_vm_has_a_line_with_user_action_reason_and_duration(
         "error": None,
         "msg": None,
     }
-    assert (reverted["module"], reverted["action"], reverted["change"]) == ("safepoint.vm.snapshot_revert", "reverted", "CHG0042")
-    assert (missing["error"], missing["changed"], missing["snapshot"]) == ("snapshot_not_found", False, "none")
-    assert (removed["action"], removed["why"], removed["snapshot"]) == ("removed", "CHG0042 kernel update", "a")
-    assert (lost["vm"], lost["vm_id"], lost["error"]) == ("test", None, unreachable["error"])
 
 
 def test_each_pruned_snapshot_has_a_line_with_the_rule(lab: t.Any, state: libvirt.virConnect, tmp_path: Path) -> None:

@@ -181,8 +181,7 @@ class Lab:
         It is off unless `running` (its BIOS finds no boot device and waits) or `paused` (it has not run an instruction) is
         set; a `transient` one is paused unless `running`. First come `disks` qcow2 disks (vda, ...), then `raw_disks` raw
         ones. `pflash` loads the firmware like UEFI; with `qcow2_nvram` its variables are in a format that libvirt 10.9
-        can store internal snapshots in. `agent` adds a guest agent channel without an agent, `extra_devices` is XML for
-        <devices>.
+        can store internal snapshots in. `agent` adds a guest agent channel without an agent, `extra_devices` are more <devices>.
         """
         folder = self.disk_folder(name)
         self.run_as_user("mkdir", "-p", str(folder))

@@ -191,37 +191,44 @@ def _vm(number: int, where: str, chance: random.Random) -> Data:
     return row
 
 
+def _taken(chance: random.Random, age: timedelta) -> tuple[str, Data]:
+    """Return a name, and what else is given about a snapshot of this age."""
+    who = chance.random()
+    if who < 0.62:
+        return _guarding(chance, age)
+    if who < 0.78:
+        name, description = chance.choice(_BACKUPS)
+        return name, {"description": description}
+    if who < 0.82:
+        return "nightly", {"why_not_ours": "it belongs to owner 'awx-test'"}
+    name = chance.choice(_PEOPLE) if chance.random() < 0.97 else HOSTILE
+    return name, {"description": chance.choice(("", "", "please ask Anna <anna@example.com>\nbefore you remove it"))}
+
+
+def _guarding(chance: random.Random, age: timedelta) -> tuple[str, Data]:
+    """The same of a snapshot that guards a change, or did."""
+    label = {"change": f"CHG{chance.randrange(10000):04}"}
+    name = f"sp-{label['change']}-{iso(NOW - age).replace('-', '').replace(':', '')}"
+    fate = chance.random()
+    if fate < 0.06:
+        label |= {"state": "guarding", "lease": iso(NOW + timedelta(hours=chance.randrange(-30, 3), minutes=30))}
+    elif fate < 0.2:
+        label |= {"hold": "yes", "hold_reason": "auditors look at it <b>until</b> December"}
+    elif fate < 0.95:
+        label |= {
+            "state": chance.choice(("committed", "rolled_back")),
+            "expires": iso(NOW - age + timedelta(days=chance.choice((3, 7, 30)))),
+        }
+    return name, {"label": label, "description": "kernel update"}
+
+
 def _add(row: Data, chance: random.Random) -> None:
     there = row["snapshots"]
     number = len(there)
     age = timedelta(minutes=chance.randrange(10, 60 * 24 * 5))
     if chance.random() < 0.12:
         age = timedelta(days=chance.randrange(6, 400))
-    who = chance.random()
-    more: Data = {}
-    if who < 0.62:
-        label = {"change": f"CHG{chance.randrange(10000):04}"}
-        name = f"sp-{label['change']}-{iso(NOW - age).replace('-', '').replace(':', '')}"
-        fate = chance.random()
-        if fate < 0.06:
-            label |= {"state": "guarding", "lease": iso(NOW + timedelta(hours=chance.randrange(-30, 3), minutes=30))}
-        elif fate < 0.2:
-            label |= {"hold": "yes", "hold_reason": "auditors look at it <b>until</b> December"}
-        elif fate < 0.95:
-            label |= {
-                "state": chance.choice(("committed", "rolled_back")),
-                "expires": iso(NOW - age + timedelta(days=chance.choice((3, 7, 30)))),
-            }
-        more = {"label": label, "description": "kernel update"}
-    elif who < 0.78:
-        name, description = chance.choice(_BACKUPS)
-        more = {"description": description}
-    elif who < 0.82:
-        name = "nightly"
-        more = {"why_not_ours": "it belongs to owner 'awx-test'"}
-    else:
-        name = chance.choice(_PEOPLE) if chance.random() < 0.97 else HOSTILE
-        more = {"description": chance.choice(("", "", "please ask Anna <anna@example.com>\nbefore you remove it"))}
+    name, more = _taken(chance, age)
     one = snapshot(name, age=age, **more)
     one["id"] = f"{row['vm']['id']}-{number}"
     if "awx-test" in (one["why_not_ours"] or ""):

@@ -100,37 +100,16 @@ def _check_snapshot(params: Params) -> None:
 def read_request(params: Params) -> Request:
     """Parse the options of the modules that change snapshots. Options that a module does not have keep their defaults."""
     _check_snapshot(params)
-    expires = params.get("expires")
-    description = params.get("description")
-    labels = check_labels(params.get("labels") or {})
-    match_labels = check_labels(params.get("match_labels") or {}, option="match_labels")
-    select = params.get("select")
-    for option in ("match_labels", "time"):
-        if "select" in params and params[option] is not None and select is None:
-            raise InvalidOption(f"{option} can only be used with select, not with name or id; remove {option}")
-    if select == "newest" and params["time"] is not None:
-        raise InvalidOption(f"time={params['time']!r} can only be used with select=before, not with select=newest; remove time")
+    _check_selection(params)
     if params.get("state") == "absent":
-        meant = {
-            "labels": labels,
-            "quiesce": params["quiesce"] != "never",
-            "kind": params["kind"] != "auto",
-            "memory": params["memory"],
-        }
-        meant["if_exists"] = params["if_exists"] == "fail"
-        meant.update(
-            {option: params[option] is not None for option in ("description", "expires", "hold", "hold_by", "hold_reason")}
-        )
-        for option, given in meant.items():
-            if given:
-                raise InvalidOption(
-                    f"{option} can only be used with state=present, and has no effect with state=absent; remove {option}"
-                )
+        _check_absent(params)
     if params.get("children") == "remove" and params["state"] != "absent":
         raise InvalidOption("children=remove can only be used with state=absent; remove children")
     for option in ("hold_by", "hold_reason"):
         if params.get(option) and params.get("hold") is False:
             raise InvalidOption(f"{option} is set, but hold=false releases the snapshot; remove one of them")
+    expires, description = params.get("expires"), params.get("description")
+    match_labels = check_labels(params.get("match_labels") or {}, option="match_labels")
     kind = params.get("kind")
     return Request(
         name=params.get("name"),
@@ -146,16 +125,43 @@ def read_request(params: Params) -> Request:
         hold=params.get("hold"),
         hold_by=params.get("hold_by"),
         hold_reason=params.get("hold_reason"),
-        labels=labels,
+        labels=check_labels(params.get("labels") or {}),
         fail_if_exists=params.get("if_exists") == "fail",
         children=params.get("children") or "keep",
-        select=select is not None,
+        select=params.get("select") is not None,
         matching=Filter(
             labels=match_labels, older_than=parse_moment(params["time"], option="time") if params.get("time") else None
         ),
         power=params.get("power") or "as_snapshot",
         discard_newer=bool(params.get("discard_newer")),
     )
+
+
+def _check_selection(params: Params) -> None:
+    """Refuse options of snapshot_revert that select a snapshot, and contradict each other."""
+    select = params.get("select")
+    for option in ("match_labels", "time"):
+        if "select" in params and params[option] is not None and select is None:
+            raise InvalidOption(f"{option} can only be used with select, not with name or id; remove {option}")
+    if select == "newest" and params["time"] is not None:
+        raise InvalidOption(f"time={params['time']!r} can only be used with select=before, not with select=newest; remove time")
+
+
+def _check_absent(params: Params) -> None:
+    """Refuse options that have no effect with state=absent."""
+    without_effect = {
+        "labels": bool(params.get("labels")),
+        "quiesce": params["quiesce"] != "never",
+        "kind": params["kind"] != "auto",
+        "memory": params["memory"],
+        "if_exists": params["if_exists"] == "fail",
+        **{option: params[option] is not None for option in ("description", "expires", "hold", "hold_by", "hold_reason")},
+    }
+    for option, given in without_effect.items():
+        if given:
+            raise InvalidOption(
+                f"{option} can only be used with state=present, and has no effect with state=absent; remove {option}"
+            )
 
 
 def read_owner(params: Params) -> Owner:

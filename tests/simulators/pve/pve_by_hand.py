@@ -16,6 +16,23 @@ from pve_guests import Config, Guest, Snapshot, copied, stored
 from pve_storage import make_state_volid, make_volid
 
 
+def _configuration(name: str, type: str, memory_mb: int) -> Config:  # noqa: A002 - as the vendor calls it
+    """Return the configuration of a new guest, without its disks."""
+    made: Config = {"memory": str(memory_mb), "cores": 1, "ostype": "l26"}
+    if type == "qemu":
+        made |= {"name": name, "boot": "order=scsi0", "cpu": "qemu64", "kvm": 0, "scsihw": "virtio-scsi-pci"}
+    else:
+        made |= {
+            "hostname": name,
+            "ostype": "debian",
+            "arch": "amd64",
+            "memory": memory_mb,
+            "swap": 512,
+            "unprivileged": 1,
+        }
+    return made
+
+
 class ByHand(Cluster):
     """A cluster that tests can read and change directly."""
 
@@ -49,18 +66,7 @@ class ByHand(Cluster):
             node = node or self.nodes[0]
             if node not in self.nodes:
                 raise ValueError(f"There is no node {node}")
-            made: Config = {"memory": str(memory_mb), "cores": 1, "ostype": "l26"}
-            if type == "qemu":
-                made |= {"name": name, "boot": "order=scsi0", "cpu": "qemu64", "kvm": 0, "scsihw": "virtio-scsi-pci"}
-            else:
-                made |= {
-                    "hostname": name,
-                    "ostype": "debian",
-                    "arch": "amd64",
-                    "memory": memory_mb,
-                    "swap": 512,
-                    "unprivileged": 1,
-                }
+            made = _configuration(name, type, memory_mb)
             classes = [storage] * disks if isinstance(storage, str) else list(storage)
             for number, one in enumerate(classes):
                 key = f"scsi{number}" if type == "qemu" else f"mp{number - 1}" if number else "rootfs"

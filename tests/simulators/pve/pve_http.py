@@ -165,28 +165,32 @@ class Front:
         if fault is not None and fault.silent:
             self.muted = True
         await self._while_muted()
-        if fault is not None and fault.gone and not fault.after:
-            self.go(fault.gone)
-            return web.Response()
         if fault is not None and not fault.after:
+            if fault.gone:
+                self.go(fault.gone)
+                return web.Response()
             await self._while_held(fault)
             answer = self._fail(request, fault)
             if answer is not None:
                 return answer
-        try:
-            answer = await self._succeed(request, path, body)
-        except Died as exc:
-            answer = self._error(Refused(500, f"{exc}\n"))
-        except Refused as exc:
-            if exc.status == 401:
-                await asyncio.sleep(max(0.0, self.auth_delay - (time.monotonic() - began)))
-            answer = self._error(exc)
+        answer = await self._executed(request, path, body, began)
         if fault is not None and fault.after:
             if fault.gone:
                 self.go(fault.gone)
             await self._while_held(fault)
             answer = self._fail(request, fault) or answer
         return answer
+
+    async def _executed(self, request: web.BaseRequest, path: str, body: bytes, began: float) -> web.Response:
+        """Execute the request, and return its answer or its error."""
+        try:
+            return await self._succeed(request, path, body)
+        except Died as exc:
+            return self._error(Refused(500, f"{exc}\n"))
+        except Refused as exc:
+            if exc.status == 401:
+                await asyncio.sleep(max(0.0, self.auth_delay - (time.monotonic() - began)))
+            return self._error(exc)
 
     async def _while_held(self, fault: RequestFault) -> None:
         await asyncio.sleep(fault.delay)
