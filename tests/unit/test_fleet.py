@@ -40,7 +40,7 @@ def hypervisor() -> Hypervisor:
 
 
 def run(hypervisor: Hypervisor, plan: Plan, *, dry_run: bool = False, **bounds: object) -> list[Outcome]:
-    settings = Bounds(**{"timeout": 5.0, "max_parallel": 1, **bounds})  # type: ignore[arg-type]
+    settings = Bounds(**{"timeout": 60.0, "max_parallel": 1, **bounds})  # type: ignore[arg-type]
     fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc))
     return fleet.apply([Target(name) for name in VMS], plan, dry_run=dry_run)
 

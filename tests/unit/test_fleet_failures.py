@@ -52,7 +52,7 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(hypervisor: Hypervisor, plan: Plan, **bounds: object) -> list[Outcome]:
-    settings = Bounds(**{"timeout": 10.0, "max_parallel": 2, **bounds})  # type: ignore[arg-type]
+    settings = Bounds(**{"timeout": 60.0, "max_parallel": 2, **bounds})  # type: ignore[arg-type]
     fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc))
     return fleet.apply([Target(name) for name in VMS], plan, dry_run=False)
 
@@ -221,7 +221,7 @@ class FiveHoursAhead(FakeDriver):
 
 
 def create_with_expiry(driver: FakeDriver, **bounds: object) -> list[Outcome]:
-    fleet = Fleet(driver, Bounds(**{"timeout": 10.0, "max_parallel": 1, **bounds}))  # type: ignore[arg-type]
+    fleet = Fleet(driver, Bounds(**{"timeout": 60.0, "max_parallel": 1, **bounds}))  # type: ignore[arg-type]
     return fleet.apply([Target(name) for name in VMS], Present(Request(name="x", expires=timedelta(hours=72))), dry_run=False)
 
 

@@ -41,7 +41,7 @@ def hypervisor() -> Hypervisor:
 
 
 def run(hypervisor: Hypervisor, plan: Plan, *, vms: list[str] = VMS, **bounds: object) -> list[Outcome]:
-    settings = Bounds(**{"timeout": 20.0, "max_parallel": 1, **bounds})  # type: ignore[arg-type]
+    settings = Bounds(**{"timeout": 60.0, "max_parallel": 1, **bounds})  # type: ignore[arg-type]
     fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: datetime.now(timezone.utc))
     return fleet.apply([Target(name) for name in vms], plan, dry_run=False)
 

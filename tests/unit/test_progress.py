@@ -44,7 +44,7 @@ def hypervisor(monkeypatch: pytest.MonkeyPatch) -> Hypervisor:
 
 
 def run(hypervisor: Hypervisor, told: list[Progress], **bounds: object) -> list[Outcome]:
-    settings = Bounds(**{"timeout": 10.0, "max_parallel": 3, **bounds})  # type: ignore[arg-type]
+    settings = Bounds(**{"timeout": 60.0, "max_parallel": 3, **bounds})  # type: ignore[arg-type]
     fleet = Fleet(FakeDriver(hypervisor), settings, progress=told.append)
     return fleet.apply([Target(name) for name in VMS], Present(Request(name="x")), dry_run=False)
 

@@ -59,7 +59,7 @@ def put(hypervisor: Hypervisor, vm: str, name: str, *, days: float = 0, **label:
 def run(
     hypervisor: Hypervisor, plan: Pruned, *, endpoint: bool = False, dry_run: bool = False, **bounds: object
 ) -> list[Outcome]:
-    settings = Bounds(**{"timeout": 5.0, "lock_timeout": 0.5, "max_parallel": 1, "on_error": "continue", **bounds})  # type: ignore[arg-type]
+    settings = Bounds(**{"timeout": 60.0, "lock_timeout": 0.5, "max_parallel": 1, "on_error": "continue", **bounds})  # type: ignore[arg-type]
     fleet = Fleet(FakeDriver(hypervisor), settings, now=lambda: NOW)
     return fleet.apply(None if endpoint else [Target(name) for name in VMS], plan, dry_run=dry_run)
 
