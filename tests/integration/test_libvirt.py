@@ -257,7 +257,7 @@ def test_lock_is_reported_without_libvirts_own_wait(lab: t.Any, tiny: Make) -> N
         until(lambda: is_busy(lab, vm))
         with contextlib.closing(LibvirtDriver(lab.uri)) as driver:
             (mine,) = [one for one in driver.vms() if one.name == vm]
-            assert (driver.inspect([mine], ways=False)[mine.id].busy or "").startswith("another operation")  # type: ignore[union-attr]
+            assert (driver.inspect([mine], ways=False)[mine.id].busy or "").startswith("another libvirt operation")  # type: ignore[union-attr]
             job = driver.start(Create(mine, "second", "", memory=False, kind="internal"))
             (end,) = driver.wait([job], Deadline(20))  # libvirt waits for 30 seconds
         assert end.error and end.error.code == "locked" and vm in str(end.error)

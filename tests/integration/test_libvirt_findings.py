@@ -177,7 +177,7 @@ def test_orphan_snapshot_is_found_and_the_remedy_works(lab: t.Any, tiny: Make, s
     for number, (finding, target) in enumerate(zip(findings, ("vda", "vdb"))):
         path = str(lab.disk_folder(vm) / f"{vm}-{number}.qcow2")
         assert all(word in finding.message for word in (target, path, vm, "it's lost")), finding.message
-        assert re.search(r" of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ ", finding.message)
+        assert re.search(r" of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\b", finding.message)
     # while the VM is running, one command repairs all its disks
     for finding in findings if state == "off" else findings[:1]:
         mend(finding)

@@ -44,7 +44,7 @@ def test_check_mode_shows_the_plan_as_a_table_and_a_run_applies_it_once(lab: t.A
     would, shown = run_module("snapshot_prune", options, "--check", "--diff")
     lines = [line for line in shown.splitlines() if line.startswith(("+", "-")) and line[:3] not in ("+++", "---")]
     assert [line.split()[0] for line in lines] == ["-s1", "-s2"]
-    assert "remove  not_kept: is kept by no rule" in lines[0]
+    assert "remove  not_kept: is not kept by any rule" in lines[0]
     assert "is on hold by ann (audit)" in shown and "mine" in shown
     assert len(names(state)) == 5
     does, _shown = run_module("snapshot_prune", options)

@@ -14,7 +14,7 @@ from pyVmomi import vim, vmodl
 from server import VCenter
 from vim_client import Client, PropertyCollector, login
 
-from ansible_collections.safepoint.vm.plugins.module_utils._deadline import Deadline
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
 
 pytestmark = pytest.mark.timeout(120)
 
