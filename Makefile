@@ -24,7 +24,7 @@ demo: setup-lab ## break a real Linux guest with a guarded change, and watch the
 test-fast: setup-lab ## run lint and all tests that boot no virtual machine (under 3 minutes)
 	@tests/tools/test.sh fast
 
-test: setup-tests ## run all tests except the slow ones, as in CI, with real QEMU and a real guest (about half an hour on two cores)
+test: setup-tests ## run all tests except the slow ones, as in CI, with real QEMU and a real guest (about 25 minutes on two cores)
 	@tests/tools/test.sh test
 
 test-all: setup-tests ## run all tests, including the slow ones, and build the documentation site

@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,13 +27,9 @@ for folder in (COLLECTIONS, TESTS / "lab", TESTS / "conformance", TESTS / "repor
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
 
-# The other versions of ansible-core have environments without it, and no test that needs it.
-if importlib.util.find_spec("hypothesis"):
-    import hypothesis
-
-    # On a loaded machine an example can take any time; the timeout of pytest is the limit.
-    hypothesis.settings.register_profile("loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-    hypothesis.settings.load_profile("loaded")
+# On a loaded machine an example can take any time; the timeout of pytest is the limit.
+hypothesis.settings.register_profile("loaded", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("loaded")
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ STEPS = {
     "Revert": "role     reverts web01 to the snapshot",
     "Connect | Wait for the guest": "role     reconnects to web01",
     "The application runs": "health   {name}",
-    "Failed | Say why": "role     fails the play with the cause of the failed change",
+    "Fail, now that all hosts of the batch have ended their change": "role     fails the play with the cause of the failed change",
 }
 UPGRADE = (HERE / "upgrade.yml").read_text()
 BREAKS = re.findall(r"- name: (.*)", UPGRADE)[1]

@@ -164,6 +164,24 @@ def test_after_a_signal_ended_jobs_are_read_and_ending_jobs_are_waited_for(slow:
     slow.set(vm_task_times={})
 
 
+@pytest.mark.parametrize("module", ["snapshot", "snapshot_info"])
+def test_call_that_waits_for_a_silent_server_ends_at_once_after_a_signal(
+    slow: VCenter, start: Start, tmp_path: Path, module: str
+) -> None:
+    asked = options(slow, tmp_path / "audit.jsonl", name="never")
+    if module == "snapshot_info":
+        asked = {key: value for key, value in asked.items() if key not in ("audit_file", "max_parallel", "name")}
+    connections = slow.counters()["connections"]
+    with slow.mute():
+        process = start(module, asked)
+        Deadline(60).poll("the connection", lambda: slow.counters()["connections"] > connections or None)
+        process.terminate()
+        told = time.monotonic()
+        answer, errors = process.communicate(timeout=60)
+    assert time.monotonic() - told < 20 and errors == b""
+    assert json.loads(answer)["failure"]["error"] == "interrupted" and json.loads(answer)["result"] == {}
+
+
 def test_running_tasks_of_proxmox_ve_are_reported_with_their_upid(start: Start, tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     with PveServer() as cluster:

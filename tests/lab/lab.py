@@ -112,17 +112,12 @@ class Lab:
         return self._daemon
 
     def start_daemon(self) -> None:
-        """Start libvirtd, also after `stop_daemon` or `kill_daemon`; it reconnects to the running domains."""
+        """Start libvirtd, also after `kill_daemon`; it reconnects to the running domains."""
         if self._daemon is not None:
             raise LabError("The lab's libvirtd is already running")
         self.socket.unlink(missing_ok=True)  # a killed daemon does not remove it
         self._daemon = self._ask("start")
         self._wait_for("libvirtd's socket", self._socket_answers, START_TIMEOUT)
-
-    def stop_daemon(self) -> None:
-        """Stop libvirtd (SIGTERM); the domains keep running."""
-        self._ask("end SIGTERM")
-        self._daemon = None
 
     def kill_daemon(self) -> None:
         """Kill libvirtd (SIGKILL), like a crash; the domains keep running."""

@@ -213,7 +213,7 @@ def test_of_a_no_log_task_nothing_is_told(change: Change) -> None:
         ({"change.yml": GOOD}, {"vm": "web99"}, "web99"),
         (
             {"change.yml": GOOD},
-            {"connection": {"backend": "libvirt", "uri": "test+unix:///default?socket=/nowhere"}},
+            {"endpoint": {"backend": "libvirt", "uri": "test+unix:///default?socket=/nowhere"}},
             "Nothing was changed: ",
         ),
         (

@@ -12,7 +12,7 @@ from change import FAIL, GOOD, Change
 pytestmark = [pytest.mark.core_versions, pytest.mark.newest]
 
 # What a survey gives is text.
-SURVEY = {"hosts": "web01", "memory": "false", "timeout": "3600", "change": "CHG7"}
+SURVEY = {"hosts": "web01", "memory": "false", "timeout": "3600", "id": "CHG7"}
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def test_several_endpoints_are_pruned_each_by_its_policy_and_one_that_fails_stop
                 snapshot_retention_apply: true
                 snapshot_retention_targets:
                   - name: the dead one
-                    connection: {{backend: vsphere, hostname: 127.0.0.1, port: 1, username: u, password: {SECRET}, connect_timeout: 5s}}
+                    endpoint: {{backend: vsphere, hostname: 127.0.0.1, port: 1, username: u, password: {SECRET}, connect_timeout: 5s}}
                     scope: endpoint
                   - endpoint: {json.dumps(hypervisor.connection)}
                     vms: [web01]

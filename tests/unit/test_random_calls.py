@@ -53,7 +53,7 @@ SCALARS = st.one_of(
 JUNK = st.recursive(
     SCALARS, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.sampled_from(TEXTS), one, max_size=3), max_leaves=4
 )
-# Waits are short, and the action plugin sets the name of the progress file.
+# Waits are short.
 FIXED = ("timeout", "lock_timeout", "connect_timeout")
 
 

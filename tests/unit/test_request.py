@@ -62,6 +62,9 @@ def call(module: str, *, others: Sequence[str] = (), **options: t.Any) -> tuple[
         ("snapshot", {"vm": "web01", "name": "x", "description": f"so {SECRET}"}, ["description contains the value of a secret"]),
         ("snapshot", {"vm": "web01", "name": "x", "labels": {"a": SECRET}}, ["labels contains the value of a secret option"]),
         ("snapshot", {"vm": "web01", "name": "x", "labels": {SECRET: "a"}}, ["labels contains the value of a secret option"]),
+        ("snapshot_info", {"vm": "web01", "name_pattern": f"{SECRET}*"}, ["name_pattern contains the value of a secret option"]),
+        ("snapshot_info", {"vm": "web01", "match_labels": {"a": SECRET}}, ["match_labels contains the value of a secret option"]),
+        ("snapshot_prune", {"vm": "web01", "keep_last": 1, "name_pattern": " "}, ["name_pattern is empty"]),
         ("snapshot_prune", {"vm": "web01", "keep_last": 1, "policy": SECRET}, ["policy contains the value of a secret option"]),
     ],
 )

@@ -83,11 +83,16 @@ def _check_ref(option: str, ref: str | None) -> None:
 
 def _check_snapshot(params: Params) -> None:
     """Refuse options that do not name a snapshot, or that contradict each other."""
-    for option in ("name", "id", "name_pattern"):
+    for option in ("name", "id"):
         value = params.get(option)
         if value is not None and not value.strip():
             raise InvalidOption(f"{option} is empty; set it to the {option} of the snapshot")
-    # Not for prune, where name is only a filter.
+    pattern = params.get("name_pattern")
+    if pattern is not None and not pattern.strip():
+        raise InvalidOption(
+            "name_pattern is empty, and matches no snapshot; set a pattern such as nightly-*, or remove the option"
+        )
+    # Prune has neither name nor id.
     if "targets" in params and all(params.get(option) is None for option in ("name", "id", "targets", "select")):
         select = ", or select" if "select" in params else ""
         raise InvalidOption(f"no snapshot is set; set name or id, or targets with an id for each VM{select}")

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Serialisation of results and diffs.
+"""The state of a VM that results show, and the serialisation of results and diffs.
 
 Note that this module util is **PRIVATE** to the collection.
 """
