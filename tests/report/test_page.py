@@ -166,7 +166,7 @@ def test_every_state_is_a_word_and_not_a_colour_alone() -> None:
     guard = snapshot("g", label={"state": "guarding", "lease": iso(NOW - estate.timedelta(hours=1))})
     rows = [vm("v", guard, snapshot("old", age=estate.timedelta(days=9))), vm("w", snapshot("e", label={"expires": iso(NOW)}))]
     text = page(report([endpoint("e", *rows)]))
-    for word in ("Critical", "Warning", "9 days, old", "past its time", "expired", "person or other tool", "ours", "✓ Seen"):
+    for word in ("Critical", "Warning", "9 days, old", "overdue", "expired", "person or other tool", "ours", "✓ Reached"):
         assert word in text
 
 

@@ -80,7 +80,7 @@ def test_each_endpoint_is_asked_once_and_what_was_seen_is_written_down(stage: St
 
     page = files["html"].read_text()
     assert "{{ 6 * 7 }}&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
-    assert "anna" in page and "Not seen" in page
+    assert "anna" in page and "Not reached" in page
     assert 'safepoint_endpoint_up{endpoint="lost",backend="libvirt"} 0' in files["metrics"].read_text()
 
 
@@ -145,8 +145,8 @@ def test_the_playbook_needs_nothing_but_a_connection(stage: Stage, endpoint: End
     )
     assert run.rc == 0 and run.said("Endpoints reached: 1 of 1. Snapshots: 1. Critical: 0, warnings: 0.")
     page = (stage.folder / "snapshots.html").read_text()
-    assert "<bdi>before</bdi>" in page and "without a snapshot" in page and "Nothing." in page
+    assert "<bdi>before</bdi>" in page and "without a snapshot" in page and "No action is required." in page
     # vCenter tells the sizes of files.
-    assert ("size not known" in page) == (endpoint.connection["backend"] != "vsphere")
+    assert ("size unknown" in page) == (endpoint.connection["backend"] != "vsphere")
     secret = getattr(endpoint, "secret", "none here")
     assert secret not in page and secret not in run.output

@@ -63,10 +63,10 @@ def advise_audit(audit: Audit, endpoints: Sequence[Endpoint], now: datetime) -> 
         )
         if ends_by is not None and ends_by > now:
             what += ", and may still be running"
-            said.append(item(subject, "info", "write_under_way", what, f"Leave it alone until {one['ends_by']}", age=age))
+            said.append(item(subject, "info", "write_under_way", what, f"Wait until {one['ends_by']}", age=age))
         else:
-            what += ", and recorded no outcome: it was killed, or did not see the end"
-            remedy = "See with safepoint.vm.snapshot_info what is there, and run the play of that call again"
+            what += ", and recorded no outcome: the call was killed, or did not see the end"
+            remedy = "Check the VM with safepoint.vm.snapshot_info, and run the play of this call again"
             said.append(item(subject, "critical", "write_without_outcome", what, remedy, age=age))
     return said
 

@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The items of a report: what a person has to act on or to know, with the remedy. Pure: no I/O, the clock is an argument.
+"""The items of a report: problems and their solutions. Pure: no I/O, the clock is an argument.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
@@ -39,32 +39,38 @@ _FINDINGS: Mapping[str, Severity] = {
     "unfinished_snapshot": "critical",
     "images_not_checked": "info",
 }
-# By less than that the clocks of well kept machines differ, and a slow login makes up for the rest.
+# Synchronized clocks differ by less than this, also after a slow login.
 _CLOCK_SECONDS = 60
 _NAMED = 3
 
 
 def advise_endpoint(endpoint: Endpoint) -> list[Item]:
-    """The items about an endpoint itself."""
+    """Return the items about an endpoint itself."""
     name = endpoint.name
     if not endpoint.seen:
-        remedy = "Fix this and rerun the report. What is on this endpoint is not in this one"
-        return [item(endpoint.subject, "critical", "not_seen", f"The endpoint {name} was not seen: {endpoint.reason}", remedy)]
+        remedy = "Fix this and rerun the report. The VMs of this endpoint are missing in it"
+        return [item(endpoint.subject, "critical", "not_seen", f"The endpoint {name} was not reached: {endpoint.reason}", remedy)]
     ahead = endpoint.clock_ahead_seconds
     if ahead is not None and abs(ahead) > _CLOCK_SECONDS:
         what = f"The clock of the endpoint {name} is {words(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} that of the controller"
-        remedy = "Let NTP set both. Ages, leases and expiries are counted by the endpoint's clock"
+        remedy = "Synchronize both clocks with NTP. Ages, leases and expiry times use the clock of the endpoint"
         return [item(endpoint.subject, "warning", "clock", what, remedy)]
     return []
 
 
 def advise(vm: Vm, *, now: datetime, limits: Limits) -> list[Item]:
-    """The items about a VM and its snapshots at that time."""
+    """Return the items about a VM and its snapshots at this time."""
     subject = vm.subject
     said = []
     if vm.error:
         said.append(
-            item(subject, "critical", str(vm.error), f"It was not seen in full: {vm.msg}", "Fix this and rerun the report")
+            item(
+                subject,
+                "critical",
+                str(vm.error),
+                f"The VM could not be read completely: {vm.msg}",
+                "Fix this and rerun the report",
+            )
         )
     for found in vm.findings:
         if found.code == "deep_chain":
@@ -74,33 +80,42 @@ def advise(vm: Vm, *, now: datetime, limits: Limits) -> list[Item]:
         said += _of_one(vm, one, now)
     said += _too_old(vm, limits)
     if vm.chain > limits.chain:
-        what = f"It runs on a chain of {vm.chain} snapshots, and {limits.chain} are the limit. Each makes its disks slower, and removals longer"
-        said.append(item(subject, "warning", "long_chain", what, "Remove those that are no longer needed, the oldest first"))
+        what = f"The VM has a chain of {vm.chain} snapshots; the limit is {limits.chain}. Each snapshot makes its disks slower and removals longer"
+        said.append(
+            item(subject, "warning", "long_chain", what, "Remove the snapshots that are no longer needed, the oldest first")
+        )
     expired = [one for one in vm.snapshots if one.expired and not one.held and one.class_ == "ours"]
     if expired:
         what = f"{_names(expired)} {_has(expired)} expired"
         said.append(
-            item(subject, "warning", "expired", what, "Let the playbook safepoint.vm.prune remove what has expired", expired)
+            item(
+                subject,
+                "warning",
+                "expired",
+                what,
+                "Run the playbook safepoint.vm.prune, which removes expired snapshots",
+                expired,
+            )
         )
     held = [one for one in vm.snapshots if one.held]
     if held:
         reasons = sorted({reason for one in held for reason in [_hold(one.label or {})] if reason})
         what = f"{_names(held)} {'is' if len(held) == 1 else 'are'} on hold" + (
-            f": {'; '.join(reasons)}" if reasons else ", and no reason is given"
+            f": {'; '.join(reasons)}" if reasons else " without a reason"
         )
-        remedy = "When nobody needs it any more: safepoint.vm.snapshot with hold=false"
+        remedy = "When it is no longer needed, release it with safepoint.vm.snapshot and hold=false"
         said.append(item(subject, "info", "held", what, remedy, held))
     return said
 
 
 def _hold(label: Mapping[str, str]) -> str:
-    """The owner of the hold and the reason, as far as the label has them."""
+    """Return the user who set the hold and the reason, as far as the label has them."""
     by, reason = label.get("hold_by"), label.get("hold_reason")
     return " ".join([*([f"by {by}"] if by else []), *([f"({reason})" if by else str(reason)] if reason else [])])
 
 
 def words(seconds: float) -> str:
-    """A duration for people, in the largest unit of which there are at least two."""
+    """Return a duration as text, in the largest unit with a value of at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{int(seconds // length)} {unit}"
@@ -108,40 +123,40 @@ def words(seconds: float) -> str:
 
 
 def _of_one(vm: Vm, one: Snapshot, now: datetime) -> list[Item]:
-    """A change that has not ended, and a label that is not valid."""
+    """Return the items about a change that has not ended and about an invalid label."""
     label = one.label or {}
     if one.lease and one.class_ == "ours":
         change, lease = label.get("change") or "A change", moment(label.get("lease"))
         if one.lease == "running" and lease is not None:
-            what = f"{change} is under way on it, until {label['lease']} at the latest"
-            return [item(vm.subject, "info", "change_under_way", what, "Leave it alone until then", [one])]
-        since = f"was to have ended {words((now - lease).total_seconds())} ago" if lease else "does not say when it was to end"
-        what = f"{change} left the checkpoint {one.name} behind, and {since}"
+            what = f"{change} is in progress, until {label['lease']} at the latest"
+            return [item(vm.subject, "info", "change_under_way", what, "Wait until then", [one])]
+        since = f"its lease expired {words((now - lease).total_seconds())} ago" if lease else "its label has no valid lease"
+        what = f"{change} with the checkpoint {one.name} has not ended, and {since}"
         named = f" and guarded_change_reconcile_run={label['run']}" if label.get("run") else ""
         remedy = (
-            f"If its run is no longer alive, let the playbook safepoint.vm.reconcile end the change of {vm.name}, with "
-            f"guarded_change_reconcile_policy=rollback, which undoes it, or commit, which keeps it{named}"
+            f"If its run is no longer active, end the change of {vm.name} with the playbook safepoint.vm.reconcile and "
+            f"guarded_change_reconcile_policy=rollback (undo it) or commit (keep it){named}"
         )
         return [item(vm.subject, "critical", "change_not_ended", what, remedy, [one])]
     why = one.why_not_ours or ""
     broken = not label and "[safepoint" in (one.description or "")
     if why and (broken or "label_key" in why):
-        what = f"{one.name} looks as if it were ours, and is not: {why}"
-        remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it again, once its description has no label line"
+        what = f"{one.name} has a label of this owner that is not valid: {why}"
+        remedy = "Find out who wrote the label. If it was you, remove the label line from its description, and sign it with safepoint.vm.snapshot and its id"
         if not broken:
-            remedy = "Find out who wrote that label. When it was you: safepoint.vm.snapshot with its id signs it"
+            remedy = "Find out who wrote the label. If it was you, sign it with safepoint.vm.snapshot and its id"
         return [item(vm.subject, "warning", "label_not_valid", what, remedy, [one])]
     return []
 
 
 def _too_old(vm: Vm, limits: Limits) -> list[Item]:
-    """The snapshots that are too old, an item for each owner class. One on hold, or with an expiry of its own, is meant to be old."""
+    """Return one item per owner class about old snapshots. A snapshot that is on hold or has an expiry time is old on purpose."""
     said = []
     remedies: Mapping[OwnerClass, str] = {
         "ours": "Set expires on it, put it on hold with a reason, or remove it with safepoint.vm.snapshot and state=absent",
-        "other_owner": "Ask its owner whether it is still needed",
-        "backup": "See whether a job of that product is running. If not, let the product remove it, or remove it by its id",
-        "person": "Ask who took it whether it is still needed, and remove it by its id with safepoint.vm.snapshot and state=absent",
+        "other_owner": "Ask its owner if it is still needed",
+        "backup": "Check if a job of this product is running. If not, let the product remove it, or remove it by its id",
+        "person": "Ask the person who took it if it is still needed, or remove it by its id with safepoint.vm.snapshot and state=absent",
     }
     for group, remedy in remedies.items():
         old = [

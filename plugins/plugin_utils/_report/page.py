@@ -44,9 +44,9 @@ _CLASSES: Mapping[OwnerClass, str] = {
     "backup": "backup product",
     "person": "person or other tool",
 }
-# The sign and the word say it too, for those who cannot tell the colours apart.
+# Sign and word repeat the colour, for people who cannot distinguish colours.
 _SEVERITIES: Mapping[Severity | None, str] = {"critical": "▲ Critical", "warning": "◆ Warning", "info": "○ Info", None: "✓ Fine"}
-# So many items, or snapshots of a VM, are shown without a click.
+# Maximum number of items, or of snapshots of a VM, that are shown without a click.
 _FEW = 12
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\dZ")
 _NOT_TEXT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
@@ -169,7 +169,7 @@ def _marks(one: Snapshot, limits: Limits) -> list[tuple[str, str]]:
         marks.append(("warning", f"{_age(one.age_seconds)}, old"))
     if one.lease:
         guards = f"guards {(one.label or {}).get('change') or 'a change'}"
-        marks.append(("info", guards) if one.lease == "running" else ("critical", f"{guards}, past its time"))
+        marks.append(("info", guards) if one.lease == "running" else ("critical", f"{guards}, overdue"))
     elif one.state:
         marks.append(("info", one.state.replace("_", " ")))
     if one.held:
@@ -181,14 +181,14 @@ def _marks(one: Snapshot, limits: Limits) -> list[tuple[str, str]]:
 
 def _facts(one: Snapshot, limits: Limits) -> str:
     """The product, if any, and then what is known of every snapshot, its size at the end."""
-    size = "size not known" if one.size_bytes is None else _size(one.size_bytes)
+    size = "size unknown" if one.size_bytes is None else _size(one.size_bytes)
     age = "" if _is_old(one, limits) else _age(one.age_seconds)
     return " · ".join([one.product or "", *(part for part in (age, one.consistency, size) if part)])
 
 
 def _footnote(one: Snapshot, footnotes: dict[str, int]) -> int:
     """The number of the reason why the size is not known; reasons are numbered as the page comes to them."""
-    return footnotes.setdefault(str(one.size_unknown or "the backend does not tell it"), len(footnotes) + 1)
+    return footnotes.setdefault(str(one.size_unknown or "the backend does not report it"), len(footnotes) + 1)
 
 
 def _is_old(one: Snapshot, limits: Limits) -> bool:
@@ -197,7 +197,7 @@ def _is_old(one: Snapshot, limits: Limits) -> bool:
 
 def _age(seconds: int | None) -> str:
     if seconds is None:
-        return "age not known"
+        return "age unknown"
     return "from the future" if seconds < 0 else words(seconds)
 
 
