@@ -112,7 +112,7 @@ class Prune:
         plan = pruning(keep_last=1)
         done = backend.run(plan, *vms, on_error="continue", max_parallel=1, fails_at=number)
         failed, well = done if number < 3 else reversed(done)
-        assert (code(failed), failed.changed) == ("backend_failed", number == 2)
+        assert (code(failed), failed.changed) == ("backend_failed", number == 2), [str(one.error) for one in done]
         assert (well.word, well.error) == ("pruned", None)
         row = outcome_pruned(failed, ours=Request().ours, now=datetime.now(timezone.utc))
         left = [one["name"] for one in row["snapshots"] if not one["removed"]]
