@@ -150,6 +150,23 @@ def test_wait_for_a_migration_lock_sends_only_reads_while_its_task_runs(
     assert writes(cluster) <= 3
 
 
+def test_containers_of_two_clusters_with_the_same_vmid_do_not_wait_for_each_other(cluster: PveServer) -> None:
+    with PveServer() as other:
+        for one in (cluster, other):
+            one.snapshot_by_hand(one.make_guest("web01", vmid=100, type="lxc"), "old", description=OURS)
+        held = cluster.fault("DELETE", "*/snapshot/old", hold=True)
+        first = threading.Thread(target=ProxmoxBackend(cluster).run, args=[Absent(Request(name="old")), "web01"])
+        first.start()
+        try:
+            assert held.reached.wait(60)
+            done = only(ProxmoxBackend(other).run(Absent(Request(name="old")), "web01", lock_timeout=0.0))
+        finally:
+            held.release()
+            first.join(60)
+    assert (done.word, done.error) == ("removed", None)
+    assert names(cluster, 100) == []
+
+
 @pytest.mark.parametrize("plan", [Absent(Request(name="old")), pruning(everything=True, confirm=1)], ids=["absent", "prune"])
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_permanent_lock_is_reported_with_the_remedy(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import socket
 import time
 import typing as t
@@ -106,7 +107,7 @@ class Writes:
         if action.vm.id in self._locked:
             self._expect_free(action)
         if worker == "delsnapshot" and self._inventory.guest(action.vm).container:
-            with _alone(action, tail):
+            with _alone(self._session.where, action, tail):
                 self._expect_free(action)
                 self._work(order, worker, method, tail, values)
         else:
@@ -347,17 +348,19 @@ def _expect_time(order: Order) -> None:
 
 
 @contextlib.contextmanager
-def _alone(action: Action, tail: str) -> Iterator[None]:
+def _alone(where: str, action: Action, tail: str) -> Iterator[None]:
     """Prevent two calls on this machine from removing the same snapshot of a container at the same time.
 
     Both removals would find it, and the second would leave its lock (pve-container 6.1.10). Only one process at a time can bind the name of an abstract
-    socket, and the kernel frees it when that process ends. Calls on other machines are seen by their tasks, unless both start at the same moment.
+    socket, and the kernel frees it when that process ends. Calls on other machines, or to another node of the cluster, are seen by their tasks, unless both
+    start at the same moment. ``where`` is the endpoint: VMIDs of different clusters are the same.
 
     :raises Locked: another call holds the name.
     """
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as mine:
         try:
-            mine.bind(f"\0safepoint.vm/{action.vm.id}/{tail}")
+            # A hash, because the name of an abstract socket has at most 107 bytes.
+            mine.bind(f"\0safepoint.vm/{hashlib.sha256(f'{where}/{action.vm.id}/{tail}'.encode()).hexdigest()}")
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
                 raise errors.Locked(f"Another call on this machine is about to {action}; try again later") from exc
