@@ -56,7 +56,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._operations.results i
 )
 from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert import Reverted
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import LOGOUT_SECONDS, Stop, Stopped
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import STOP_LOG_OUT_SECONDS, Stop, Stopped
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.threads import in_time
 
 if t.TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _work(
             return fleet.look(targets, drift=params["drift"], images=params["check_images"]), driver.now(), False
     finally:
         try:
-            in_time("the log-out", driver.close, Deadline(LOG_OUT_SECONDS if stop.by is None else LOGOUT_SECONDS))
+            in_time("the log-out", driver.close, Deadline(LOG_OUT_SECONDS if stop.by is None else STOP_LOG_OUT_SECONDS))
         except SafepointError:
             pass  # the endpoint does not answer; the result does not depend on the log-out
 

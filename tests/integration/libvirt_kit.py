@@ -124,6 +124,11 @@ def domain(lab: t.Any, vm: str) -> libvirt.virDomain:
     return lab.connect().lookupByName(vm)
 
 
+def by_hand(lab: t.Any, vm: str, name: str, flags: int = 0) -> None:
+    """Take a snapshot without the collection."""
+    domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>", flags)
+
+
 def power(lab: t.Any, vm: str) -> str:
     state = domain(lab, vm).state()[0]
     return {libvirt.VIR_DOMAIN_RUNNING: "running", libvirt.VIR_DOMAIN_PAUSED: "paused", libvirt.VIR_DOMAIN_SHUTOFF: "off"}[state]

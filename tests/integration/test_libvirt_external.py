@@ -16,7 +16,7 @@ import typing as t
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, domain, files, image, listed, power, reads, remove, revert, take, until, write
+from libvirt_kit import Make, apply, by_hand, domain, files, image, listed, power, reads, remove, revert, take, until, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._core.model import Target
 from ansible_collections.safepoint.vm.plugins.module_utils._operations.absent import Absent
@@ -27,10 +27,6 @@ from ansible_collections.safepoint.vm.plugins.module_utils._operations.revert im
 pytestmark = pytest.mark.qemu
 
 DISK_ONLY = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-
-
-def by_hand(lab: t.Any, vm: str, name: str, flags: int = 0) -> None:
-    domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>", flags)
 
 
 # daemons that cannot revert to them

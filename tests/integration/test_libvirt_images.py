@@ -12,7 +12,7 @@ import typing as t
 import libvirt
 import pytest
 from kit import pruning
-from libvirt_kit import Make, apply, domain, image, listed, look, reads, remove, revert, take, until, write
+from libvirt_kit import Make, apply, by_hand, domain, image, listed, look, reads, remove, revert, take, until, write
 
 from ansible_collections.safepoint.vm.plugins.module_utils._drivers.libvirt.driver import LibvirtDriver
 from ansible_collections.safepoint.vm.plugins.module_utils._operations.base import Request
@@ -25,10 +25,6 @@ pytestmark = pytest.mark.qemu
 def virsh(lab: t.Any, *command: str) -> None:
     done = subprocess.run(["virsh", "-q", "-c", lab.uri, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def by_hand(lab: t.Any, vm: str, name: str, flags: int) -> None:
-    domain(lab, vm).snapshotCreateXML(f"<domainsnapshot><name>{name}</name></domainsnapshot>", flags)
 
 
 def codes(lab: t.Any, vm: str, *, images: bool = False) -> list[str]:

@@ -53,7 +53,7 @@ def test_two_parallel_processes_report_the_truth(internal: QemuStage, pair: tupl
 def test_parallel_processes_report_the_truth_in_20_rounds(
     request: pytest.FixtureRequest, stage: str, pair: tuple[str, str], runs: int
 ) -> None:
-    if (stage, pair) == ("newer_external", ("describe", "revert")):
+    if (stage, pair, runs) == ("newer_external", ("describe", "revert"), 5):
         # A redefinition that libvirt lets wait for a revert writes what it was before that; the file that the revert made is then forgotten.
         request.applymarker(pytest.mark.xfail(reason="one image that nothing uses was left in 3 of 20 rounds", strict=False))
     assert rounds(request.getfixturevalue(stage), "raced", pair, runs=runs, numbers=range(20)) == []

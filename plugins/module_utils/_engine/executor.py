@@ -26,7 +26,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._engine.jobs import J
 from ansible_collections.safepoint.vm.plugins.module_utils._engine.progress import Progress, how_far
 from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome, hold_back
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import GRACE_SECONDS
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import STOP_GRACE_SECONDS
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.threads import LAST_WORD_SECONDS
 
 # The pause between two attempts to write to a VM that another operation has locked.
@@ -147,7 +147,7 @@ class _Batch:
         """Start nothing more; wait a moment for jobs that are about to end, and set the error of the others."""
         for outcome in [*self._ready, *(one for _again, one, _error in self._locked)]:
             _leave(outcome, stopped)
-        grace = self._deadline.within(GRACE_SECONDS)
+        grace = self._deadline.within(STOP_GRACE_SECONDS)
         while True:
             for end in finished:
                 outcome = self._running.pop(end.job)

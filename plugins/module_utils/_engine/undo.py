@@ -18,7 +18,7 @@ from ansible_collections.safepoint.vm.plugins.module_utils._engine.jobs import J
 from ansible_collections.safepoint.vm.plugins.module_utils._engine.progress import Progress, how_far
 from ansible_collections.safepoint.vm.plugins.module_utils._engine.vm_run import Outcome
 from ansible_collections.safepoint.vm.plugins.module_utils._waiting.deadline import Deadline
-from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import GRACE_SECONDS
+from ansible_collections.safepoint.vm.plugins.module_utils._waiting.stop import STOP_GRACE_SECONDS
 
 # The pause between two attempts to remove a snapshot of a locked VM, and between two checks for a due attempt.
 _LOCK_PAUSE_SECONDS = 1.0
@@ -55,7 +55,7 @@ class Undo:
             if self._jobs.stop.by is None:
                 self._begin()
             elif deadline is self._deadline:
-                deadline, why = deadline.within(GRACE_SECONDS), f"the module was stopped by {self._jobs.stop.by}"
+                deadline, why = deadline.within(STOP_GRACE_SECONDS), f"the module was stopped by {self._jobs.stop.by}"
             if self._jobs.stop.by is not None and not (self._late or self._running):
                 break
             if self._jobs.progress is not None:

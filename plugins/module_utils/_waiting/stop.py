@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 # Time limits after the signal: the wait for jobs that are about to end, one read of the changed VMs, and the log-out. Together with the
 # pause between two checks of the flag, they stay below 5 seconds.
-GRACE_SECONDS = 1.0
+STOP_GRACE_SECONDS = 1.0
 LOOK_SECONDS = 1.5
-LOGOUT_SECONDS = 0.5
+STOP_LOG_OUT_SECONDS = 0.5
 
 
 class Stopped(BaseException):

@@ -71,7 +71,7 @@ class _Screen:
             self._news.wait()
             self._news.clear()
             text = self._text
-            if text != shown and not self._done.is_set() and _somebody_reads():
+            if text != shown and not self._done.is_set() and _has_reader():
                 display.display(f"{self._subject}: {text}")
                 shown = text
 
@@ -85,11 +85,11 @@ def _is_for_people() -> bool:
     return name.rpartition(".")[2] in _FOR_PEOPLE and not context.CLIARGS.get("one_line") and not context.CLIARGS.get("tree")
 
 
-def _somebody_reads() -> bool:
-    """Whether Ansible's stdout, which need not be that of this process, can be written to without a reader missing.
+def _has_reader() -> bool:
+    """Return True if Ansible's stdout, which may not be that of this process, has a reader.
 
-    A line that meets a broken pipe ends the thread of ansible-core that takes in results, and the play waits for ever (2.16 to 2.21).
-    Where nobody can tell nothing is shown: a socket, a pipe of another user, a system without /proc.
+    A line that meets a broken pipe ends the thread of ansible-core that receives results, and the play never ends (2.16 to 2.21).
+    False if it cannot be known: for a socket, a pipe of another user, or a system without /proc.
     """
     stdout = f"/proc/{os.getppid()}/fd/1"
     try:
@@ -102,6 +102,6 @@ def _somebody_reads() -> bool:
     try:
         poll = select.poll()
         poll.register(pipe, 0)
-        return not poll.poll(0)  # POLLERR when nobody has the other end open
+        return not poll.poll(0)  # POLLERR if the other end is closed
     finally:
         os.close(pipe)

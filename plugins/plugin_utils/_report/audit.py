@@ -1,7 +1,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lines of an audit file, and the writes in it whose outcome nobody recorded. Pure: no I/O, the clock is an argument.
+"""The lines of an audit file, and its writes without a recorded outcome. Pure: no I/O, the clock is an argument.
 
 Note that this plugin util is **PRIVATE** to the collection.
 """
