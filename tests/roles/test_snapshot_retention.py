@@ -94,7 +94,7 @@ def test_the_playbook_only_plans_until_it_is_told_to_apply_and_needs_a_scope(sta
         return run.rc, " ".join(run.output.split()), run.recap("localhost").get("changed", -1)
 
     rc, said, _changed = prune()
-    assert rc == 2 and "set scope to endpoint" in said
+    assert rc == 2 and "snapshot_retention_scope" in said
     everywhere = {"snapshot_retention_scope": "endpoint"}
     rc, said, changed = prune(**everywhere)
     assert (rc, changed) == (0, 1) and "2 of 8 snapshots on 3 VMs would be removed" in said
